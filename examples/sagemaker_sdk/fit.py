@@ -1,0 +1,106 @@
+"""Trains with the SageMaker Python SDK's MXNet estimator: on this machine, or in the cloud.
+
+    python fit.py --hosts 2                                                        # this machine
+    python fit.py --hosts 2 --instance-type ml.c5.xlarge --image ECR_URI --role ARN   # SageMaker
+
+The estimator and its arguments are the same in both; only where data and results lie differs.
+"""
+
+import argparse
+import os
+import pathlib
+import tarfile
+
+import boto3
+import sagemaker
+from data import write_channels
+from local_mode import remove_containers, site_settings
+from sagemaker.local import LocalSession
+from sagemaker.mxnet import MXNet
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+HYPERPARAMETERS = {
+    "epochs": 10,
+    "learning-rate": 0.005,
+    "hybridize": True,
+    "layers": [128, 64],
+    "optimizer": {"wd": 1e-4},
+    "batch-size": 32,
+    "comment": "every JSON type",
+    "resume-from": None,
+}
+
+NO_TELEMETRY = {
+    "SchemaVersion": "1.0",
+    "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}},
+}
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--hosts", type=int, default=1)
+    parser.add_argument("--instance-type", default="local", help="local, or an ml. type: the cloud")
+    parser.add_argument("--image", default="sagemaker-mxnet-training:latest")
+    parser.add_argument("--role", default="arn:aws:iam::111111111111:role/unused-in-local-mode")
+    parser.add_argument("--source-dir", default=str(HERE / "source"))
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/sdk"))
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    output = args.output.resolve()
+    local = args.instance_type.startswith("local")
+    folders = write_channels(output / "data")
+    variables = {}
+    if local:
+        # No account is needed: no credentials are looked for, and nothing is uploaded.
+        os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+        session = LocalSession(
+            boto3.Session(region_name=os.environ.get("AWS_REGION", "us-east-1")),
+            sagemaker_config=NO_TELEMETRY,
+        )
+        containers = output / "containers"
+        containers.mkdir(exist_ok=True)
+        session.config = {"local": {"local_code": True, "container_root": str(containers)}}
+        variables, site = site_settings(output)
+        channels = {name: f"file://{folder}" for name, folder in {**folders, **site}.items()}
+        where = {"output_path": f"file://{output}"}
+    else:
+        session = sagemaker.Session()
+        channels = {
+            name: session.upload_data(str(folder), key_prefix=f"digits/{name}")
+            for name, folder in folders.items()
+        }
+        where = {}
+
+    estimator = MXNet(
+        entry_point="train.py",
+        source_dir=args.source_dir,
+        image_uri=args.image,
+        role=args.role,
+        instance_type=args.instance_type,
+        instance_count=args.hosts,
+        distribution={"parameter_server": {"enabled": True}},
+        hyperparameters=HYPERPARAMETERS,
+        environment=variables,
+        sagemaker_session=session,
+        **where,
+    )
+    try:
+        estimator.fit(channels)
+    finally:
+        if local:
+            remove_containers(containers)
+
+    print(f"model: {estimator.model_data}")
+    if local:
+        with tarfile.open(estimator.model_data[len("file://") :]) as archive:
+            print("holds:", *sorted(archive.getnames()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Measure the control channel: one leader and N simulated followers, all on one core.
+
+The followers are real ``Follower`` objects over loopback TCP, in one second process; both
+processes are pinned to the same core. Printed for each N: seconds until all have joined, seconds
+until a failure of the largest size has reached all, the leader's CPU time for both, its CPU share
+while nothing happens, and the memory that it took.
+
+    python scripts/bench_control.py [--hosts N]... [--rounds N] [--json]
+"""
+
+import argparse
+import json
+import os
+import resource
+import selectors
+import subprocess
+import sys
+import time
+from typing import Any, Callable, Dict, List
+
+from sagemaker_mxnet_training.cluster.control import (
+    Follower,
+    Leader,
+    PeerJoined,
+    PeerLost,
+    PeerMessage,
+    derive_key,
+    listen,
+)
+from sagemaker_mxnet_training.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, Role
+
+KEY = derive_key({"job": "benchmark"})
+PEER_TIMEOUT = 15.0
+IDLE_SECONDS = 7.0
+
+
+def turn(selector: selectors.BaseSelector, wake: float) -> None:
+    """Wait for the next thing to do, and do it."""
+    for key, mask in selector.select(max(0.0, wake - time.monotonic())):
+        key.data(mask)
+
+
+def follow(port: int, hosts: List[str]) -> None:
+    """Be all followers; print when they begin, when all have joined and when all have heard."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, len(hosts) + 100)), hard))
+    selector = selectors.DefaultSelector()
+    counts: Dict[type, int] = {PeerJoined: 0, PeerMessage: 0, PeerLost: 0}
+    wanted = {PeerJoined: "joined", PeerMessage: "heard"}
+
+    def post(event: Any) -> None:
+        kind = type(event)
+        counts[kind] += 1
+        if counts[kind] == len(hosts) and kind in wanted:
+            print(json.dumps({wanted[kind]: time.monotonic()}), flush=True)
+
+    print(json.dumps({"began": time.monotonic()}), flush=True)
+    address = ("127.0.0.1", port)
+    made = [
+        Follower(host, hosts[0], address, KEY, PEER_TIMEOUT, selector, post) for host in hosts[1:]
+    ]
+    counts[PeerJoined] = counts[PeerMessage] = 1  # the leader itself
+    due = 0.0
+    while not counts[PeerLost]:
+        now = time.monotonic()
+        if now >= due:
+            due = min(follower.tick(now) for follower in made)
+        turn(selector, due)
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(count: int) -> Dict[str, float]:
+    """Return the figures for one leader and ``count`` followers."""
+    hosts = [f"algo-{number}" for number in range(1, count + 2)]
+    selector = selectors.DefaultSelector()
+    joined: List[str] = []
+
+    def post(event: Any) -> None:
+        if isinstance(event, PeerJoined):
+            joined.append(event.host)
+        elif isinstance(event, PeerLost):
+            raise SystemExit(f"lost {event.host}: {event.reason}")
+
+    memory, cpu = resident(), time.process_time()
+    listener = listen("127.0.0.1", 0)
+    leader = Leader(listener, KEY, hosts[0], hosts, PEER_TIMEOUT, selector, post)
+    command = [sys.executable, os.path.abspath(__file__), "--follow"]
+    followers = subprocess.Popen(
+        [*command, str(listener.getsockname()[1]), *hosts], stdout=subprocess.PIPE
+    )
+    assert followers.stdout is not None
+    reports: Dict[str, float] = {}
+    buffer = b""
+
+    def on_report(mask: int) -> None:
+        nonlocal buffer
+        buffer += os.read(followers.stdout.fileno(), 4096)
+        *lines, buffer = buffer.split(b"\n")
+        for line in lines:
+            reports.update(json.loads(line))
+
+    selector.register(followers.stdout, selectors.EVENT_READ, on_report)
+
+    def until(done: Callable[[], Any], bound: float = 120.0) -> None:
+        limit = time.monotonic() + bound
+        while not done():
+            if time.monotonic() > limit:
+                raise SystemExit(f"{count} followers: {len(joined)} joined, reports: {reports}")
+            turn(selector, min(leader.tick(time.monotonic()), limit))
+
+    try:
+        until(lambda: len(joined) == count and "joined" in reports)
+        join_cpu = time.process_time() - cpu
+        failure = Failure(
+            "algo-2", Role.WORKER, "x" * REASON_LIMIT, 1, "line of a traceback\n" * DETAIL_LIMIT
+        )
+        cpu, start = time.process_time(), time.monotonic()
+        leader.broadcast({"failure": failure.to_json()})
+        until(lambda: "heard" in reports)
+        broadcast_cpu = time.process_time() - cpu
+        cpu, idle = time.process_time(), time.monotonic()
+        until(lambda: time.monotonic() >= idle + IDLE_SECONDS)
+        idle_share = (time.process_time() - cpu) / (time.monotonic() - idle)
+        return {
+            "followers": count,
+            "join_s": reports["joined"] - reports["began"],
+            "broadcast_s": reports["heard"] - start,
+            "leader_cpu_join_s": join_cpu,
+            "leader_cpu_broadcast_s": broadcast_cpu,
+            "leader_idle_cpu_percent": 100 * idle_share,
+            "leader_memory_mb": (resident() - memory) / 1e6,
+        }
+    finally:
+        selector.unregister(followers.stdout)
+        leader.close()
+        selector.close()
+        followers.communicate()
+
+
+def main() -> None:
+    """Measure each size in a process of its own, for its memory; print the median of the rounds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hosts", type=int, action="append", metavar="N", help="followers")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows: List[Dict[str, float]] = []
+    for count in arguments.hosts or [10, 100, 1000]:
+        rounds = []
+        for _ in range(arguments.rounds):
+            command = [sys.executable, os.path.abspath(__file__), "--measure", str(count)]
+            rounds.append(json.loads(subprocess.run(command, stdout=-1, check=True).stdout))
+        rows.append({name: sorted(r[name] for r in rounds)[len(rounds) // 2] for name in rounds[0]})
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print("  ".join(f"{name:>{max(len(name), 9)}}" for name in rows[0]))
+    for row in rows:
+        print("  ".join(f"{value:>{max(len(name), 9)}.3f}" for name, value in row.items()))
+
+
+if __name__ == "__main__":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if sys.argv[1:2] == ["--follow"]:
+        follow(int(sys.argv[2]), sys.argv[3:])
+    elif sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(int(sys.argv[2]))))
+    else:
+        main()

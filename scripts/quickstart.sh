@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Trains scikit-learn's handwritten digits on two hosts, as processes on this machine.
+# Sets everything up by itself, in .venv; a second run starts at once.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/venv.sh
+make_venv .venv mxnet
+exec sagemaker-mxnet-training local --hosts 2 "$@" examples/digits/train.py

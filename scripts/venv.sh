@@ -1,0 +1,29 @@
+# Sourced by the other scripts: makes a virtual environment once, and puts it on PATH.
+#
+#   make_venv DIRECTORY EXTRAS   installs this checkout, editable, and MXNet, with setup.py's extras
+#
+# PYTHON names the interpreter (default: python3). A second call with nothing changed does nothing.
+
+make_venv() {
+    local directory=$1 extra=$2 python=${PYTHON:-python3} stamp
+    stamp="$("$python" --version) $extra $(cat setup.py pyproject.toml | cksum)"
+    if [ "$(cat "$directory/.stamp" 2>/dev/null)" != "$stamp" ]; then
+        if ! "$python" -c 'import sys; sys.exit(not (3, 8) <= sys.version_info < (3, 14))'; then
+            echo "$("$python" --version) at $(command -v "$python"): expected CPython 3.8 to 3.13;" \
+                "set PYTHON to one" >&2
+            return 1
+        fi
+        echo "making a virtual environment in $directory ..."
+        rm -rf "$directory"
+        if ! "$python" -m venv "$directory"; then
+            echo "the venv module of $python does not work; on Debian: apt-get install python3-venv" >&2
+            return 1
+        fi
+        "$directory/bin/pip" install --quiet --disable-pip-version-check --upgrade pip
+        "$directory/bin/pip" install --quiet --disable-pip-version-check --prefer-binary -e ".[$extra]"
+        # On CPython 3.13 the extra cannot bring it (see scripts/install.sh); elsewhere it is there.
+        "$directory/bin/pip" install --quiet --disable-pip-version-check --no-deps mxnet==1.9.1
+        echo "$stamp" > "$directory/.stamp"
+    fi
+    PATH="$PWD/$directory/bin:$PATH"
+}

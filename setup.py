@@ -1,0 +1,82 @@
+"""Package definition. Tool settings live in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$',
+    (HERE / "src/sagemaker_mxnet_training/__init__.py").read_text(encoding="utf-8"),
+    re.MULTILINE,
+).group(1)
+
+PTH = "sagemaker-mxnet-training.pth"
+
+
+class BuildWithPth(build_py):
+    """Put the ``.pth`` file beside the packages, which package data cannot do.
+
+    It is listed among the outputs, so that a wheel records it and ``pip uninstall`` removes it.
+    An editable build gives no place for it but the one its own ``.pth`` file goes to.
+    """
+
+    def _pth(self):
+        editable = getattr(self, "editable_mode", False)
+        folder = self.get_finalized_command("install").install_lib if editable else self.build_lib
+        return str(pathlib.Path(folder) / PTH)
+
+    def run(self):
+        """Build as usual, then copy the file."""
+        super().run()
+        self.copy_file(str(HERE / "src" / PTH), self._pth(), preserve_mode=False)
+
+    def get_outputs(self, *args, **kwargs):
+        """Return what is built as usual, and the file."""
+        return [*super().get_outputs(*args, **kwargs), self._pth()]
+
+
+setup(
+    name="sagemaker-mxnet-training",
+    version=VERSION,
+    description="Entrypoint of Apache MXNet training containers, on Amazon SageMaker or not",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.8,<3.14",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    cmdclass={"build_py": BuildWithPth},
+    package_data={"sagemaker_mxnet_training": ["py.typed"]},
+    install_requires=[
+        "sagemaker-training>=5.1,<6",
+        "numpy",
+        "psutil",
+        "retrying",
+    ],
+    extras_require={
+        # NumPy 1.x, which mxnet's metadata asks for, has no wheel for CPython 3.13: there, and for
+        # NumPy 2.x anywhere, `pip install --no-deps mxnet==1.9.1` follows (see scripts/install.sh).
+        "mxnet": [
+            "mxnet==1.9.1; python_version < '3.13'",
+            "graphviz>=0.8.1,<0.9",
+            "requests>=2.20,<3",
+        ],
+        "test": [
+            "coverage",
+            "hypothesis",
+            "moto[server,s3]",
+            "mypy",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "uv",
+        ],
+    },
+    entry_points={
+        "console_scripts": ["sagemaker-mxnet-training = sagemaker_mxnet_training.cli:main"],
+    },
+)

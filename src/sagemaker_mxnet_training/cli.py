@@ -1,0 +1,145 @@
+"""The command line: ``sagemaker-mxnet-training train | local | doctor | COMMAND...``."""
+
+import argparse
+import os
+import sys
+from typing import List, NoReturn, Optional
+
+from sagemaker_mxnet_training import __version__
+
+_USAGE = 2
+_NOT_EXECUTABLE = 126
+_NOT_FOUND = 127
+
+_EPILOG = """\
+A first word that is none of these is executed as a command, as official images do:
+  docker run IMAGE python -V
+"""
+
+
+def main(arguments: Optional[List[str]] = None) -> NoReturn:
+    """Run the program; exit with its status (2 for wrong usage).
+
+    Args:
+        arguments: the words after the program's name; ``sys.argv`` by default.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and not words[0].startswith("-") and words[0] not in _COMMANDS:
+        _execute(words)
+    options = _parser().parse_args(words)
+    if "run" not in options:
+        _parser().print_help(sys.stderr)
+        sys.exit(_USAGE)
+    sys.exit(options.run(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sagemaker-mxnet-training",
+        description="Runs Apache MXNet training jobs on SageMaker, and anywhere else.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands")
+    train = commands.add_parser(
+        "train",
+        help="run the job that SM_* variables and /opt/ml describe (SageMaker calls this)",
+    )
+    train.set_defaults(run=_train)
+    local = commands.add_parser(
+        "local", help="run a job on this machine, each host as a process, without Docker"
+    )
+    _add_local(local)
+    local.set_defaults(run=_local)
+    doctor = commands.add_parser(
+        "doctor", help="tell what this environment is, and whether a job could run in it"
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_local(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("script", metavar="SCRIPT", help="the entry point: train.py, train.sh, ...")
+    parser.add_argument("--hosts", metavar="N", default="1", help="number of hosts (default: 1)")
+    server = parser.add_mutually_exclusive_group()
+    server.add_argument(
+        "--parameter-server",
+        action="store_true",
+        default=None,
+        help="start MXNet's kvstore (default with more than one host)",
+    )
+    server.add_argument("--no-parameter-server", dest="parameter_server", action="store_false")
+    parser.add_argument(
+        "--channel",
+        metavar="NAME=DIR",
+        action="append",
+        default=[],
+        help="an input channel, in SM_CHANNEL_<NAME>",
+    )
+    parser.add_argument(
+        "--hyperparameter",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an argument of the script, --NAME VALUE; VALUE is JSON, or else text",
+    )
+    parser.add_argument(
+        "--env",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a variable for all hosts",
+    )
+    parser.add_argument(
+        "--source-dir",
+        metavar="DIR",
+        help="the code that hosts get (default: the directory of SCRIPT)",
+    )
+    parser.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="where hosts have their /opt/ml (default: runs/<script>-<time>)",
+    )
+
+
+def _train(options: argparse.Namespace) -> int:
+    from sagemaker_mxnet_training import training  # noqa: PLC0415  (--help must be fast)
+
+    return training.train(os.environ)
+
+
+def _local(options: argparse.Namespace) -> int:
+    from sagemaker_mxnet_training import local  # noqa: PLC0415
+
+    try:
+        return local.run(local.plan_run(options, os.environ, os.getcwd()))
+    except local.UsageError as error:
+        print(f"sagemaker-mxnet-training local: {error}", file=sys.stderr)
+        return _USAGE
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from sagemaker_mxnet_training import doctor  # noqa: PLC0415
+
+    return doctor.run(os.environ, options.json)
+
+
+def _execute(words: List[str]) -> NoReturn:
+    """Become the command that the words name."""
+    try:
+        os.execvp(words[0], words)
+    except (OSError, ValueError) as error:  # ValueError: an empty word
+        missing = isinstance(error, (FileNotFoundError, ValueError))
+        known = ", ".join(_COMMANDS)
+        print(
+            f"sagemaker-mxnet-training: cannot execute {words[0]!r}: "
+            f"{getattr(error, 'strerror', error)}; "
+            f"expected a command on PATH or one of: {known}",
+            file=sys.stderr,
+        )
+        sys.exit(_NOT_FOUND if missing else _NOT_EXECUTABLE)
+
+
+_COMMANDS = ("train", "local", "doctor")

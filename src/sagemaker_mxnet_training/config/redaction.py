@@ -1,0 +1,202 @@
+"""What must not be seen: which names say secret, and how secrets are masked.
+
+It is the one place that decides both, and the one that prints the job description.
+"""
+
+import json
+import re
+from typing import Any, Dict, FrozenSet, Iterable, Iterator, Mapping, Set, Tuple
+
+from sagemaker_mxnet_training.config.job import Job, Settings
+
+MASK = "***"
+"""What stands where a secret stood."""
+
+SHORTEST = 4
+"""Characters that a value needs to be masked inside free text; anything shorter is everywhere."""
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+# Parts of a name that say secret, however they are joined to others (PGPASSWORD, authtoken).
+_SECRET = re.compile(
+    r".*(passw(or)?d|passphrase|passcode|secret|credential|privatekey|apikey|accesskey)s?"
+    r"|.+token|auth|oauth|authorization|authentication|pwd|pass|creds?|private"
+    r"|signature|bearer|jwt|cookie"
+)
+
+# "key" and "token" say secret, unless the name counts or describes them as a model does.
+_AMBIGUOUS = frozenset({"key", "keys", "token", "tokens"})
+_MODEL_WORDS = frozenset(
+    {"num", "n", "max", "min", "count", "counts", "len", "length", "size", "sort", "vocab"}
+    | {"pad", "eos", "bos", "unk", "sep", "cls", "mask"}
+)
+
+# Working directories; every path in a log would be masked.
+_HARMLESS_NAMES = frozenset({"PWD", "OLDPWD"})
+
+_HARMLESS_VALUES = frozenset({"true", "false", "none", "null"})
+
+_URL_LOGIN = re.compile(r"(?<=://)[^/\s\"'<>]*@")
+_URL_FIELD = re.compile(r"(?<=[?&;])([\w.%-]{1,64})=([^&;\s\"'<>]+)")
+
+_ASSIGNMENT = re.compile(r"([\w.-]{1,64})([\\\"']*\s*[:=]\s*[\\\"']*)([^\\\"',}\s/]+)")
+
+# A JSON Web Token, which CodeArtifact's authorization tokens are too: base64url of '{"'.
+_WEB_TOKEN = re.compile(r"\beyJ[\w-]{16,}(?:\.[\w-]*)*")
+
+
+def is_secret(name: str) -> bool:
+    """Tell whether a name says that its value is a secret.
+
+    Names are taken apart at underscores, other signs and changes of case.
+
+    >>> [is_secret(name) for name in ("api_key", "dbPassword", "AWS_SECRET_ACCESS_KEY")]
+    [True, True, True]
+    >>> [is_secret(name) for name in ("monkey", "keyboard", "tokenizer", "max_tokens", "PWD")]
+    [False, False, False, False, False]
+    """
+    if name in _HARMLESS_NAMES:
+        return False
+    words = {word.lower() for word in _WORD.findall(name)}
+    if any(_SECRET.fullmatch(word) for word in words):
+        return True
+    return not words.isdisjoint(_AMBIGUOUS) and words.isdisjoint(_MODEL_WORDS)
+
+
+def redact_mapping(mapping: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return a copy whose secrets are masked, at any depth of JSON objects and lists."""
+    return {
+        name: MASK if is_secret(name) and value not in (None, "") else _redact(value)
+        for name, value in mapping.items()
+    }
+
+
+def _redact(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return redact_mapping(value)
+    if isinstance(value, (list, tuple)):
+        return [_redact(item) for item in value]
+    return redact_text(value) if isinstance(value, str) else value
+
+
+def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
+    """Mask secrets anywhere in a text.
+
+    Args:
+        text: any text, such as the output of pip.
+        secrets: values to mask, also as JSON, Python or a URL would spell them; those of
+            fewer than ``SHORTEST`` characters are left alone.
+
+    Returns:
+        The text without these values, without credentials in URLs, and without tokens of
+        CodeArtifact's form.
+    """
+    spellings = {form for secret in secrets for form in _spellings(secret)}
+    # The longest first: one secret may hold another.
+    for form in sorted(spellings, key=lambda form: (-len(form), form)):
+        text = text.replace(form, MASK)
+    text = _URL_LOGIN.sub(f"{MASK}@", text)
+    text = _URL_FIELD.sub(_redact_field, text)
+    return _WEB_TOKEN.sub(MASK, text)
+
+
+def _redact_field(match: "re.Match[str]") -> str:
+    return f"{match[1]}={MASK if is_secret(match[1]) else match[2]}"
+
+
+def redact_assignments(text: str) -> str:
+    """Mask what follows a name that says secret and ``:`` or ``=``, as in JSON or in a shell.
+
+    For texts that may quote a user's input, not for any text: an honest ``invalid token: x`` would
+    lose its point.
+    """
+    return _ASSIGNMENT.sub(
+        lambda match: match[1] + match[2] + (MASK if is_secret(match[1]) else match[3]), text
+    )
+
+
+def _spellings(secret: str) -> Set[str]:
+    if len(secret) < SHORTEST:
+        return set()
+    forms = {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}
+    if not (secret.isascii() and secret.isalnum()):
+        from urllib.parse import quote, quote_plus  # noqa: PLC0415  (rarely needed)
+
+        raw = secret.encode("utf-8", "replace")
+        forms |= {quote(raw), quote(raw, safe=""), quote_plus(raw)}
+    # A private key is printed line by line.
+    forms |= {line for line in secret.splitlines() if len(line) >= 8}
+    return {form for form in forms if len(form) >= SHORTEST}
+
+
+def secrets_in(mapping: Mapping[str, Any]) -> FrozenSet[str]:
+    """Return the secret values of a mapping, at any depth, passwords inside URLs included."""
+    return frozenset(
+        found
+        for name, value in mapping.items()
+        for found in _secrets(value, is_secret(name))
+        if len(found) >= SHORTEST and found.lower() not in _HARMLESS_VALUES
+    )
+
+
+def _secrets(value: Any, secret: bool) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _secrets(item, secret or is_secret(name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _secrets(item, secret)
+    elif secret and isinstance(value, (str, int, float)):
+        yield str(value)
+    elif isinstance(value, str):
+        for login in _URL_LOGIN.findall(value):
+            user, _, password = login[:-1].partition(":")
+            yield password or user
+
+
+def secrets_of(job: Job) -> FrozenSet[str]:
+    """Return every secret value that a job was given: what ``redact_text`` is to mask."""
+    key = {"job_key": job.settings.job_key or ""}
+    mappings = (job.environ, job.hyperparameters, job.framework_parameters, key)
+    return frozenset().union(*map(secrets_in, mappings))
+
+
+def describe(job: Job) -> str:
+    """Return the job description as lines of text, without its secrets."""
+    hosts = ", ".join(job.hosts)
+    default = vars(Settings())
+    settings = {
+        name: value
+        for name, value in vars(job.settings).items()
+        if name not in ("ps_port_given", "control_fd") and value != default[name]
+    }
+    leads = ", leads" if job.is_leader and len(job.hosts) > 1 else ""
+    rows: Tuple[Tuple[str, object], ...] = (
+        ("job", job.job_name or "(unnamed)"),
+        ("host", f"{job.current_host} (of {len(job.hosts)}: {hosts}{leads})"),
+        ("interface", job.network_interface or "(whichever reaches the first host)"),
+        ("entry point", f"{job.entry_point} from {job.module_dir}"),
+        ("code", job.code_dir),
+        ("model", job.model_dir),
+        ("output", f"{job.output_dir} (data: {job.output_data_dir})"),
+        ("intermediate", f"{job.output_intermediate_dir} to {job.s3_output or '(nowhere)'}"),
+        ("region", job.region or "(unknown)"),
+        ("resources", f"{job.num_cpus} CPUs, {job.num_gpus} GPUs"),
+        ("log level", job.log_level),
+        ("parameter server", "on" if job.parameter_server else "off"),
+        ("channels", job.channels),
+        ("hyperparameters", job.hyperparameters),
+        ("framework", job.framework_parameters),
+        ("settings other than the default", settings),
+    )
+    text = "\n".join(line for name, value in rows for line in _lines(name, value))
+    return redact_text(text, secrets_of(job))
+
+
+def _lines(name: str, value: object) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield f"{name}: {value}"
+        return
+    yield f"{name}:" if value else f"{name}: (none)"
+    for key, item in redact_mapping(value).items():
+        yield f"  {key} = {json.dumps(item, default=str)}"

@@ -1,0 +1,120 @@
+"""Which processes a host runs: pure functions from the job to process specifications."""
+
+import os
+import sys
+from dataclasses import replace
+from typing import Dict, Mapping, Optional, Tuple
+
+from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_training.config import environment
+from sagemaker_mxnet_training.config.entry_point import EntryPointKind
+from sagemaker_mxnet_training.config.job import Job
+from sagemaker_mxnet_training.failure import Role
+from sagemaker_mxnet_training.host.process import ProcessSpec
+
+_FETCH = "preparation/fetch.py"
+_REQUIREMENTS = "preparation/requirements.py"
+_SYNC = "preparation/sync.py"
+_KVSTORE = "roles/kvstore.py"
+_BOOTSTRAP = "roles/bootstrap.py"
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def fetch(job: Job) -> ProcessSpec:
+    """Return the process that brings the user's code into the code directory."""
+    argv = ("--module-dir", job.module_dir, "--code-dir", job.code_dir)
+    return _program(job, Role.FETCH, "fetch", _FETCH, argv)
+
+
+def install(job: Job) -> ProcessSpec:
+    """Return the process that installs what the user's code requires."""
+    argv = ("--code-dir", job.code_dir, "--entry-point", job.entry_point)
+    return _program(job, Role.INSTALL, "install", _REQUIREMENTS, argv, job.code_dir)
+
+
+def sync(job: Job) -> ProcessSpec:
+    """Return the process that copies intermediate output to S3."""
+    spec = _program(job, Role.SYNC, "sync", _SYNC, ("--output", str(job.s3_output)))
+    return replace(spec, held=True)
+
+
+def roles(
+    job: Job, kind: EntryPointKind, rendezvous: Optional[Rendezvous]
+) -> Tuple[ProcessSpec, ...]:
+    """Return the kvstore processes of this host, and its worker, in the order to start them.
+
+    Args:
+        job: the job.
+        kind: what the entry point is, once the code is there.
+        rendezvous: where the kvstore meets; ``None`` without the parameter server.
+    """
+    if rendezvous is None:
+        return (worker(job, kind, environment.base_environment(job)),)
+    specs = []
+    script = os.path.join(job.code_dir, job.entry_point)
+    argv = (script,) if kind is EntryPointKind.PYTHON_SCRIPT else ()
+    if job.is_leader:
+        variables = _kvstore_environment(job, rendezvous, "scheduler")
+        specs.append(_program(job, Role.SCHEDULER, "scheduler", _KVSTORE, (), None, variables))
+    variables = _kvstore_environment(job, rendezvous, "server")
+    specs.append(_program(job, Role.SERVER, "server", _KVSTORE, argv, job.code_dir, variables))
+    specs.append(worker(job, kind, _kvstore_environment(job, rendezvous, "worker")))
+    return tuple(specs)
+
+
+def worker(job: Job, kind: EntryPointKind, variables: Mapping[str, str]) -> ProcessSpec:
+    """Return the process of the user's script, in the three forms that an entry point has."""
+    arguments = tuple(environment.script_arguments(job))
+    program = (sys.executable, "-u", os.path.join(_PACKAGE, _BOOTSTRAP))
+    if kind is EntryPointKind.PYTHON_SCRIPT:
+        argv = (*program, "script", job.entry_point, *arguments)
+    elif kind is EntryPointKind.PYTHON_PACKAGE:
+        name = job.entry_point[:-3] if job.entry_point.endswith(".py") else job.entry_point
+        argv = (*program, "module", name.replace("/", "."), *arguments)
+    else:
+        # The shell is here for scripts without a "#!" line only. The arguments are no part of
+        # its program, so nothing in them is interpreted, and exec leaves no shell between us
+        # and the script.
+        argv = ("/bin/sh", "-c", 'exec "$0" "$@"', f"./{job.entry_point}", *arguments)
+    path = variables.get("PYTHONPATH")
+    environ = {
+        **variables,
+        # As under sagemaker-training 5.1.4, modules beside the entry point can be imported from
+        # every process that the script starts.
+        "PYTHONPATH": job.code_dir + (os.pathsep + path if path else ""),
+    }
+    return ProcessSpec(Role.WORKER, "worker", argv, environ, job.code_dir)
+
+
+def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: str) -> Dict[str, str]:
+    """Return the environment by which ps-lite knows its place (MXNet 1.9.1, ps-lite's docs)."""
+    count = str(len(job.hosts))
+    variables = {
+        **environment.base_environment(job),
+        "DMLC_ROLE": role,
+        "DMLC_NUM_WORKER": count,
+        "DMLC_NUM_SERVER": count,
+        "DMLC_PS_ROOT_URI": rendezvous.address,
+        "DMLC_PS_ROOT_PORT": str(rendezvous.port),
+        "DMLC_NODE_HOST": rendezvous.own_address,
+        "PS_VERBOSE": str(job.settings.ps_verbose),
+    }
+    if role != "worker":
+        # Only workers compute on GPUs; a server that sees them takes memory on the first.
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
+
+
+def _program(
+    job: Job,
+    role: Role,
+    name: str,
+    file: str,
+    arguments: Tuple[str, ...],
+    directory: Optional[str] = None,
+    variables: Optional[Mapping[str, str]] = None,
+) -> ProcessSpec:
+    """Return one of this package's own programs, run by the interpreter that runs us."""
+    argv = (sys.executable, "-u", os.path.join(_PACKAGE, file), *arguments)
+    environ = environment.base_environment(job) if variables is None else variables
+    return ProcessSpec(role, name, argv, environ, directory or job.base_dir)

@@ -1,0 +1,329 @@
+"""Child processes of one host: how they are started, heard, signalled and reaped.
+
+Every child leads a session of its own, so that a signal to its process group reaches what it
+started, and a terminal's Ctrl-C reaches only the supervisor, which decides. The supervisor is a
+subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): a grandchild that daemonises comes back to it.
+"""
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import termios
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Collection, Dict, Iterator, List, Mapping, Optional, Tuple
+
+import psutil
+
+from sagemaker_mxnet_training.errors import StartError
+from sagemaker_mxnet_training.failure import Role
+from sagemaker_mxnet_training.roles import child_report
+
+_PR_SET_CHILD_SUBREAPER = 36
+# Linux's asm-generic/siginfo.h; in os from CPython 3.9 on only.
+_CLD_KILLED = 2
+_CLD_STOPPED = 5
+_TAIL_BYTES = 16 * 1024
+_REPORT_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """A process to start: plain data, made by ``plan`` without starting anything.
+
+    Attributes:
+        role: what it is for.
+        name: how it is called in logs; unique on its host.
+        argv: program and arguments; never a shell line.
+        environment: its whole environment.
+        directory: its working directory.
+        held: its stdin is a pipe that stays open until ``Child.let_go``; otherwise it is empty.
+    """
+
+    role: Role
+    name: str
+    argv: Tuple[str, ...]
+    environment: Mapping[str, str] = field(repr=False)
+    directory: str = "/"
+    held: bool = False
+
+
+class StderrTail:
+    """Passes a child's stderr on, byte for byte and at once, and remembers its end.
+
+    A thread does the copying: a reader of our stderr that stalls must stall the script that
+    writes, as it would without us, and never the supervisor. Memory is bounded by
+    ``_TAIL_BYTES``.
+    """
+
+    def __init__(self, source: int, sink: int) -> None:
+        self._source = source
+        self._sink = sink
+        self._tail = bytearray()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._copy, name="stderr", daemon=True)
+        self._thread.start()
+
+    def _copy(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                block = os.read(self._source, 65536)
+                if not block:
+                    break
+                with self._lock:
+                    self._tail += block
+                    del self._tail[:-_TAIL_BYTES]
+                view = memoryview(block)
+                # When nobody reads our stderr any more, the script must not notice.
+                with contextlib.suppress(OSError):
+                    while view:
+                        view = view[os.write(self._sink, view) :]
+        os.close(self._source)
+
+    def finish(self, timeout: float) -> None:
+        """Wait, ``timeout`` seconds at the most, until all that was written has been passed on."""
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(0.01)
+            waiting = array.array("i", [0])
+            try:
+                fcntl.ioctl(self._source, termios.FIONREAD, waiting)
+            except OSError:
+                return
+            if waiting[0] == 0:
+                # What left the pipe may still be on its way to the sink: one more turn.
+                self._thread.join(0.01)
+                return
+
+    def text(self) -> str:
+        """Return the last whole lines, as text."""
+        with self._lock:
+            data = bytes(self._tail)
+        if len(data) == _TAIL_BYTES:
+            data = data[data.find(b"\n") + 1 :]
+        # A progress bar writes one line many times over; only its last state is worth keeping.
+        lines = data.decode("utf-8", "replace").split("\n")
+        return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines).strip("\n")
+
+
+class Child:
+    """A running child process and what it has said about itself.
+
+    Attributes:
+        spec: what was asked for.
+        pid: its process id, which is also its process group and session.
+        returncode: ``None`` while it runs; -N after death by signal N.
+        frozen_since: when it was stopped by a signal such as SIGSTOP (monotonic), or ``None``.
+        failure: the last ``failed`` event it reported, if any.
+        stopped: whether it was asked to end, so that its end is no news.
+        deaf: whether its report's pipe has been closed at the other end.
+    """
+
+    def __init__(self, spec: ProcessSpec, popen: "subprocess.Popen[bytes]", report: int) -> None:
+        self.spec = spec
+        self.pid = popen.pid
+        self.returncode: Optional[int] = None
+        self.frozen_since: Optional[float] = None
+        self.failure: Optional[Mapping[str, Any]] = None
+        self.stopped = False
+        self.deaf = False
+        self.stderr = StderrTail(_take_stderr(popen), 2)
+        self.report = report
+        self._popen = popen
+        self._line = b""
+
+    def events(self) -> Iterator[Mapping[str, Any]]:
+        """Read what the child has reported so far. A line that is no event is passed over."""
+        while True:
+            try:
+                block = os.read(self.report, 65536)
+            except OSError:
+                return
+            if not block:
+                self.deaf = True
+                return
+            *lines, self._line = (self._line + block).split(b"\n")
+            self._line = self._line[:_REPORT_BYTES]
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(event, dict) and isinstance(event.get("event"), str):
+                    if event["event"] == "failed":
+                        self.failure = event
+                    yield event
+
+    def poll(self) -> Optional[int]:
+        """Reap the child if it has ended; notice whether it is stopped. Return its returncode."""
+        if self.returncode is not None:
+            return self.returncode
+        flags = os.WNOHANG | os.WEXITED | os.WSTOPPED | os.WCONTINUED
+        while True:
+            try:
+                info = os.waitid(os.P_PID, self.pid, flags)
+            except ChildProcessError:  # somebody else in this process reaped it
+                self.returncode = self._popen.returncode = 255
+                break
+            if info is None:
+                break
+            if info.si_code == _CLD_STOPPED:
+                self.frozen_since = time.monotonic()
+            elif info.si_code == os.CLD_CONTINUED:
+                self.frozen_since = None
+            elif info.si_code in (os.CLD_EXITED, _CLD_KILLED, os.CLD_DUMPED):
+                died = info.si_code != os.CLD_EXITED
+                self.returncode = -info.si_status if died else info.si_status
+                # subprocess must know too, or it would wait for a process id that is free again.
+                self._popen.returncode = self.returncode
+                break
+        return self.returncode
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the child's process group, and wake it up if it is stopped."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+            if number != signal.SIGKILL:
+                os.killpg(self.pid, signal.SIGCONT)
+
+    def abandon(self) -> None:
+        """End the process itself and leave the rest of its group alone.
+
+        A script that has finished after a stop waits in MXNet's exit barrier for workers that may
+        have been interrupted anywhere, and so perhaps for ever.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def let_go(self) -> None:
+        """Close the stdin of a child that is held."""
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
+
+    def close(self) -> None:
+        """Let go of all pipes to the child."""
+        self.let_go()
+        os.close(self.report)
+
+
+def _take_stderr(popen: "subprocess.Popen[bytes]") -> int:
+    assert popen.stderr is not None
+    fd = os.dup(popen.stderr.fileno())
+    popen.stderr.close()
+    return fd
+
+
+def spawn(spec: ProcessSpec) -> Child:
+    """Start a child process.
+
+    Its stdout is ours, so that nothing stands between a script and its reader; its stderr passes
+    through ``StderrTail``; it gets a pipe to report on (see ``child_report``).
+
+    Raises:
+        StartError: the program is missing, may not be executed, or the system is out of processes.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    environment = {**spec.environment, child_report.FD_VARIABLE: str(write_end)}
+    try:
+        popen = subprocess.Popen(
+            spec.argv,
+            env=environment,
+            cwd=spec.directory,
+            stdin=subprocess.PIPE if spec.held else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(write_end,),
+            start_new_session=True,
+        )
+    except OSError as error:
+        os.close(read_end)
+        where = spec.directory if not os.path.isdir(spec.directory) else spec.argv[0]
+        raise StartError(f"cannot start {where}: {error.strerror or error}") from error
+    finally:
+        os.close(write_end)
+    return Child(spec, popen, read_end)
+
+
+def become_subreaper() -> None:
+    """Make orphaned descendants of this process its children (Linux 3.4, prctl(2))."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def descendants(excluding: Collection[int] = ()) -> List[psutil.Process]:
+    """Return the processes below this one, but those in ``excluding`` and what is below them."""
+    children: Dict[int, List[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            children.setdefault(process.ppid(), []).append(process)
+    found: List[psutil.Process] = []
+    level = [os.getpid()]
+    while level:
+        below = [p for pid in level for p in children.get(pid, []) if p.pid not in excluding]
+        found += below
+        level = [process.pid for process in below]
+    return found
+
+
+def reap_orphans(own: Collection[int], foreign: Collection[int]) -> None:
+    """Reap ended processes that came to us as orphans.
+
+    Args:
+        own: children that ``Child.poll`` reaps.
+        foreign: children that were there before us and that others wait for.
+    """
+    while True:
+        try:
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if info is None or info.si_pid in own or info.si_pid in foreign:
+            return
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(info.si_pid, os.WNOHANG)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a child and everything in its session have used so far, to tell work from waiting.
+
+    Attributes:
+        cpu: seconds of CPU time.
+        bytes: bytes passed to read(2) and write(2).
+    """
+
+    cpu: float
+    bytes: int
+
+
+def activity(pid: int) -> Activity:
+    """Measure a child and its descendants; what has ended in between counts as nothing."""
+    cpu, passed = 0.0, 0
+    with contextlib.suppress(psutil.Error):
+        leader = psutil.Process(pid)
+        for process in [leader, *leader.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                cpu += times.user + times.system
+                counters = process.io_counters()
+                passed += counters.read_chars + counters.write_chars
+    return Activity(cpu, passed)
+
+
+def has_callers(pid: int) -> bool:
+    """Return whether somebody has connected to a port that a process listens on."""
+    try:
+        process = psutil.Process(pid)
+        # The name changed in psutil 6.0.
+        look = getattr(process, "net_connections", None) or process.connections
+        connections = look(kind="tcp4")
+    except psutil.Error:
+        return False
+    ports = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+    return any(c.laddr.port in ports and c.raddr for c in connections)

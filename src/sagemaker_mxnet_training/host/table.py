@@ -1,0 +1,160 @@
+"""The process table of a host: every child of the supervisor, and the one way to end them.
+
+Ending is the same for every reason: a signal to the process group, one deadline, SIGKILL, reap.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import time
+from typing import Callable, Dict, List, Mapping, Optional, Set
+
+import psutil
+
+from sagemaker_mxnet_training.failure import Role
+from sagemaker_mxnet_training.host import process
+from sagemaker_mxnet_training.host.process import Child, ProcessSpec
+
+_POLL = 0.02
+"""Seconds between two looks at what sends no SIGCHLD: orphans, and groups without a leader."""
+
+
+class ProcessTable:
+    """Starts, hears, stops and reaps the processes of one host.
+
+    Args:
+        selector: the supervisor's.
+        on_event: called with a child and each event that it reports.
+        on_exit: called once with each child that has ended, after its last event.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        on_event: Callable[[Child, Mapping[str, object]], None],
+        on_exit: Callable[[Child], None],
+    ) -> None:
+        self._selector = selector
+        self._on_event = on_event
+        self._on_exit = on_exit
+        self._running: List[Child] = []
+        self._deadlines: Dict[Child, float] = {}
+        self._leaderless: Set[Child] = set()
+        self._swept_at: Optional[float] = None
+        # What was there before us belongs to the program that we run in.
+        self._foreign = {child.pid for child in process.descendants()}
+
+    def disown(self, pid: int) -> None:
+        """Leave a process that we started, and what is below it, out of everything here."""
+        self._foreign.add(pid)
+
+    def start(self, spec: ProcessSpec) -> Child:
+        """Start a process; ``StartError`` if that is impossible."""
+        child = process.spawn(spec)
+        self._running.append(child)
+        self._selector.register(child.report, selectors.EVENT_READ, lambda mask: self._hear(child))
+        return child
+
+    def living(self, *roles: Role) -> List[Child]:
+        """Return the children that have not ended, of some roles or of all."""
+        return [c for c in self._running if not roles or c.spec.role in roles]
+
+    def stop(self, children: List[Child], number: int, grace: float) -> None:
+        """Ask children to end: a signal, and SIGKILL after ``grace`` seconds.
+
+        A child that is being stopped counts as living until its whole process group is gone,
+        since what it started may still be writing a checkpoint. Asked again, it keeps the
+        earlier deadline, and gets no second signal.
+        """
+        deadline = time.monotonic() + grace
+        for child in children:
+            if child not in self._deadlines:
+                child.signal(number)
+            self._deadlines[child] = min(deadline, self._deadlines.get(child, deadline))
+            child.stopped = True
+
+    def kill(self) -> None:
+        """End every child at once."""
+        self.stop(self._running, signal.SIGKILL, 0.0)
+        self.poll(time.monotonic())
+
+    def poll(self, now: float) -> float:
+        """Reap what has ended and kill what is overdue; return when to be called again."""
+        process.reap_orphans({child.pid for child in self._running}, self._foreign)
+        for child in list(self._running):
+            deadline = self._deadlines.get(child)
+            if deadline is not None and now >= deadline:
+                child.signal(signal.SIGKILL)
+            if child not in self._leaderless and child.poll() is None:
+                continue
+            if deadline is not None and now < deadline and _group_exists(child.pid):
+                self._leaderless.add(child)
+                continue
+            self._forget(child)
+        waits = [self._deadlines[child] for child in self._running if child in self._deadlines]
+        if self._leaderless or any(now >= deadline for deadline in waits):
+            waits.append(now + _POLL)
+        return min(waits, default=now + 1.0)
+
+    def sweep(self, now: float, grace: float) -> bool:
+        """End what the children left behind; return whether nothing is left.
+
+        To be called again, every ``_POLL`` seconds or so, until it returns ``True``.
+        """
+        known = {child.pid for child in self._running}
+        left = [
+            orphan
+            for orphan in process.descendants(self._foreign)
+            if orphan.pid not in known and _is_alive(orphan)
+        ]
+        if not left:
+            self._swept_at = None
+            return True
+        for orphan in left:
+            with contextlib.suppress(psutil.Error):
+                if self._swept_at is None:
+                    orphan.terminate()
+                    orphan.resume()
+                elif now - self._swept_at >= grace:
+                    orphan.kill()
+        self._swept_at = now if self._swept_at is None else self._swept_at
+        process.reap_orphans(known, self._foreign)
+        return False
+
+    def _hear(self, child: Child) -> None:
+        for event in child.events():
+            self._on_event(child, event)
+        if child.deaf:
+            self._ignore(child)
+
+    def _ignore(self, child: Child) -> None:
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(child.report)
+
+    def _forget(self, child: Child) -> None:
+        self._hear(child)
+        self._ignore(child)
+        child.stderr.finish(timeout=0.2)
+        child.close()
+        self._running.remove(child)
+        self._leaderless.discard(child)
+        self._deadlines.pop(child, None)
+        self._on_exit(child)
+
+
+def _group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_alive(orphan: psutil.Process) -> bool:
+    try:
+        return bool(orphan.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

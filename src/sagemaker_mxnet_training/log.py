@@ -1,0 +1,81 @@
+"""The entrypoint's own voice: one line on stderr for every transition, with host and role.
+
+Lines are written by a thread of their own. A reader of our stderr that stalls must not stall the
+supervisor, whose hosts would take its silence for its death.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from typing import FrozenSet, Optional
+
+from sagemaker_mxnet_training.config.redaction import redact_text
+
+_CLOSE_SECONDS = 2.0
+
+
+class Log:
+    """Writes lines such as ``[sagemaker-mxnet-training] 12:00:01 algo-1 worker: started``.
+
+    Args:
+        host: named in every line.
+        level: lines below it are dropped; a level of ``logging``.
+        secrets: values that never appear in a line.
+        fd: where lines go.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        level: int = logging.INFO,
+        secrets: FrozenSet[str] = frozenset(),
+        fd: int = 2,
+    ) -> None:
+        self.host = host
+        self.level = level
+        self.secrets = secrets
+        self._fd = fd
+        self._lines: queue.SimpleQueue[Optional[bytes]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def __call__(self, role: str, text: str, level: int = logging.INFO) -> None:
+        """Say that something happened to a role of this host."""
+        if level < self.level:
+            return
+        clock = time.strftime("%H:%M:%S", time.gmtime())
+        head = f"[sagemaker-mxnet-training] {clock} {self.host} {role}: "
+        if level >= logging.WARNING:
+            head += logging.getLevelName(level) + ": "
+        line = head + self.redact(text).replace("\n", "\n" + "[sagemaker-mxnet-training]   ")
+        self._lines.put((line + "\n").encode("utf-8", "replace"))
+
+    def redact(self, text: str) -> str:
+        """Return a text without the job's secrets."""
+        return redact_text(text, self.secrets)
+
+    def warning(self, role: str, text: str) -> None:
+        """Say that something is not as it should be, though the job goes on."""
+        self(role, text, logging.WARNING)
+
+    def error(self, role: str, text: str) -> None:
+        """Say that something failed."""
+        self(role, text, logging.ERROR)
+
+    def close(self) -> None:
+        """Write what is left, unless nobody reads it."""
+        self._lines.put(None)
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            if line is None:
+                return
+            view = memoryview(line)
+            with contextlib.suppress(OSError):
+                while view:
+                    view = view[os.write(self._fd, view) :]

@@ -1,0 +1,126 @@
+"""What comes of importing MXNet as a job does, in a process where it can crash or hang.
+
+Started as a program, without arguments, it prints that as its last line, a JSON object.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    # The directory of this file is no place to import from.
+    del sys.path[0]
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence
+
+from sagemaker_mxnet_training import compatibility
+from sagemaker_mxnet_training.config.redaction import redact_text, secrets_in
+from sagemaker_mxnet_training.failure import signal_name
+
+
+@dataclass(frozen=True)
+class MXNet:
+    """MXNet, or why there is none.
+
+    Attributes:
+        error: why it could not be imported; the rest is unknown then.
+        version: MXNet's version.
+        directory: where it was imported from.
+        seconds: how long that took.
+        features: names of what it was built with (``mxnet.runtime.Features``).
+        gpus: GPUs that it can use.
+        compatibility: ``compatibility.Status`` of that process as JSON, and ``hook``: whether the
+            layer acts in every Python process of this installation, not in jobs alone.
+    """
+
+    error: Optional[str] = None
+    version: Optional[str] = None
+    directory: Optional[str] = None
+    seconds: Optional[float] = None
+    features: Sequence[str] = ()
+    gpus: int = 0
+    compatibility: Mapping[str, Any] = field(default_factory=dict)
+
+
+def import_mxnet(environ: Mapping[str, str], timeout: float) -> MXNet:
+    """Import MXNet in a process of its own, which is gone afterwards.
+
+    Args:
+        environ: what a job would be given.
+        timeout: seconds that it may take.
+    """
+    # With a DMLC_ROLE of server or scheduler, ``import mxnet`` runs that role and never returns.
+    variables = {name: text for name, text in environ.items() if not name.startswith("DMLC_")}
+    try:
+        with subprocess.Popen(
+            (sys.executable, os.path.abspath(__file__)),
+            cwd="/",
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as child:
+            try:
+                output, errors = child.communicate(timeout=timeout)
+            finally:
+                if child.returncode is None:
+                    os.killpg(child.pid, signal.SIGKILL)
+    except subprocess.TimeoutExpired:
+        return MXNet(f"it does not end within {timeout:g} s")
+    except OSError as error:
+        return MXNet(f"no process can be started for it: {error.strerror}")
+    found = _found(child.returncode, output, errors)
+    if found.get("error"):
+        text = " ".join(found["error"].split())
+        found["error"] = redact_text(text, secrets_in(environ))
+    return MXNet(**found)
+
+
+def _found(returncode: int, output: bytes, errors: bytes) -> Dict[str, Any]:
+    """Return the fields of ``MXNet`` as the process left them, or what happened to it."""
+    if returncode < 0:
+        return {"error": f"the process died of {signal_name(-returncode)}"}
+    lines = (output if returncode == 0 else errors).decode("utf-8", "replace").splitlines()
+    last = lines[-1] if lines else "no output"
+    with contextlib.suppress(ValueError):
+        if returncode == 0:
+            return dict(json.loads(last))
+    return {"error": f"the process ended with status {returncode}: {last}"}
+
+
+def main() -> NoReturn:
+    """Import MXNet, print what came of it and end the process at once."""
+    found: Dict[str, Any] = {}
+    hook = False
+    try:
+        # Finding it calls the hook, where there is one.
+        importlib.util.find_spec("mxnet")
+        hook = compatibility.status().installed
+        compatibility.install()
+        started = time.monotonic()
+        import mxnet  # noqa: PLC0415
+        from mxnet.runtime import Features  # noqa: PLC0415
+
+        found["seconds"] = round(time.monotonic() - started, 3)
+        found["version"] = mxnet.__version__
+        found["directory"] = os.path.dirname(mxnet.__file__)
+        found["features"] = sorted(name for name, each in Features().items() if each.enabled)
+        # A build for GPUs raises where there is no driver.
+        with contextlib.suppress(mxnet.base.MXNetError):
+            found["gpus"] = mxnet.context.num_gpus()
+    except BaseException as error:
+        found = {"error": f"{type(error).__name__}: {error}"}
+    found["compatibility"] = {**asdict(compatibility.status()), "hook": hook}
+    print("\n" + json.dumps(found), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Installs what the user's code requires, without moving what the job itself needs.
+
+``requirements.txt``, and the package itself where the entry point is one, are installed by pip
+under constraints: MXNet, this toolkit and what it depends on stay as they are, NumPy too unless the
+file names another one that MXNet can import. What cannot be is said before anything is installed.
+Where nothing is missing, neither pip nor the network is touched.
+
+Started as a program: ``python -u requirements.py --code-dir DIRECTORY --entry-point NAME``.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Iterator, List, Mapping
+
+from sagemaker_mxnet_training.config.entry_point import EntryPointKind, entry_point_kind
+from sagemaker_mxnet_training.errors import RequirementsError
+from sagemaker_mxnet_training.preparation.progress import progress, say
+from sagemaker_mxnet_training.roles.child_report import open_report
+
+FILE = "requirements.txt"
+"""Name of the file in the code directory, as in sagemaker-training 5.1.4."""
+
+DEADLINE = 3600.0
+"""Seconds that an installation may take, waiting for another one in the same Python included."""
+
+_POLL_SECONDS = 0.2
+_IMPORT_SECONDS = 300.0
+_TAIL_LINES = 40
+_IMPORT_MXNET = (
+    "from sagemaker_mxnet_training import compatibility\ncompatibility.install()\nimport mxnet"
+)
+
+
+def needed(code_dir: str, entry_point: str) -> bool:
+    """Tell whether there may be something to install.
+
+    Args:
+        code_dir: the code directory, with the code in it.
+        entry_point: relative to it.
+    """
+    return os.path.exists(os.path.join(code_dir, FILE)) or _is_package(code_dir, entry_point)
+
+
+def install(code_dir: str, entry_point: str, environ: Mapping[str, str]) -> None:
+    """Install what is missing, and see to it that MXNet can be imported afterwards.
+
+    Args:
+        code_dir: the code directory; paths in ``requirements.txt`` are relative to it.
+        entry_point: relative to it; a package is installed itself.
+        environ: pip's environment.
+
+    Raises:
+        RequirementsError: when something cannot be installed, or would break the job.
+    """
+    # Imported here, as the supervisor imports this module for ``needed``, and pip's parser and
+    # importlib.metadata cost more than all the rest of it.
+    from sagemaker_mxnet_training.preparation import installed, installer, requirement_file  # noqa: PLC0415
+
+    deadline = time.monotonic() + DEADLINE
+    package = _is_package(code_dir, entry_point)
+    lines = requirement_file.parse(_read(os.path.join(code_dir, FILE)), environ)
+    with _one_at_a_time(deadline):
+        asked = [line.requirement for line in lines if line.requirement is not None]
+        builds = installed.mxnet_builds()
+        numpy_range = installed.importable_numpy(environ)
+        kept = installed.kept_packages(asked, numpy_range, installed.lookup, builds)
+        conflict = requirement_file.impossible(lines, kept)
+        if conflict is not None:
+            line, held = conflict
+            raise RequirementsError(
+                f"{line.requirement} ({FILE}, line {line.number}) cannot be installed: the job "
+                f"keeps {held}, {held.reason}; expected a version within that: change the line "
+                "or remove it, or use an image that brings what it asks for"
+            )
+        if builds:
+            # MXNet is here, in a version that the file takes. Its line goes: pip would add another
+            # build of it, or hold its metadata's "numpy<2" against a NumPy that works.
+            lines = requirement_file.without(lines, installed.is_mxnet)
+        if not package and requirement_file.satisfied(lines, installed.lookup, kept):
+            say(f"{FILE}: everything is installed already")
+            return
+        before = installed.versions()
+        with progress("installing the package" if package else f"installing {FILE}"):
+            request = installer.Installation(code_dir, lines, package, kept)
+            installer.run(request, environ, deadline)
+        changed = installed.changes(before, installed.versions())
+    if changed and builds:
+        _check_mxnet(changed, environ)
+
+
+def _check_mxnet(changed: List[str], environ: Mapping[str, str]) -> None:
+    """Import MXNet in a fresh interpreter, as the roles will."""
+    argv = (sys.executable, "-c", _IMPORT_MXNET)
+    with progress("importing mxnet, now that packages changed"):
+        try:
+            done = subprocess.run(
+                argv,
+                env=environ,
+                cwd="/",
+                capture_output=True,
+                check=False,
+                timeout=_IMPORT_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RequirementsError(
+                f"importing mxnet after installing {FILE} does not end within "
+                f"{_IMPORT_SECONDS:.0f} s; changed: {', '.join(changed)}; expected 1 to 2 s: "
+                "pin those to what they were"
+            ) from error
+    if done.returncode == 0:
+        return
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    cause = lines[-1] if lines else f"exit status {done.returncode}"
+    raise RequirementsError(
+        f"mxnet cannot be imported any more after installing {FILE}: {cause}; "
+        f"changed: {', '.join(changed)}; expected packages that go with it: pin those to what they "
+        "were, or remove what asks for them\n" + "\n".join(lines[-_TAIL_LINES:])
+    )
+
+
+def _is_package(code_dir: str, entry_point: str) -> bool:
+    return entry_point_kind(code_dir, entry_point) is EntryPointKind.PYTHON_PACKAGE
+
+
+def _read(path: str) -> str:
+    """Return the text of the requirements file; a package may do without."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise RequirementsError(
+            f"{path} cannot be read: {error.strerror}; expected a text file in pip's "
+            "requirements format: mend it at the source, or remove it"
+        ) from error
+
+
+@contextlib.contextmanager
+def _one_at_a_time(deadline: float) -> Iterator[None]:
+    """Wait until nobody else installs into this Python: hosts of a local run share it."""
+    python = hashlib.sha256(os.fsencode(sys.prefix)).hexdigest()[:12]
+    path = os.path.join(
+        tempfile.gettempdir(), f"sagemaker-mxnet-install-{os.getuid()}-{python}.lock"
+    )
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if not _locked(fd):
+            with progress(f"waiting for another installation into {sys.prefix}"):
+                while not _locked(fd):
+                    if time.monotonic() > deadline:
+                        raise RequirementsError(
+                            f"another installation into {sys.prefix} does not end; expected it to "
+                            f"within {DEADLINE:.0f} s: see who holds {path} (fuser, lsof)"
+                        )
+                    time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    """Try to take the lock of an open file."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def main() -> int:
+    """Install what the code directory on the command line requires.
+
+    Returns:
+        The exit status: 0, or 1 after a failure that was reported.
+    """
+    parser = argparse.ArgumentParser(prog="requirements", description="Install requirements.")
+    parser.add_argument("--code-dir", required=True, metavar="DIRECTORY")
+    parser.add_argument("--entry-point", required=True, metavar="NAME")
+    arguments = parser.parse_args()
+    report = open_report()
+    # Files with credentials in them are removed on the way out, also when the job is stopped.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        install(arguments.code_dir, arguments.entry_point, dict(os.environ))
+    except RequirementsError as error:
+        reason, _, detail = str(error).partition("\n")
+        report.failed(reason, detail)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    # The directory of this file is no place to import from.
+    sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
+    sys.exit(main())

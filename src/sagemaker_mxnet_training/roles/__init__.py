@@ -1,0 +1,1 @@
+"""Programs that run in the job's own processes: the user's script, scheduler and servers."""

@@ -1,0 +1,179 @@
+"""Runs the user's Python script as ``__main__`` and tells the supervisor how it ended.
+
+Started as a program: ``python -u bootstrap.py script PATH [ARGUMENT...]`` or
+``python -u bootstrap.py module NAME [ARGUMENT...]``. The script sees what it would see without us:
+its own ``__main__``, ``sys.argv`` and ``sys.path``, the same tracebacks, the same exit status.
+
+Two things differ, and are why this file exists. A failure is reported with its type, message and
+traceback, so that nobody has to guess it from text. And it ends the process at once: the MXNet
+worker would otherwise wait in its destructor for all the other workers to finish too
+(``KVStoreDist::~KVStoreDist`` in MXNet 1.9.1, the exit barrier), for ever.
+"""
+
+import sys
+
+# The directory of this file is no place to import from; the script's directory takes its place.
+del sys.path[0]
+
+import atexit  # noqa: E402
+import contextlib  # noqa: E402
+import faulthandler  # noqa: E402
+import io  # noqa: E402
+import os  # noqa: E402
+import runpy  # noqa: E402
+import signal  # noqa: E402
+import threading  # noqa: E402
+import traceback  # noqa: E402
+import types  # noqa: E402
+from importlib.machinery import SourceFileLoader  # noqa: E402
+from typing import List, NoReturn, Optional  # noqa: E402
+
+from sagemaker_mxnet_training import compatibility  # noqa: E402
+from sagemaker_mxnet_training.roles import stuck_signals  # noqa: E402
+from sagemaker_mxnet_training.roles.child_report import Report, open_report  # noqa: E402
+
+_TRACEBACK_LIMIT = 8192
+_EXIT_HANDLERS_SECONDS = 3.0
+
+
+def main() -> None:
+    """Run what the command line names."""
+    kind, target, *arguments = sys.argv[1:]
+    run = _Run(open_report())
+    compatibility.install()
+    _watch_native_crashes()
+    stuck_signals.watch(run.end)
+    # The program that ran until now must outlive its place in sys.modules.
+    sys.modules[__name__ + "_bootstrap"] = sys.modules["__main__"]
+    try:
+        if kind == "script":
+            _run_script(target, arguments)
+        else:
+            sys.argv = [target, *arguments]
+            sys.path.insert(0, os.getcwd())
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+    except BaseException as error:
+        # A forked child of the script is not the script, and a clean exit is Python's own matter.
+        if os.getpid() != run.pid or (isinstance(error, SystemExit) and not error.code):
+            raise
+        run.end(error)
+
+
+class _Run:
+    """One run of the script, from its start to the report of its end."""
+
+    def __init__(self, report: Report) -> None:
+        self.pid = os.getpid()
+        self._report = report
+        # Exit handlers run last in, first out: this one after the script's own. MXNet's must come
+        # after it: it waits for pushes and pulls that may never end.
+        self._register()
+        compatibility.after_import(self._register)
+
+    def _register(self) -> None:
+        atexit.unregister(self._finished)
+        atexit.register(self._finished)
+
+    def _finished(self) -> None:
+        if os.getpid() == self.pid:
+            self._report.event("finished")
+
+    def end(self, error: BaseException) -> NoReturn:
+        """End the process at once, as Python does for what nobody caught; report a failure."""
+        status = 1
+        if isinstance(error, SystemExit):
+            status = _exit_status(error)
+            if status != 0:
+                named = isinstance(error.code, str)
+                told = "exited with the message {!r}" if named else "sys.exit({!r})"
+                self._report.failed(told.format(error.code))
+        else:
+            _print_and_report(error, self._report)
+        if status != 0:
+            atexit.unregister(self._finished)
+        _run_exit_handlers()
+        if status == 0:
+            self._finished()
+        if isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(self.pid, signal.SIGINT)
+        os._exit(status)
+
+
+def _run_script(path: str, arguments: List[str]) -> None:
+    path = os.path.abspath(path)
+    module = types.ModuleType("__main__")
+    module.__dict__.update(
+        __annotations__={},
+        __builtins__=__builtins__,
+        __cached__=None,
+        __file__=path,
+        __loader__=SourceFileLoader("__main__", path),
+    )
+    sys.modules["__main__"] = module
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, os.path.dirname(path))
+    with io.open_code(path) as file:
+        code = compile(file.read(), path, "exec", dont_inherit=True)
+    exec(code, module.__dict__)
+
+
+def _exit_status(exit_: SystemExit) -> int:
+    """Return the status that Python gives to a ``SystemExit``; print its message as Python does."""
+    if exit_.code is None:
+        return 0
+    if isinstance(exit_.code, int):
+        return exit_.code & 0xFF
+    print(exit_.code, file=sys.stderr)
+    return 1
+
+
+def _print_and_report(error: BaseException, report: Report) -> None:
+    trace = _own_frames_removed(error.__traceback__)
+    error.__traceback__ = trace
+    lines = traceback.format_exception(type(error), error, trace)
+    reason = traceback.format_exception_only(type(error), error)[-1].strip()
+    # The report comes first: what is printed may have to wait for a slow reader.
+    report.failed(reason, "".join(lines)[-_TRACEBACK_LIMIT:].rstrip())
+    with contextlib.suppress(Exception):
+        sys.excepthook(type(error), error, trace)
+
+
+def _own_frames_removed(trace: Optional[types.TracebackType]) -> Optional[types.TracebackType]:
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace
+
+
+def _run_exit_handlers() -> None:
+    """Run the script's exit handlers and write its output, unless one of them waits for MXNet."""
+
+    def run() -> None:
+        with contextlib.suppress(BaseException):
+            atexit._run_exitfuncs()
+
+    handlers = threading.Thread(target=run, daemon=True)
+    handlers.start()
+    handlers.join(_EXIT_HANDLERS_SECONDS)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def _watch_native_crashes() -> None:
+    """Let a native crash print the Python stack and then end the process by its own signal.
+
+    MXNet 1.9.1 installs a handler of its own on import, after which a SIGSEGV ends the process
+    with exit status 255 and no word of Python.
+    """
+    faulthandler.enable()
+
+    def enable_again() -> None:
+        faulthandler.disable()
+        faulthandler.enable()
+
+    compatibility.after_import(enable_again)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""A process of MXNet's kvstore: the scheduler or a server, as ``DMLC_ROLE`` says.
+
+Started as a program: ``python -u kvstore.py [SCRIPT]``. ``import mxnet`` with one of these roles
+would run the role inside the import and never return. Here the native library is used directly
+(``MXKVStoreCreate``, ``MXKVStoreRunServer`` in MXNet 1.9.1's ``c_api.h``), which a scheduler needs
+nothing else for; a server imports the rest of MXNet when a worker sends it an optimizer.
+
+An optimizer that cannot be loaded or that raises ends the server with a reported failure. Under
+``import mxnet`` Python prints "Exception ignored" and training goes on without its updates.
+"""
+
+import sys
+
+# The directory of this file is no place to import from.
+del sys.path[0]
+
+import ast  # noqa: E402
+import ctypes  # noqa: E402
+import faulthandler  # noqa: E402
+import importlib.util  # noqa: E402
+import os  # noqa: E402
+import pickle  # noqa: E402
+import traceback  # noqa: E402
+from typing import Any, Callable, Dict, List, NoReturn, Optional  # noqa: E402
+
+from sagemaker_mxnet_training import compatibility  # noqa: E402
+from sagemaker_mxnet_training.roles.child_report import Report, open_report  # noqa: E402
+
+_OPTIMIZER_COMMAND = 0
+"""Command that ``KVStore.set_optimizer`` sends, its body the pickled optimizer (MXNet 1.9.1)."""
+
+_CONTROLLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+def main() -> None:
+    """Run the role until the workers end it, or until it fails."""
+    report = open_report()
+    # Before the library is loaded: its handler of crashes must not become the one to fall back on.
+    faulthandler.enable()
+    compatibility.install()
+    script = sys.argv[1] if len(sys.argv) > 1 else None
+    if script is not None:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+        _lend_definitions(script)
+    role = os.environ["DMLC_ROLE"]
+    try:
+        library = ctypes.CDLL(_library_path(), ctypes.RTLD_LOCAL)
+        _report_native_crashes()
+        library.MXGetLastError.restype = ctypes.c_char_p
+        store = ctypes.c_void_p()
+        _check(library, library.MXKVStoreCreate(b"dist", ctypes.byref(store)))
+        controller = _CONTROLLER(_controller(store, report))
+        report.event("started")
+        _check(library, library.MXKVStoreRunServer(store, controller, None))
+    except Exception as error:
+        _fail(report, f"the kvstore {role} cannot run", error)
+    # Nothing is left to do, and the store's destructor is of no use to anyone.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _library_path() -> str:
+    """Return the path of MXNet's native library, without importing MXNet."""
+    spec = importlib.util.find_spec("mxnet")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            "mxnet is not installed in " + sys.executable + "; the kvstore is part of it"
+        )
+    # A build tree keeps its library elsewhere: the variable is MXNet's own (mxnet/libinfo.py).
+    path = os.environ.get("MXNET_LIBRARY_PATH", "")
+    if os.path.isfile(path):
+        return path
+    return os.path.join(os.path.dirname(spec.origin), "libmxnet.so")
+
+
+def _report_native_crashes() -> None:
+    """Let a native crash end the process by its own signal, with the Python stack printed.
+
+    The library installs a handler of its own, after which a SIGSEGV ends with exit status 255.
+    """
+    faulthandler.disable()
+    faulthandler.enable()
+
+
+def _check(library: ctypes.CDLL, result: int) -> None:
+    if result != 0:
+        raise RuntimeError(library.MXGetLastError().decode("utf-8", "replace").strip())
+
+
+def _controller(store: ctypes.c_void_p, report: Report) -> Callable[[int, bytes, Any], None]:
+    # MXNet's own object around the store. There is one for good: its destructor frees the store,
+    # and every worker of a job may send an optimizer.
+    kvstores: List[Any] = []
+
+    def command(number: int, body: bytes, _: Any) -> None:
+        if number != _OPTIMIZER_COMMAND:
+            return
+        try:
+            mxnet = _import_mxnet()
+            if not kvstores:
+                kvstores.append(mxnet.kvstore.KVStore(store))
+            kvstores[0]._set_updater(_updater(mxnet, pickle.loads(body), report))
+        except BaseException as error:
+            _fail(report, "the optimizer that the worker sent cannot be loaded", error)
+
+    return command
+
+
+def _import_mxnet() -> Any:
+    # With its role in the environment, importing mxnet would start a second server in here.
+    role = os.environ.pop("DMLC_ROLE")
+    try:
+        import mxnet  # noqa: PLC0415
+    finally:
+        os.environ["DMLC_ROLE"] = role
+    _report_native_crashes()
+    return mxnet
+
+
+def _updater(mxnet: Any, optimizer: Any, report: Report) -> Callable[[Any, Any, Any], None]:
+    update = mxnet.optimizer.get_updater(optimizer)
+
+    def guarded(key: Any, gradient: Any, weight: Any) -> None:
+        try:
+            update(key, gradient, weight)
+        except BaseException as error:
+            name = type(optimizer).__name__
+            _fail(report, f"the optimizer {name} failed to update key {key!r}", error)
+
+    return guarded
+
+
+def _fail(report: Report, what: str, error: BaseException) -> NoReturn:
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    cause = traceback.format_exception_only(type(error), error)[-1].strip()
+    report.failed(f"{cause} ({what})", trace.rstrip())
+    sys.stderr.write(trace)
+    sys.stderr.flush()
+    # Back in the native library the exception would be dropped and the server would go on.
+    os._exit(1)
+
+
+def _lend_definitions(script: str) -> None:
+    """Let an optimizer class that the user's script defines be found on the server.
+
+    The worker pickles such a class by name, as ``__main__.MyOptimizer``. When that name is looked
+    up in this process, the script's imports, functions, classes and plain constants are executed,
+    and nothing else: its training code must not run here.
+    """
+    loaded: Dict[str, Dict[str, Any]] = {}
+
+    def lookup(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if "names" not in loaded:
+            loaded["names"] = {}  # in place before it runs: the script may look itself up
+            _define(script, loaded["names"])
+        try:
+            return loaded["names"][name]
+        except KeyError:
+            raise AttributeError(f"{script} defines no {name}") from None
+
+    # PEP 562: a module's own __getattr__ answers for names that it does not have.
+    sys.modules["__main__"].__getattr__ = lookup  # type: ignore[method-assign]
+
+
+def _define(script: str, namespace: Dict[str, Any]) -> None:
+    namespace.update(__name__="__main__", __file__=script, __builtins__=__builtins__)
+    with open(script, "rb") as file:
+        tree = ast.parse(file.read(), script)
+    failed: Optional[Exception] = None
+    for statement in tree.body:
+        if not _is_definition(statement):
+            continue
+        code = compile(ast.Module([statement], []), script, "exec")
+        try:
+            exec(code, namespace)
+        except Exception as error:
+            # An import for the training alone may fail here, and a definition may need what was
+            # left out: only the name that is looked up matters.
+            failed = failed or error
+    if failed is not None:
+        print(f"kvstore server: reading {script}: {failed!r}", file=sys.stderr)
+
+
+def _is_definition(statement: ast.stmt) -> bool:
+    if isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
+        return True
+    if isinstance(statement, ast.Try):
+        return all(_is_definition(inner) for inner in statement.body)
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
+        return not any(isinstance(node, ast.Call) for node in ast.walk(statement.value))
+    return False
+
+
+if __name__ == "__main__":
+    main()

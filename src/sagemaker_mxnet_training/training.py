@@ -1,0 +1,92 @@
+"""One job on one host, from its configuration to its exit status.
+
+``main`` is also what ``SAGEMAKER_TRAINING_MODULE=sagemaker_mxnet_training.training:main`` names
+for sagemaker-training's own ``train`` program.
+"""
+
+import os
+import sys
+import time
+from typing import Mapping
+
+from sagemaker_mxnet_training.config import configuration, redaction
+from sagemaker_mxnet_training.errors import ConfigurationError
+from sagemaker_mxnet_training.failure import Failure, Role
+from sagemaker_mxnet_training.host import result
+from sagemaker_mxnet_training.host.supervisor import Supervisor
+from sagemaker_mxnet_training.host.timeline import Timeline
+from sagemaker_mxnet_training.log import Log
+
+
+def train(environ: Mapping[str, str]) -> int:
+    """Run the job that the environment and the files below its base directory describe.
+
+    Args:
+        environ: the environment of the entrypoint.
+
+    Returns:
+        The exit status of the entrypoint, as README.md ("How jobs end") lists them.
+    """
+    started = time.monotonic()
+    host = configuration.host_name(environ)
+    timeline = Timeline(host)
+    timeline.phase("resolve")
+    fault = ""
+    try:
+        job = configuration.resolve(environ)
+    except ConfigurationError as error:
+        if error.job is None or len(error.job.hosts) == 1 or host not in error.job.hosts:
+            return _refuse(environ, host, str(error), started)
+        job, fault = error.job, str(error)
+    log = Log(job.current_host, job.log_level, redaction.secrets_of(job))
+    if not fault:
+        log("entrypoint", redaction.describe(job))
+    try:
+        return Supervisor(job, log, timeline).run(fault)
+    finally:
+        log.close()
+
+
+def _refuse(environ: Mapping[str, str], host: str, reason: str, started: float) -> int:
+    """End a job that cannot even be described, and that no other host is part of."""
+    log = Log(host)
+    failure = Failure(host, Role.ENTRYPOINT, reason)
+    directory = configuration.output_directory(environ)
+    result.clear(directory)
+    trouble = result.write_failure(directory, failure.text())
+    if trouble is not None:
+        log.error("entrypoint", trouble)
+    seconds = time.monotonic() - started
+    log.error("entrypoint", result.last_words(failure, host, seconds, ""))
+    log.close()
+    return 1
+
+
+def main() -> None:
+    """Run the job inside sagemaker-training's ``train`` (5.1.4), which imports and calls this.
+
+    After a success it returns, and the outer program ends as it likes. Otherwise it ends the
+    process itself: the outer program would turn every status into its own, write its own failure
+    file, and take a stopped job for a successful one.
+    """
+    status = train(os.environ)
+    if status == 0 and os.path.exists(_success_file()):
+        return
+    _wait_for_siblings()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _success_file() -> str:
+    return os.path.join(configuration.output_directory(os.environ), "success")
+
+
+def _wait_for_siblings() -> None:
+    """Let sagemaker-training's own S3 sync, a child of this process, do its last pass."""
+    module = sys.modules.get("multiprocessing")
+    if module is not None and os.path.exists(
+        result.failure_path(configuration.output_directory(os.environ))
+    ):
+        for child in module.active_children():
+            child.join(30)

@@ -1,0 +1,394 @@
+"""Real jobs for tests: real entrypoints, one per host, that can be watched, hurt and measured.
+
+Hosts are processes on the loopback interface, or, with ``Network``, network namespaces that have
+addresses of their own and can be cut off.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+
+import psutil
+
+ENDS = 60.0
+"""Seconds that any job in a test may take. No test measures time against this."""
+
+
+def eventually(check: Callable[[], Any], what: str, timeout: float = ENDS) -> Any:
+    """Poll until ``check`` returns something true, and return that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = check()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout:g} s"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """Return a port outside the range of outgoing connections."""
+    for port in iter(lambda: 10000 + int.from_bytes(os.urandom(2), "big") % 20000, None):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError
+
+
+@dataclass
+class Ended:
+    """How an entrypoint ended."""
+
+    status: int
+    at: float
+    failure: Optional[str]
+    success: bool
+    output: str
+
+    @property
+    def cause(self) -> str:
+        """The first line of the failure file."""
+        assert self.failure is not None, f"no failure file; output:\n{self.output}"
+        return self.failure.splitlines()[0]
+
+
+class Host:
+    """One entrypoint with its base directory and what it has printed so far."""
+
+    def __init__(self, name: str, base: Path, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        self.name = name
+        self.base = base
+        self.lines: List[str] = []
+        self.ended_at: Optional[float] = None
+        self.process = subprocess.Popen(
+            argv,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=str(base),
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._waiter = threading.Thread(target=self._wait, daemon=True)
+        self._waiter.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.decode("utf-8", "replace").rstrip("\n"))
+
+    def _wait(self) -> None:
+        self.process.wait()
+        self.ended_at = time.monotonic()
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str, timeout: float = ENDS) -> "re.Match[str]":
+        """Wait until a line that matches has been printed."""
+
+        def look() -> Optional["re.Match[str]"]:
+            if self.process.poll() is not None and not self._reader.is_alive():
+                found = re.search(pattern, self.output, re.MULTILINE)
+                assert found, f"{self.name} ended without {pattern!r}; output:\n{self.output}"
+            return re.search(pattern, self.output, re.MULTILINE)
+
+        try:
+            return eventually(look, f"{self.name} printing {pattern!r}", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; output:\n{self.output}") from None
+
+    def pid(self, role: str) -> int:
+        """Return the process id of a role, once it has started."""
+        if role == "entrypoint":
+            return self.process.pid
+        return int(self.wait_for(rf"{self.name} {role}: started \(process (\d+)\)").group(1))
+
+    def kill(self, role: str, number: int = signal.SIGKILL) -> float:
+        """Send a signal to a role; return when."""
+        pid = self.pid(role)
+        now = time.monotonic()
+        os.kill(pid, number)
+        return now
+
+    def ended(self, timeout: float = ENDS) -> Ended:
+        """Wait for the entrypoint's end."""
+        try:
+            eventually(lambda: self.ended_at is not None, f"the end of {self.name}", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; output:\n{self.output}") from None
+        self._reader.join(5)
+        assert self.ended_at is not None
+        failure = self.base / "output" / "failure"
+        code = self.process.returncode
+        return Ended(
+            status=128 - code if code < 0 else code,
+            at=self.ended_at,
+            failure=failure.read_text() if failure.exists() else None,
+            success=(self.base / "output" / "success").exists(),
+            output=self.output,
+        )
+
+
+class Cluster:
+    """A job of some hosts. As a context manager it makes sure that nothing is left of it."""
+
+    def __init__(self, hosts: Sequence[Host], run_dir: Path) -> None:
+        self.hosts = list(hosts)
+        self.run_dir = run_dir
+
+    def __getitem__(self, number: int) -> Host:
+        """Return ``algo-<number>``."""
+        return self.hosts[number - 1]
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in self.hosts:
+            with contextlib.suppress(ProcessLookupError):
+                host.process.send_signal(signal.SIGKILL)
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def processes(self) -> List[psutil.Process]:
+        """Return every living process that carries this job's run directory in its environment."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                base = process.environ().get("SAGEMAKER_BASE_DIR", "")
+                zombie = process.status() == psutil.STATUS_ZOMBIE
+                if base.startswith(str(self.run_dir)) and not zombie:
+                    found.append(process)
+        return found
+
+    def ended(self, timeout: float = ENDS) -> List[Ended]:
+        """Wait for the end of every entrypoint, and of every process of the job."""
+        ends = [host.ended(timeout) for host in self.hosts]
+        eventually(lambda: not self.processes(), "the end of every process", 10)
+        return ends
+
+    def wait_for(self, pattern: str) -> None:
+        """Wait until every host has printed a line that matches."""
+        for host in self.hosts:
+            host.wait_for(pattern)
+
+
+PREAMBLE = """
+import os, signal, sys, threading, time
+host = os.environ["SM_CURRENT_HOST"]
+
+def say(*words):
+    print(*words, flush=True)
+
+def wait_for_ever():
+    while True:
+        time.sleep(0.05)
+"""
+
+KVSTORE = """
+import mxnet as mx
+kv = mx.kv.create(os.environ.get("KVSTORE", "dist_sync"))
+
+def init():
+    kv.init("w", mx.nd.zeros((4,)))
+
+def push_and_pull():
+    kv.push("w", mx.nd.ones((4,)))
+    out = mx.nd.zeros((4,))
+    kv.pull("w", out=out)
+    return out.asnumpy()
+"""
+
+
+def script(body: str, kvstore: bool = False) -> str:
+    """Return a user's script: helpers, the kvstore if wanted, and a body."""
+    return PREAMBLE + (KVSTORE if kvstore else "") + textwrap.dedent(body)
+
+
+IN_GROUP = """
+import os, sys
+with open(os.environ["GROUP"] + "/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+from sagemaker_mxnet_training.cli import main
+main(["train"])
+"""
+"""The entrypoint, in the control group that the variable GROUP names, if it does."""
+
+
+class Network:
+    """Hosts in network namespaces of their own, on one bridge. Needs root and iproute2.
+
+    The bridge has a namespace too: in the machine's own, a Docker engine's rules would drop what
+    it forwards.
+    """
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, count: int) -> None:
+        number = next(self._numbers)
+        self._running: List[subprocess.Popen[bytes]] = []
+        self._tag = f"smx{os.getpid()}x{number}"
+        self._switch = f"{self._tag}s"
+        self.subnet = f"10.{os.getpid() % 200 + 20}.{number % 250}"
+        self.names = [f"algo-{i}" for i in range(1, count + 1)]
+        _ip("netns", "add", self._switch)
+        _ip("-n", self._switch, "link", "add", "bridge0", "type", "bridge")
+        _ip("-n", self._switch, "link", "set", "bridge0", "up")
+        for index in range(1, count + 1):
+            space, port = self.space(index), f"port{index}"
+            _ip("netns", "add", space)
+            _ip("-n", self._switch, "link", "add", port, "type", "veth", "peer", "name", "eth0",
+                "netns", space)  # fmt: skip
+            _ip("-n", self._switch, "link", "set", port, "master", "bridge0", "up")
+            _ip("-n", space, "addr", "add", f"{self.address(index)}/24", "dev", "eth0")
+            _ip("-n", space, "link", "set", "eth0", "up")
+            _ip("-n", space, "link", "set", "lo", "up")
+
+    def space(self, index: int) -> str:
+        return f"{self._tag}n{index}"
+
+    def address(self, index: int) -> str:
+        return f"{self.subnet}.{index}"
+
+    def addresses(self) -> Dict[str, str]:
+        return {name: self.address(i) for i, name in enumerate(self.names, 1)}
+
+    def cut(self, index: int) -> None:
+        """Take a host off the network."""
+        _ip("-n", self._switch, "link", "set", f"port{index}", "down")
+
+    def heal(self, index: int) -> None:
+        """Put a host back."""
+        _ip("-n", self._switch, "link", "set", f"port{index}", "up")
+
+    def slow(self, index: int, kilobits: int) -> None:
+        """Limit what a host sends, in kilobits per second."""
+        limit = ["rate", f"{kilobits}kbit", "burst", "16kb", "latency", "400ms"]
+        space = self.space(index)
+        subprocess.run(
+            ["tc", "-n", space, "qdisc", "add", "dev", "eth0", "root", "tbf", *limit], check=True
+        )
+
+    def run(
+        self, index: int, command: Sequence[str], env: Optional[Mapping[str, str]] = None
+    ) -> "subprocess.Popen[bytes]":
+        """Start something of the test's own on a host; it ends with the network."""
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.space(index), *command],
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._running.append(process)
+        return process
+
+    def __enter__(self) -> "Network":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._running:
+            process.kill()
+            process.communicate()
+        for space in [*map(self.space, range(1, len(self.names) + 1)), self._switch]:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _ip("netns", "del", space)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, stderr=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def job(
+    tmp_path: Path,
+    body: str,
+    hosts: int = 1,
+    kvstore: Optional[bool] = None,
+    parameter_server: Optional[bool] = None,
+    env: Optional[Mapping[str, str]] = None,
+    hyperparameters: Optional[Mapping[str, Any]] = None,
+    files: Optional[Mapping[str, str]] = None,
+    entry_point: str = "train.py",
+    network: Optional[Network] = None,
+    command: Sequence[str] = ("-m", "sagemaker_mxnet_training", "train"),
+    absent: Sequence[int] = (),
+    per_host: Optional[Callable[[int], Mapping[str, str]]] = None,
+    prepare: Optional[Callable[[int, Path], None]] = None,
+) -> Iterator[Cluster]:
+    """Start a job and see it out.
+
+    The same script and ``files`` go into every host's code directory. With ``kvstore`` the script
+    opens it first; ``parameter_server`` is the same by default. ``prepare`` may change a host's
+    base directory before it starts, ``per_host`` its environment; hosts in ``absent`` never start.
+    """
+    use_kvstore = bool(kvstore)
+    server = use_kvstore if parameter_server is None else parameter_server
+    names = [f"algo-{number}" for number in range(1, hosts + 1)]
+    addresses = network.addresses() if network else dict.fromkeys(names, "127.0.0.1")
+    control_port = free_port()
+    started = []
+    for number, name in enumerate(names, 1):
+        base = tmp_path / name
+        code = base / "code"
+        for directory in ("code", "model", "input/config", "output/data", "checkpoints"):
+            (base / directory).mkdir(parents=True, exist_ok=True)
+        (code / entry_point).parent.mkdir(parents=True, exist_ok=True)
+        (code / entry_point).write_text(
+            script(body, use_kvstore) if entry_point.endswith(".py") else body
+        )
+        for path, content in (files or {}).items():
+            (code / path).parent.mkdir(parents=True, exist_ok=True)
+            (code / path).write_text(content)
+        if prepare is not None:
+            prepare(number, base)
+        if number in absent:
+            continue
+        framework = {"sagemaker_parameter_server_enabled": server}
+        variables: Dict[str, str] = {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": os.environ.get("HOME", "/"),
+            "SAGEMAKER_BASE_DIR": str(base),
+            "SM_HOSTS": json.dumps(names),
+            "SM_CURRENT_HOST": name,
+            "SM_USER_ENTRY_POINT": entry_point,
+            "SM_HPS": json.dumps(dict(hyperparameters or {})),
+            "SM_FRAMEWORK_PARAMS": json.dumps(framework),
+            "SAGEMAKER_MXNET_HOST_ADDRESSES": json.dumps(addresses),
+            "SAGEMAKER_MXNET_CONTROL_PORT": str(control_port),
+            "SAGEMAKER_MXNET_PS_PORT": "0",
+        }
+        for passed in ("PYTHONPATH", "COVERAGE_PROCESS_START", "COVERAGE_FILE", "LD_LIBRARY_PATH"):
+            if passed in os.environ:
+                variables[passed] = os.environ[passed]
+        for passed in os.environ:
+            if passed.startswith(("OPENBLAS_", "PIP_", "SSL_")):
+                variables[passed] = os.environ[passed]
+        variables.update(env or {})
+        if per_host is not None:
+            variables.update(per_host(number))
+        variables = {name: value for name, value in variables.items() if value}
+        argv = [sys.executable, *command]
+        if network is not None:
+            argv = ["ip", "netns", "exec", network.space(number), *argv]
+        started.append(Host(name, base, argv, variables))
+    with Cluster(started, tmp_path) as cluster:
+        yield cluster

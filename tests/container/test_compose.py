@@ -1,0 +1,178 @@
+"""Several hosts under docker-compose, and how it treats containers that end."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Dict, Iterator, List
+
+import pytest
+
+from tests.cluster import eventually
+from tests.container.engine import KVSTORE, ROOT, Completed, run
+
+pytestmark = pytest.mark.timeout(600)
+
+FILE = ROOT / "docker" / "docker-compose.yml"
+MODEL = ["model-0000.params", "model-shapes.json", "model-symbol.json"]
+
+
+def compose_command() -> List[str]:
+    if run("docker", "compose", "version", check=False).returncode == 0:
+        return ["docker", "compose"]
+    return ["docker-compose"]
+
+
+def left_behind(project: str) -> str:
+    label = f"label=com.docker.compose.project={project}"
+    return (
+        run("docker", "ps", "-aq", "--filter", label).stdout
+        + run("docker", "network", "ls", "-q", "--filter", label).stdout
+    )
+
+
+@pytest.fixture
+def project(image: str, tmp_path: Path) -> Iterator[str]:
+    name = f"smx{os.getpid()}{tmp_path.name[-8:].lower()}".replace("_", "").replace("-", "")
+    try:
+        yield name
+    finally:
+        run(*compose_command(), "-f", str(FILE), "-p", name, "down", timeout=120)
+
+
+def accuracies(log: str) -> List[float]:
+    return [float(text) for text in re.findall(r"validation-accuracy=([\d.]+)", log)]
+
+
+def test_two_hosts_with_one_command(project: str, tmp_path: Path) -> None:
+    """``scripts/compose.sh`` trains the digits on two hosts, requirements and all."""
+    script = str(ROOT / "scripts/compose.sh")
+    done = run(script, "--name", project, "--run-dir", str(tmp_path / "run"), timeout=500)
+    assert max(accuracies(done.stdout)) >= 0.95
+    assert "num_workers=2" in done.stdout
+    assert sorted(os.listdir(tmp_path / "run/algo-1/model")) == MODEL
+    second = tmp_path / "run/algo-2"
+    assert not (second / "model").exists() or os.listdir(second / "model") == []
+    assert left_behind(project) == ""
+
+
+def test_stop_of_the_script_stops_the_job(project: str, tmp_path: Path) -> None:
+    """SIGTERM ends the containers too, and nobody calls it a success."""
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        script = subprocess.Popen(
+            [
+                *(str(ROOT / "scripts/compose.sh"), "--name", project),
+                *("--run-dir", str(tmp_path / "run")),
+            ],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "SM_HPS": json.dumps({"epochs": 100000})},
+        )
+    try:
+        eventually(lambda: "epoch=2 " in log.read_text(), "training", 400)
+        script.terminate()
+        assert script.wait(timeout=150) == 143
+    finally:
+        script.kill()
+        script.wait()
+    assert "compose.sh: stopped" in log.read_text()
+    assert "trained on" not in log.read_text()
+    assert left_behind(project) == ""
+
+
+def up(project: str, hosts: int, run_dir: Path, env: Dict[str, str]) -> "Completed[str]":
+    """Run plain Compose, as its file says, for a user who is not root."""
+    for number in range(1, hosts + 1):
+        (run_dir / f"algo-{number}").mkdir(parents=True)
+        shutil.chown(run_dir / f"algo-{number}", 12345, 12345)
+    variables = {
+        **os.environ,
+        "COMPOSE_PROFILES": str(hosts),
+        "RUN_DIR": str(run_dir),
+        "RUN_USER": "12345:12345",
+        **env,
+    }
+    command = [*compose_command(), "-f", str(FILE), "-p", project, "up", "--no-build"]
+    return run(*command, "--abort-on-container-exit", timeout=500, env=variables, check=False)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives folders to another user")
+def test_three_hosts_of_another_user(project: str, tmp_path: Path) -> None:
+    """One variable sets how many; every file belongs to the user that another one names."""
+    env = {"SM_HPS": json.dumps({"epochs": 6})}
+    done = up(project, 3, tmp_path / "run", env)
+    assert done.returncode == 0, done.stdout
+    assert "num_workers=3" in done.stdout
+    assert len(accuracies(done.stdout)) == 3 * 6
+    assert max(accuracies(done.stdout)) >= 0.95
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {path.stat().st_uid for path in written} == {12345}
+    with_model = [path.parent.parent.name for path in written if path.name == MODEL[0]]
+    assert with_model == ["algo-1"]
+
+
+SERVICES = """
+version: "3.8"
+services:
+  algo-1: &host
+    image: {image}
+    command: train
+    environment: &job
+      SM_HOSTS: '["algo-1", "algo-2"]'
+      SM_CURRENT_HOST: algo-1
+      SM_USER_ENTRY_POINT: train.py
+      SM_MODULE_DIR: /code
+      SM_FRAMEWORK_PARAMS: '{{"sagemaker_parameter_server_enabled": true}}'
+    volumes: ["./code:/code:ro"]
+  algo-2:
+    <<: *host
+    environment: {{<<: *job, SM_CURRENT_HOST: algo-2}}
+"""
+
+
+def custom_job(project: str, folder: Path, image: str, script: str) -> "Completed[str]":
+    (folder / "code").mkdir()
+    (folder / "code" / "train.py").write_text(KVSTORE + script)
+    file = folder / "compose.yml"
+    file.write_text(SERVICES.format(image=image))
+    command = [*compose_command(), "-f", str(file), "-p", project]
+    try:
+        return run(*command, "up", "--abort-on-container-exit", timeout=200, check=False)
+    finally:
+        run(*command, "down", timeout=120)
+
+
+def test_abort_on_container_exit_cuts_nobody_short(
+    project: str, tmp_path: Path, image: str
+) -> None:
+    """Compose stops everything when one container exits; so none exits before all are done."""
+    script = """
+push_and_pull()
+if os.environ["SM_CURRENT_HOST"] == "algo-2":
+    for _ in range(50):
+        time.sleep(0.1)
+say("last line of", os.environ["SM_CURRENT_HOST"])
+"""
+    done = custom_job(project, tmp_path, image, script)
+    assert done.returncode == 0, done.stdout
+    assert "last line of algo-1" in done.stdout
+    assert "last line of algo-2" in done.stdout
+    assert "still training: algo-2" in done.stdout
+    assert done.stdout.count("the job SUCCEEDED") == 2
+
+
+def test_one_cause_when_a_script_fails(project: str, tmp_path: Path, image: str) -> None:
+    script = """
+push_and_pull()
+if os.environ["SM_CURRENT_HOST"] == "algo-2":
+    raise ValueError("boom")
+push_and_pull()
+"""
+    done = custom_job(project, tmp_path, image, script)
+    assert done.returncode == 1, done.stdout
+    cause = "cause: algo-2: worker failed: ValueError: boom (exit status 1)"
+    assert done.stdout.count(cause) == 2, done.stdout

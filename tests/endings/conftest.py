@@ -1,0 +1,124 @@
+"""What the tests of endings share: who must end how, and how long it took."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional
+
+import pytest
+
+from tests.cluster import Cluster, Ended, eventually
+
+SECONDS = "seconds from the fault to the end of the last host"
+
+PLACES = [
+    pytest.param(1, 1, id="1-host"),
+    pytest.param(2, 1, id="2-hosts-on-first"),
+    pytest.param(2, 2, id="2-hosts-on-other"),
+    pytest.param(3, 1, id="3-hosts-on-first"),
+    pytest.param(3, 3, id="3-hosts-on-other"),
+]
+"""How many hosts there are, and on which one the fault is."""
+
+everywhere = pytest.mark.parametrize(("hosts", "culprit"), PLACES)
+
+
+def needs_root(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that makes network namespaces, cgroups or mounts."""
+    skip = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces, cgroups, mounts")
+    return pytest.mark.root(skip(test))
+
+
+class Verdicts:
+    """Checks how all hosts of a job ended, and notes how long that took."""
+
+    def __init__(self, test: pytest.Item) -> None:
+        self._test = test
+
+    def failed(
+        self, cluster: Cluster, since: float, cause: str, status: Optional[Dict[int, int]] = None
+    ) -> List[Ended]:
+        """Every host fails with the same cause; one that matches; others exit with status 1."""
+        ends = cluster.ended()
+        self.note(ends, since)
+        causes = {end.cause for end in ends}
+        assert len(causes) == 1, f"one cause for all, not {causes}"
+        assert re.search(cause, causes.pop()), f"{ends[0].cause!r} does not match {cause!r}"
+        for number, end in enumerate(ends, 1):
+            assert end.status == (status or {}).get(number, 1), end.output
+            assert not end.success
+            assert "the job FAILED" in end.output
+        return ends
+
+    def succeeded(self, cluster: Cluster) -> List[Ended]:
+        """Every host succeeds."""
+        ends = cluster.ended()
+        for end in ends:
+            assert (end.status, end.success, end.failure) == (0, True, None), end.output
+        return ends
+
+    def stopped(self, cluster: Cluster, since: float, status: Dict[int, int]) -> List[Ended]:
+        """Every host stops: neither success nor failure."""
+        ends = cluster.ended()
+        self.note(ends, since)
+        for number, end in enumerate(ends, 1):
+            assert (end.status, end.success, end.failure) == (status[number], False, None), (
+                end.output
+            )
+            assert "the job was STOPPED" in end.output
+        return ends
+
+    def note(self, ends: List[Ended], since: float) -> None:
+        """Note how long an ending took, for the table at the end."""
+        seconds = max(end.at for end in ends) - since
+        self._test.user_properties.append((SECONDS, seconds))
+
+
+CGROUP = Path("/sys/fs/cgroup/memory")
+
+needs_memory_limit = pytest.mark.skipif(
+    not (CGROUP / "memory.limit_in_bytes").exists() or os.geteuid() != 0,
+    reason="needs root and the cgroup v1 memory controller",
+)
+
+
+@pytest.fixture
+def limited(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[int], str]]:
+    """Make a control group with a memory limit in MiB; return its directory. As a container is."""
+    group = CGROUP / f"smx-test-{os.getpid()}-{tmp_path.name}"
+
+    def make(megabytes: int) -> str:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(megabytes * 2**20))
+        return str(group)
+
+    yield make
+    eventually(lambda: not (group / "cgroup.procs").read_text(), "everybody leaving the group")
+    group.rmdir()
+
+
+@pytest.fixture
+def verdicts(request: pytest.FixtureRequest) -> Verdicts:
+    return Verdicts(request.node)
+
+
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
+    """Print how long each ending took: figures for the README, not verdicts."""
+    figures: Dict[str, List[float]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            cell = report.nodeid.split("endings/test_")[-1].split("[")[0]
+            for name, value in report.user_properties:
+                if name == SECONDS and report.when == "call":
+                    figures.setdefault(cell.replace(".py::test_", ": "), []).append(value)
+    if not figures:
+        return
+    terminalreporter.section(f"{SECONDS} (min max, runs)")
+    for cell, seconds in sorted(figures.items()):
+        low, high = min(seconds), max(seconds)
+        terminalreporter.write_line(f"{low:6.2f} {high:6.2f} {len(seconds):3d}  {cell}")
+    path = os.environ.get("ENDINGS_FIGURES")
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")

@@ -1,0 +1,251 @@
+"""Faults in the kvstore's own processes: scheduler and servers, on real MXNet processes."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from tests.cluster import IN_GROUP, Network, free_port, job
+from tests.endings.conftest import (
+    CGROUP,
+    Verdicts,
+    everywhere,
+    needs_memory_limit,
+    needs_root,
+)
+from tests.endings.test_worker import training
+
+everywhere_with_one_scheduler = pytest.mark.parametrize("hosts", [1, 2, 3])
+
+OPTIMIZER = """
+class Mine(mx.optimizer.Optimizer):
+    def create_state(self, index, weight):
+        return None
+
+    def update(self, index, weight, grad, state):
+        {update}
+
+if __name__ == "__main__":
+    init()
+    kv.set_optimizer(Mine(learning_rate=0.5))
+    while True:
+        push_and_pull()
+"""
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3])
+def test_custom_optimizer_that_raises(tmp_path: Path, verdicts: Verdicts, hosts: int) -> None:
+    """Python alone would print "Exception ignored" on the server, and training would go on."""
+    # One key lives on one server; which, MXNet decides.
+    body = OPTIMIZER.format(update='raise ArithmeticError("no update today")')
+    since = time.monotonic()
+    with job(tmp_path, body, hosts, kvstore=True) as cluster:
+        cause = (
+            r"^algo-\d: server failed: ArithmeticError: no update today "
+            r"\(the optimizer Mine failed to update key .*\) \(exit status 1\)$"
+        )
+        ends = verdicts.failed(cluster, since, cause)
+    assert "in update" in (ends[0].failure or ""), "the traceback in the user's own code"
+
+
+def test_custom_optimizer_that_cannot_be_loaded(tmp_path: Path, verdicts: Verdicts) -> None:
+    body = """
+    def late():
+        class Hidden(mx.optimizer.SGD):
+            def __reduce__(self):
+                return (eval, ("no_such_name",))
+        return Hidden()
+
+    kv.set_optimizer(late())
+    init()
+    while True:
+        push_and_pull()
+    """
+    since = time.monotonic()
+    with job(tmp_path, body, 2, kvstore=True) as cluster:
+        cause = r"server failed: NameError: .*no_such_name.*\(the optimizer that the worker sent"
+        verdicts.failed(cluster, since, cause)
+
+
+@everywhere
+def test_server_sigkill(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
+    with job(tmp_path, training(), hosts, kvstore=True) as cluster:
+        cluster.wait_for("^training")
+        since = cluster[culprit].kill("server")
+        cause = rf"^algo-{culprit}: server failed: killed by SIGKILL \(exit status 137\)$"
+        verdicts.failed(cluster, since, cause)
+
+
+@everywhere
+def test_server_sigsegv(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
+    with job(tmp_path, training(), hosts, kvstore=True) as cluster:
+        cluster.wait_for("^training")
+        since = cluster[culprit].kill("server", signal.SIGSEGV)
+        cause = rf"^algo-{culprit}: server failed: killed by SIGSEGV \(exit status 139\)$"
+        verdicts.failed(cluster, since, cause)
+
+
+@everywhere
+def test_server_sigstop(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
+    with job(tmp_path, training(), hosts, kvstore=True) as cluster:
+        cluster.wait_for("^training")
+        since = cluster[culprit].kill("server", signal.SIGSTOP)
+        cause = rf"^algo-{culprit}: server failed: frozen: stopped by a signal \(SIGSTOP\)"
+        verdicts.failed(cluster, since, cause)
+
+
+@pytest.mark.parametrize(("hosts", "culprit"), [(1, 1), (2, 2)])
+@needs_root
+@needs_memory_limit
+def test_server_out_of_memory(
+    tmp_path: Path, verdicts: Verdicts, limited: Callable[[int], str], hosts: int, culprit: int
+) -> None:
+    """Weights that the servers' host has no room for. The kernel is told whom to choose."""
+    body = f"""
+    say("up")
+    while not os.path.exists("{tmp_path}/go"):
+        time.sleep(0.05)
+    for key in range(400):
+        kv.init(key, mx.nd.zeros((2500000,)))
+    """
+    group = limited(900)
+
+    def inside(number: int) -> dict:
+        return {"GROUP": group if number == culprit else str(CGROUP)}
+
+    with job(
+        tmp_path, body, hosts, kvstore=True, command=("-c", IN_GROUP), per_host=inside
+    ) as cluster:
+        cluster.wait_for("^up")
+        Path(f"/proc/{cluster[culprit].pid('server')}/oom_score_adj").write_text("1000")
+        (tmp_path / "go").touch()
+        since = time.monotonic()
+        cause = (
+            rf"^algo-{culprit}: server failed: out of memory: the container's limit of 900 MiB "
+            r"was reached \(killed by SIGKILL\) \(exit status 137\)"
+        )
+        verdicts.failed(cluster, since, cause)
+
+
+@everywhere_with_one_scheduler
+def test_scheduler_sigkill(tmp_path: Path, verdicts: Verdicts, hosts: int) -> None:
+    with job(tmp_path, training(), hosts, kvstore=True) as cluster:
+        cluster.wait_for("^training")
+        since = cluster[1].kill("scheduler")
+        cause = r"^algo-1: scheduler failed: killed by SIGKILL \(exit status 137\)$"
+        verdicts.failed(cluster, since, cause)
+
+
+@everywhere_with_one_scheduler
+def test_scheduler_sigstop(tmp_path: Path, verdicts: Verdicts, hosts: int) -> None:
+    with job(tmp_path, training(), hosts, kvstore=True) as cluster:
+        cluster.wait_for("^training")
+        since = cluster[1].kill("scheduler", signal.SIGSTOP)
+        cause = r"^algo-1: scheduler failed: frozen: stopped by a signal \(SIGSTOP\)"
+        verdicts.failed(cluster, since, cause)
+
+
+@everywhere
+def test_never_starts(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
+    """The native library cannot be loaded on one host, where scheduler and server need it."""
+    broken = tmp_path / "libmxnet.so"
+    broken.write_text("this is no library")
+
+    def spoiled(number: int) -> dict:
+        return {"MXNET_LIBRARY_PATH": str(broken)} if number == culprit else {}
+
+    since = time.monotonic()
+    with job(
+        tmp_path, "wait_for_ever()", hosts, parameter_server=True, per_host=spoiled
+    ) as cluster:
+        # On the first host scheduler and server are both broken: whoever says so first.
+        names = "(scheduler|server)" if culprit == 1 else "server"
+        cause = rf"^algo-{culprit}: {names} failed: OSError: .*libmxnet\.so.*cannot run\)"
+        verdicts.failed(cluster, since, cause)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3])
+def test_scheduler_port_taken(tmp_path: Path, verdicts: Verdicts, hosts: int) -> None:
+    """A port that somebody asked for is named together with its owner."""
+    port = free_port()
+    since = time.monotonic()
+    with socket.socket() as owner:
+        owner.bind(("127.0.0.1", port))
+        owner.listen()
+        with job(
+            tmp_path, "wait_for_ever()", hosts, parameter_server=True,
+            hyperparameters={"_ps_port": port},
+        ) as cluster:  # fmt: skip
+            cause = rf"^algo-1: .*port {port}.*taken by process {os.getpid()}, "
+            verdicts.failed(cluster, since, cause)
+
+
+@needs_root
+def test_default_scheduler_port_taken_is_no_failure(tmp_path: Path, verdicts: Verdicts) -> None:
+    """Nobody asked for this port: the scheduler takes another, and says whose it was."""
+    with Network(1) as network:
+        take = "import socket; s = socket.create_server(('', 8000)); print('taken', flush=True)"
+        command = [sys.executable, "-u", "-c", take + "; input()"]
+        owner = network.run(1, command)
+        assert owner.stdout.readline() == b"taken\n"
+        body = "init(); say(push_and_pull())"
+        env = {"SAGEMAKER_MXNET_PS_PORT": ""}
+        with job(tmp_path, body, 1, kvstore=True, env=env, network=network) as cluster:
+            cluster[1].wait_for(rf"port 8000 is taken by process {owner.pid}")
+            verdicts.succeeded(cluster)
+
+
+STALE = """
+from sagemaker_mxnet_training import compatibility
+compatibility.install()
+import mxnet as mx
+mx.kv.create("dist_sync")
+"""
+
+DOOR = """
+import socket
+with socket.create_server(("", 8000)) as door:
+    door.accept()
+print("somebody calls")
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("given", [False, True], ids=["default-port", "given-port"])
+def test_a_process_of_an_earlier_job_cannot_join(
+    tmp_path: Path, verdicts: Verdicts, given: bool
+) -> None:
+    """A worker that an earlier job left behind goes on calling its scheduler's port."""
+    stale = {
+        "DMLC_ROLE": "worker",
+        "DMLC_PS_ROOT_URI": "10.0.0.1",
+        "DMLC_PS_ROOT_PORT": "8000",
+        "DMLC_NUM_WORKER": "2",
+        "DMLC_NUM_SERVER": "2",
+    }
+    since = time.monotonic()
+    with Network(2) as network:
+        stale["DMLC_PS_ROOT_URI"] = network.address(1)
+        stale["DMLC_NODE_HOST"] = network.address(2)
+        left = network.run(2, [sys.executable, "-c", STALE], stale)
+        door = network.run(1, [sys.executable, "-c", DOOR])
+        assert door.stdout.readline() == b"somebody calls\n"
+        door.wait()
+        body = "init(); say(push_and_pull())"
+        parameters = {"_ps_port": 8000} if given else {}
+        env = {"SAGEMAKER_MXNET_PS_PORT": ""}
+        with job(
+            tmp_path, body, 2, kvstore=True, env=env, hyperparameters=parameters, network=network
+        ) as cluster:
+            if given:
+                cause = r"^algo-1: scheduler failed: .*port 8000.*left over from an earlier job"
+                verdicts.failed(cluster, since, cause)
+            else:
+                verdicts.succeeded(cluster)
+                assert "calls on port 8000" in cluster[1].output
+        assert left.poll() is None, "it was there all the time"

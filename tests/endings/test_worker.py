@@ -1,0 +1,200 @@
+"""Faults in the user's script, on real MXNet processes unless the kvstore plays no part."""
+
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from tests.cluster import IN_GROUP, job
+from tests.endings.conftest import (
+    CGROUP,
+    Verdicts,
+    everywhere,
+    needs_memory_limit,
+    needs_root,
+)
+
+TRAIN = """
+init()
+step = 0
+while True:
+    push_and_pull()
+    step += 1
+    if step == 3:
+        say("training")
+    {fault}
+"""
+
+
+def training(fault: str = "pass", host: int = 0) -> str:
+    """Return a training loop in which one host has a fault once everybody trains."""
+    return TRAIN.format(fault=f'if step == 20 and host == "algo-{host}": {fault}')
+
+
+@everywhere
+def test_uncaught_exception(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
+    fault = 'say("now", time.monotonic()); raise ValueError(f"boom at step {step}")'
+    with job(tmp_path, training(fault, culprit), hosts, kvstore=True) as cluster:
+        since = float(cluster[culprit].wait_for(r"^now (\S+)").group(1))
+        cause = rf"^algo-{culprit}: worker failed: ValueError: boom at step 20 \(exit status 1\)$"
+        ends = verdicts.failed(cluster, since, cause)
+    for end in ends:
+        assert 'raise ValueError(f"boom at step {step}")' in (end.failure or "")
+        assert "bootstrap.py" not in end.output, "tracebacks look as they do without us"
+
+
+@everywhere
+def test_exception_without_the_parameter_server(
+    tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int
+) -> None:
+    body = f"""
+    say("up")
+    if host == "algo-{culprit}":
+        time.sleep(0.5)
+        say("now", time.monotonic())
+        raise KeyError("lost")
+    wait_for_ever()
+    """
+    with job(tmp_path, body, hosts) as cluster:
+        since = float(cluster[culprit].wait_for(r"^now (\S+)").group(1))
+        verdicts.failed(cluster, since, rf"^algo-{culprit}: worker failed: KeyError: 'lost'")
+
+
+@everywhere
+def test_sys_exit_3(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
+    fault = 'say("now", time.monotonic()); sys.exit(3)'
+    with job(tmp_path, training(fault, culprit), hosts, kvstore=True) as cluster:
+        since = float(cluster[culprit].wait_for(r"^now (\S+)").group(1))
+        cause = rf"^algo-{culprit}: worker failed: sys\.exit\(3\) \(exit status 3\)$"
+        verdicts.failed(cluster, since, cause, status={culprit: 3})
+
+
+@everywhere
+def test_sigkill(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
+    with job(tmp_path, training(), hosts, kvstore=True) as cluster:
+        cluster.wait_for("^training")
+        since = cluster[culprit].kill("worker")
+        cause = rf"^algo-{culprit}: worker failed: killed by SIGKILL \(exit status 137\)$"
+        verdicts.failed(cluster, since, cause, status={culprit: 137})
+
+
+@everywhere
+def test_sigsegv(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
+    """A crash in native code, in a process whose signal handlers MXNet has replaced."""
+    fault = 'import ctypes; say("now", time.monotonic()); ctypes.string_at(0)'
+    with job(tmp_path, training(fault, culprit), hosts, kvstore=True) as cluster:
+        since = float(cluster[culprit].wait_for(r"^now (\S+)").group(1))
+        cause = rf"^algo-{culprit}: worker failed: killed by SIGSEGV \(exit status 139\)$"
+        ends = verdicts.failed(cluster, since, cause, status={culprit: 139})
+    assert "train.py" in (ends[0].failure or ""), "the Python stack of the crash"
+
+
+@everywhere
+def test_sigstop_is_reported_and_not_killed(
+    tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int
+) -> None:
+    """A script that is frozen looks like one under a debugger: it may go on."""
+    body = f"""
+    say("up")
+    while not os.path.exists("{tmp_path}/go"):
+        time.sleep(0.05)
+    """
+    with job(tmp_path, body, hosts) as cluster:
+        cluster.wait_for("^up")
+        cluster[culprit].kill("worker", signal.SIGSTOP)
+        cluster[culprit].wait_for(r"worker: WARNING: is stopped \(SIGSTOP\)")
+        (tmp_path / "go").touch()
+        cluster[culprit].kill("worker", signal.SIGCONT)
+        verdicts.succeeded(cluster)
+
+
+BROKEN = {
+    "import-error": ("import no_such_module\n", r"ModuleNotFoundError: No module named", 1),
+    "syntax-error": ("def broken(:\n", r"SyntaxError", 1),
+    "missing-script": (None, r"train\.py.*(missing|no such|not there|does not exist)", 1),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize(("hosts", "culprit"), [(1, 1), (2, 2), (3, 1)])
+def test_never_starts(
+    tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int, kind: str
+) -> None:
+    """What is wrong on one host ends all of them, also those whose script waits for it."""
+    text, cause, status = BROKEN[kind]
+
+    def spoil(number: int, base: Path) -> None:
+        path = base / "code" / "train.py"
+        if number == culprit:
+            path.unlink() if text is None else path.write_text(text)
+
+    since = time.monotonic()
+    with job(tmp_path, "wait_for_ever()", hosts, prepare=spoil) as cluster:
+        verdicts.failed(cluster, since, rf"^algo-{culprit}: .*{cause}", status={culprit: status})
+
+
+@pytest.mark.parametrize(("hosts", "culprit"), [(1, 1), (2, 2), (3, 1)])
+def test_bad_interpreter(tmp_path: Path, hosts: int, culprit: int) -> None:
+    def spoil(number: int, base: Path) -> None:
+        if number == culprit:
+            (base / "code" / "train.sh").write_text("#!/no/such/interpreter\n")
+
+    body = "#!/bin/sh\nwhile true; do sleep 0.05; done\n"
+    with job(tmp_path, body, hosts, entry_point="train.sh", prepare=spoil) as cluster:
+        cause = rf"^algo-{culprit}: worker failed: .*\(exit status 12[67]\)$"
+        ends = cluster.ended()
+        assert ends[culprit - 1].status in (126, 127)
+        for number, end in enumerate(ends, 1):
+            assert re.search(cause, end.cause)
+            assert "train.sh" in (end.failure or ""), "the shell's own words"
+            assert number == culprit or end.status == 1
+
+
+@pytest.mark.parametrize(("hosts", "culprit"), [(1, 1), (2, 2), (3, 1)])
+@needs_root
+@needs_memory_limit
+def test_out_of_memory(
+    tmp_path: Path,
+    verdicts: Verdicts,
+    limited: Callable[[int], str],
+    hosts: int,
+    culprit: int,
+) -> None:
+    """The kernel kills the script for the container's limit, and the cause says so."""
+    body = f"""
+    if host == "algo-{culprit}":
+        say("now", time.monotonic())
+        hog = [bytearray(1 << 20) for _ in range(2000)]
+    wait_for_ever()
+    """
+    group = limited(300)
+
+    def inside(number: int) -> dict:
+        return {"GROUP": group if number == culprit else str(CGROUP)}
+
+    with job(tmp_path, body, hosts, command=("-c", IN_GROUP), per_host=inside) as cluster:
+        since = float(cluster[culprit].wait_for(r"^now (\S+)").group(1))
+        cause = (
+            rf"^algo-{culprit}: worker failed: out of memory: the container's limit of "
+            r"300 MiB was reached \(killed by SIGKILL\) \(exit status 137\)"
+        )
+        verdicts.failed(cluster, since, cause, status={culprit: 137})
+
+
+@everywhere
+def test_requirements_cannot_be_installed(
+    tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int
+) -> None:
+    def spoil(number: int, base: Path) -> None:
+        if number == culprit:
+            (base / "code" / "requirements.txt").write_text("no-such-package-smx==1\n")
+
+    since = time.monotonic()
+    env = {"PIP_NO_INDEX": "1"}
+    with job(tmp_path, "wait_for_ever()", hosts, env=env, prepare=spoil) as cluster:
+        cause = rf"^algo-{culprit}: install failed: .*no-such-package-smx"
+        ends = verdicts.failed(cluster, since, cause)
+    assert "No matching distribution found" in (ends[0].failure or ""), "pip's own last lines"

@@ -1,0 +1,547 @@
+"""``sagemaker-mxnet-training local``: real runs, as somebody at a terminal starts them."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
+
+import psutil
+import pytest
+
+from tests.cluster import eventually
+
+BOUND = 60
+
+
+class Terminal:
+    """A directory with scripts in it, and the runs started from there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._started: List[subprocess.Popen[str]] = []
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def start(self, *words: str, **variables: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sagemaker_mxnet_training", "local", *words],
+            cwd=self.directory,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        process = self.start(*words, **variables)
+        stdout, stderr = process.communicate(timeout=BOUND)
+        self.nothing_is_left()
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+    def nothing_is_left(self) -> None:
+        eventually(lambda: not self.processes(), "the end of every process", 10)
+
+    def processes(self) -> List[psutil.Process]:
+        """Every living process of the runs started here."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                base = process.environ().get("SAGEMAKER_BASE_DIR", "")
+                if base.startswith(str(self.directory)) and process.status() != "zombie":
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        for left in self.processes():
+            left.kill()
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    terminal = Terminal(tmp_path)
+    yield terminal
+    terminal.kill()
+
+
+SHOW = """
+import json, os, sys
+names = ("SM_CURRENT_HOST", "SM_HOSTS", "SM_CHANNELS", "SM_CHANNEL_TRAIN", "SM_HPS", "MINE",
+         "SM_MODEL_DIR", "SAGEMAKER_BASE_DIR", "DMLC_ROLE", "DMLC_NUM_WORKER", "LEFT_OVER",
+         "SM_HP_STALE", "DMLC_STALE")
+seen = {name: os.environ[name] for name in names if name in os.environ}
+print(json.dumps({**seen, "argv": sys.argv[1:], "cwd": os.getcwd()}), flush=True)
+with open(os.path.join(os.environ["SM_MODEL_DIR"], "made"), "w") as file:
+    file.write("x")
+"""
+
+
+def seen(stdout: str) -> Dict[str, Dict[str, object]]:
+    """What ``SHOW`` printed on each host."""
+    lines = re.findall(r"^(algo-\d+) \| (\{.*\})$", stdout, re.MULTILINE)
+    return {host: json.loads(text) for host, text in lines}
+
+
+def summary(stdout: str) -> Dict[str, str]:
+    """The lines without a host's prefix, by their first word."""
+    lines = [line for line in stdout.splitlines() if not line.startswith("algo-")]
+    return {line.split()[0]: line.strip() for line in lines}
+
+
+def test_every_option(terminal: Terminal) -> None:
+    terminal.write("source/train.py", SHOW)
+    (terminal.directory / "digits").mkdir()
+    words = ["--hosts", "2", "--no-parameter-server", "--channel", "train=digits"]
+    words += ["--hyperparameter", "epochs=5", "--hyperparameter", "name=two words"]
+    words += ["--hyperparameter", "equation=a=b", "--env", "MINE=a=b c"]
+    words += ["--source-dir", "source", "--run-dir", "out/run", "train.py"]
+    stale = {"SM_HP_STALE": "1", "DMLC_STALE": "1", "LEFT_OVER": "yes"}
+    done = terminal.run(*words, **stale)
+    assert done.returncode == 0, done.stderr
+    run_dir = terminal.directory / "out" / "run"
+    hosts = seen(done.stdout)
+    assert sorted(hosts) == ["algo-1", "algo-2"]
+    for name, host in hosts.items():
+        base = run_dir / name
+        assert host == {
+            "SM_CURRENT_HOST": name,
+            "SM_HOSTS": '["algo-1","algo-2"]',
+            "SM_CHANNELS": '["train"]',
+            "SM_CHANNEL_TRAIN": str(base / "input" / "data" / "train"),
+            "SM_HPS": '{"epochs":5,"equation":"a=b","name":"two words"}',
+            "MINE": "a=b c",
+            "SM_MODEL_DIR": str(base / "model"),
+            "SAGEMAKER_BASE_DIR": str(base),
+            "LEFT_OVER": "yes",
+            "argv": ["--epochs", "5", "--equation", "a=b", "--name", "two words"],
+            "cwd": str(base / "code"),
+        }
+        laid_out = {path.name for path in base.iterdir()}
+        assert laid_out == {"input", "code", "model", "output", "checkpoints"}
+        assert (base / "input" / "data" / "train").resolve() == terminal.directory / "digits"
+        assert (base / "output" / "success").exists()
+        config = sorted(path.name for path in (base / "input" / "config").iterdir())
+        wanted = ["hyperparameters.json", "inputdataconfig.json", "resourceconfig.json"]
+        assert config == wanted
+    told = summary(done.stdout)
+    assert re.fullmatch(r"job SUCCEEDED after \d+\.\d s \(exit status 0\)", told["job"])
+    assert re.fullmatch(r"phases  (fetch|install|join|train|hold|drain) \d.*", told["phases"])
+    assert told["model"] == f"model   {run_dir}/algo-1/model (made)"
+    assert told["run"] == f"run     {run_dir}"
+    assert "cause" not in told
+
+
+def test_default_is_one_host_without_parameter_server(terminal: Terminal) -> None:
+    """The source directory is the script's, the run directory one of its own below ``runs``."""
+    terminal.write("source/train.py", SHOW)
+    terminal.write("source/helper.txt", "helper")
+    first, second = terminal.run("source/train.py"), terminal.run("source/train.py")
+    for done in (first, second):
+        assert done.returncode == 0, done.stderr
+        assert list(seen(done.stdout)) == ["algo-1"]
+        assert "DMLC_ROLE" not in done.stdout
+    runs = sorted((terminal.directory / "runs").iterdir())
+    assert len(runs) == 2
+    for run in runs:
+        assert re.fullmatch(r"train-\d{8}-\d{6}-\d+", run.name)
+        assert (run / "algo-1" / "code" / "helper.txt").read_text() == "helper"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--parameter-server"], {"algo-1": "1"}),
+        (["--hosts", "2"], {"algo-1": "2", "algo-2": "2"}),
+    ],
+    ids=["one-host-asked-for", "two-hosts-by-default"],
+)
+def test_parameter_server(terminal: Terminal, words: List[str], expected: Dict[str, str]) -> None:
+    terminal.write("train.py", SHOW)
+    done = terminal.run(*words, "train.py")
+    assert done.returncode == 0, done.stderr
+    hosts = seen(done.stdout)
+    assert {name: host["DMLC_NUM_WORKER"] for name, host in hosts.items()} == expected
+    assert all(host["DMLC_ROLE"] == "worker" for host in hosts.values())
+    assert "algo-1 scheduler: started" in done.stderr
+
+
+WAIT = """
+import os, sys, time
+print("up", flush=True)
+while not os.path.exists(sys.argv[-1]):
+    time.sleep(0.02)
+"""
+
+
+def _roles(terminal: Terminal) -> Dict[Tuple[str, str], str]:
+    found = {}
+    for process in terminal.processes():
+        try:
+            variables = process.environ()
+        except psutil.Error:
+            continue
+        key = (variables.get("SM_CURRENT_HOST", ""), variables.get("DMLC_ROLE", ""))
+        found[key] = variables.get("SAGEMAKER_BASE_DIR", "")
+    return found
+
+
+def test_role_processes_carry_host_role_and_base_directory(terminal: Terminal) -> None:
+    """In the environment they are started with, which anybody can look at."""
+    terminal.write("train.py", WAIT)
+    go = str(terminal.directory / "go")
+    run = terminal.start("--hosts", "2", "--hyperparameter", f"go={go}", "train.py")
+    wanted = {("algo-1", role) for role in ("scheduler", "server", "worker")}
+    wanted |= {("algo-2", role) for role in ("server", "worker")}
+    found = eventually(
+        lambda: _roles(terminal) if wanted <= set(_roles(terminal)) else None, "all roles"
+    )
+    for host, role in wanted:
+        assert os.path.basename(found[host, role]) == host
+    Path(go).touch()
+    run.communicate(timeout=BOUND)
+    assert run.returncode == 0
+
+
+def test_two_runs_at_once_do_not_meet(terminal: Terminal) -> None:
+    """Both hold their ports at the same time."""
+    terminal.write("train.py", WAIT)
+    go = str(terminal.directory / "go")
+    words = ("--hosts", "2", "--hyperparameter", f"go={go}", "train.py")
+    runs = [terminal.start(*words), terminal.start(*words)]
+
+    def workers() -> int:
+        return [p.environ().get("DMLC_ROLE") for p in terminal.processes()].count("worker")
+
+    def both() -> bool:
+        try:
+            return workers() == 4
+        except psutil.Error:
+            return False
+
+    eventually(both, "the workers of both runs")
+    Path(go).touch()
+    for run in runs:
+        stdout, stderr = run.communicate(timeout=BOUND)
+        assert run.returncode == 0, stderr
+        assert "job SUCCEEDED" in stdout
+
+
+HEAR = """
+import os, signal, sys, time
+
+def stop(number, frame):
+    print("heard", signal.Signals(number).name, flush=True)
+    sys.exit({status})
+
+signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
+print("up", flush=True)
+while True:
+    time.sleep(0.02)
+"""
+
+
+def _until_up(run: "subprocess.Popen[str]", hosts: int) -> str:
+    assert run.stdout is not None
+    read = ""
+    while read.count("| up\n") < hosts:
+        line = run.stdout.readline()
+        assert line, f"ended early: {read}{run.stderr.read() if run.stderr else ''}"
+        read += line
+    return read
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_stops_everything(terminal: Terminal, number: signal.Signals) -> None:
+    terminal.write("train.py", HEAR.format(status=0))
+    run = terminal.start("--hosts", "2", "--no-parameter-server", "train.py")
+    _until_up(run, 2)
+    run.send_signal(number)
+    stdout, stderr = run.communicate(timeout=BOUND)
+    terminal.nothing_is_left()
+    told = summary(stdout)
+    assert re.match(r"job STOPPED after", told["job"]), stdout + stderr
+    assert "cause" not in told
+    if number is not signal.SIGHUP:  # which this script knows nothing of, and dies of
+        assert stdout.count(f"| heard {number.name}\n") == 2
+        assert run.returncode == 0
+    else:
+        assert run.returncode == 128 + number
+
+
+def test_ctrl_c_of_a_script_without_a_handler(terminal: Terminal) -> None:
+    """As a shell tells it: 128 + 2."""
+    terminal.write("train.py", WAIT)
+    run = terminal.start("--hyperparameter", "go=/nowhere", "train.py")
+    _until_up(run, 1)
+    run.send_signal(signal.SIGINT)
+    stdout, _ = run.communicate(timeout=BOUND)
+    assert run.returncode == 130
+    assert "job STOPPED" in stdout
+
+
+def test_second_ctrl_c_kills(terminal: Terminal) -> None:
+    terminal.write("train.py", HEAR.format(status=0).replace("sys.exit(0)", "pass"))
+    run = terminal.start("--hosts", "2", "--no-parameter-server", "train.py")
+    _until_up(run, 2)
+    run.send_signal(signal.SIGINT)
+    assert run.stdout is not None
+    while "heard SIGINT" not in run.stdout.readline():
+        pass
+    run.send_signal(signal.SIGINT)
+    stdout, _ = run.communicate(timeout=BOUND)
+    terminal.nothing_is_left()
+    assert run.returncode == 137
+    assert "job STOPPED" in stdout
+
+
+def test_a_killed_local_leaves_nothing(terminal: Terminal) -> None:
+    """Its hosts are asked to stop by the kernel."""
+    terminal.write("train.py", HEAR.format(status=0))
+    run = terminal.start("--hosts", "2", "train.py")
+    _until_up(run, 2)
+    run.kill()
+    run.communicate(timeout=BOUND)
+    terminal.nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "cause"),
+    [
+        ("sys.exit(3)", 3, "sys.exit(3) (exit status 3)"),
+        ("raise ValueError('boom')", 1, "ValueError: boom (exit status 1)"),
+        ("os.kill(os.getpid(), 9)", 137, "killed by SIGKILL (exit status 137)"),
+    ],
+)
+def test_failure_of_one_host_is_the_jobs(
+    terminal: Terminal, body: str, status: int, cause: str
+) -> None:
+    text = f"import os, sys, time\nif os.environ['SM_CURRENT_HOST'] == 'algo-2':\n    {body}\n"
+    terminal.write("train.py", text + "time.sleep(600)\n")
+    done = terminal.run("--hosts", "3", "--no-parameter-server", "train.py")
+    assert done.returncode == status
+    told = summary(done.stdout)
+    assert told["cause"] == f"cause   algo-2: worker failed: {cause}"
+    assert re.fullmatch(rf"job FAILED after \d+\.\d s \(exit status {status}\)", told["job"])
+
+
+@pytest.mark.parametrize(
+    ("words", "script"),
+    [
+        (["source/pkg/train.py", "--source-dir", "source"], "pkg/train.py"),
+        (["pkg/train.py", "--source-dir", "source"], "pkg/train.py"),
+        (["{}/source/pkg/train.py", "--source-dir", "{}/source"], "pkg/train.py"),
+        (["source/pkg/train.py"], "train.py"),
+        (["source/train.sh"], "train.sh"),
+    ],
+    ids=["path-into-it", "path-in-it", "absolute", "without", "shell"],
+)
+def test_script_inside_the_source_directory(
+    terminal: Terminal, words: List[str], script: str
+) -> None:
+    terminal.write("source/pkg/train.py", "import os\nprint(os.environ['SM_USER_ENTRY_POINT'])")
+    terminal.write("source/train.sh", "echo $SM_USER_ENTRY_POINT\n")
+    done = terminal.run(*(word.format(terminal.directory) for word in words))
+    assert done.returncode == 0, done.stderr
+    assert f"algo-1 | {script}\n" in done.stdout
+
+
+def test_lines_are_whole_and_carry_their_host(terminal: Terminal) -> None:
+    """Streams stay apart, a progress bar's states become lines, a last line may lack its end."""
+    body = """
+import os, sys
+print("ä" * 70000)
+sys.stdout.write("10%\\r20%\\rdone\\r\\nlast")
+print("problem", file=sys.stderr)
+sys.stdout.flush()
+os.write(1, b"\\xff\\n")
+os.write(1, b"no end")
+"""
+    terminal.write("train.py", body)
+    process = subprocess.run(
+        [sys.executable, "-m", "sagemaker_mxnet_training", "local", "--hosts", "2",
+         "--no-parameter-server", "train.py"],
+        cwd=terminal.directory, capture_output=True, timeout=BOUND, check=True,
+    )  # fmt: skip
+    lines = process.stdout.split(b"\n")
+    for host in (b"algo-1", b"algo-2"):
+        own = [line[len(host) + 3 :] for line in lines if line.startswith(host + b" | ")]
+        assert own == ["ä".encode() * 70000, b"10%", b"20%", b"done", b"last\xff", b"no end"]
+        assert host + b" | problem\n" in process.stderr
+        assert host + b" | [sagemaker-mxnet-training]" in process.stderr
+
+
+def test_colours_on_a_terminal_only(terminal: Terminal) -> None:
+    terminal.write("train.py", "print('hello')")
+    assert "\x1b" not in terminal.run("train.py").stdout
+    leader, follower = pty.openpty()
+    words = [sys.executable, "-m", "sagemaker_mxnet_training", "local", "train.py"]
+    with subprocess.Popen(words, cwd=terminal.directory, stdout=follower, stderr=follower) as run:
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                block = os.read(leader, 65536)
+            except OSError:  # how a terminal says that nobody writes to it any more
+                break
+            if not block:
+                break
+            shown += block
+    os.close(leader)
+    assert run.returncode == 0
+    assert b"\x1b[36malgo-1 | \x1b[0mhello\r\n" in shown
+
+
+def test_nobody_reads_the_output(terminal: Terminal) -> None:
+    """``local ... | head -1``: the job goes on to its end."""
+    terminal.write("train.py", SHOW + "\nfor _ in range(10000): print('x' * 100)\n")
+    run = terminal.start("--run-dir", "run", "train.py")
+    assert run.stdout is not None and run.stderr is not None
+    run.stdout.readline()
+    run.stdout.close()
+    run.stderr.close()
+    run.wait(BOUND)
+    assert (terminal.directory / "run" / "algo-1" / "output" / "success").exists()
+    terminal.nothing_is_left()
+
+
+def test_second_run_in_the_same_directory(terminal: Terminal) -> None:
+    """It replaces the code, and does not take the old result for its own."""
+    (terminal.directory / "digits").mkdir()
+    words = ("--run-dir", "run", "--channel", "train=digits", "train.py")
+    terminal.write("train.py", "raise ValueError('boom')")
+    assert terminal.run(*words).returncode == 1
+    terminal.write("train.py", "print('fine')")
+    done = terminal.run(*words)
+    assert done.returncode == 0
+    assert "algo-1 | fine" in done.stdout
+    assert "cause" not in summary(done.stdout)
+
+
+def test_settings_of_our_own(terminal: Terminal) -> None:
+    terminal.write("train.py", "pass")
+    done = terminal.run("--hyperparameter", "sagemaker_mxnet_stop_grace=7", "train.py",
+                        SAGEMAKER_MXNET_DRAIN_TIMEOUT="8")  # fmt: skip
+    assert "stop_grace = 7.0" in done.stderr
+    assert "drain_timeout = 8.0" in done.stderr
+
+
+def test_relative_pythonpath(terminal: Terminal) -> None:
+    if "PYTHONPATH" not in os.environ:
+        pytest.skip("the package is installed: its place does not come from PYTHONPATH")
+    source = os.path.relpath(Path(__file__).parents[2] / "src", terminal.directory)
+    terminal.write("train.py", "print('fine')")
+    done = terminal.run("--parameter-server", "train.py", PYTHONPATH=source)
+    assert done.returncode == 0, done.stderr
+    assert "algo-1 | fine" in done.stdout
+
+
+# Wrong usage: exit status 2, everything that is wrong at once, nothing started, nothing left.
+
+WRONG: Dict[str, Tuple[List[str], List[str]]] = {
+    "no-script": ([], ["SCRIPT"]),
+    "hosts-zero": (["--hosts", "0", "train.py"], ["--hosts 0", "1 to 64"]),
+    "hosts-text": (["--hosts", "two", "train.py"], ["--hosts two", "1 to 64"]),
+    "hosts-negative": (["--hosts=-1", "train.py"], ["--hosts -1", "1 to 64"]),
+    "hosts-many": (["--hosts", "65", "train.py"], ["--hosts 65", "1 to 64"]),
+    "both": (["--parameter-server", "--no-parameter-server", "train.py"], ["not allowed with"]),
+    "channel-missing": (["--channel", "train=/no/such", "train.py"], ["train=/no/such", "no such"]),
+    "channel-file": (["--channel", "train=train.py", "train.py"], ["train=train.py", "directory"]),
+    "channel-form": (["--channel", "digits", "train.py"], ["--channel digits", "NAME=VALUE"]),
+    "channel-name": (["--channel", "a/b=digits", "train.py"], ["--channel a/b", "letters"]),
+    "channel-twice": (
+        ["--channel", "a=digits", "--channel", "a=.", "train.py"],
+        ["--channel a", "twice"],
+    ),
+    "hyperparameter-form": (
+        ["--hyperparameter", "epochs", "train.py"],
+        ["--hyperparameter epochs"],
+    ),
+    "env-form": (["--env", "MINE", "train.py"], ["--env MINE", "NAME=VALUE"]),
+    "env-no-name": (["--env", "=x", "train.py"], ["--env", "NAME=VALUE"]),
+    "script-missing": (["other.py"], ["other.py", "no such file"]),
+    "script-directory": (["digits"], ["digits", "a directory"]),
+    "source-dir-missing": (["--source-dir", "/no/such", "train.py"], ["/no/such", "no such dir"]),
+    "outside": (["--source-dir", "digits", "train.py"], ["train.py", "outside", "digits"]),
+    "option": (["--no-such-option", "train.py"], ["--no-such-option"]),
+    "run-dir": (["--run-dir", "train.py", "train.py"], ["--run-dir", "train.py", "directory"]),
+    "run-dir-below-a-file": (
+        ["--run-dir", "/dev/null/run", "train.py"],
+        ["/dev/null/run", "directory"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_usage(terminal: Terminal, name: str) -> None:
+    words, told = WRONG[name]
+    terminal.write("train.py", "print('the script runs')")
+    (terminal.directory / "digits").mkdir()
+    done = terminal.run(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    for text in told:
+        assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "started (process" not in done.stderr
+    assert sorted(path.name for path in terminal.directory.iterdir()) == ["digits", "train.py"]
+
+
+def test_something_else_in_the_run_directory(terminal: Terminal) -> None:
+    terminal.write("train.py", "print('the script runs')")
+    terminal.write("run/algo-2/model", "not a directory")
+    done = terminal.run("--hosts", "2", "--run-dir", "run", "train.py")
+    assert done.returncode == 2
+    assert "run/algo-2/model" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "started (process" not in done.stderr
+
+
+def test_all_wrong_usage_is_told_at_once(terminal: Terminal) -> None:
+    done = terminal.run("--hosts", "0", "--channel", "a=/no/such", "--env", "X", "other.py")
+    assert done.returncode == 2
+    for text in ("--hosts 0", "--channel a=/no/such", "--env X", "other.py"):
+        assert text in done.stderr
+
+
+def test_wrong_usage_shows_no_secret(terminal: Terminal) -> None:
+    """A forgotten name, or a forgotten ``=``, leaves a value where a name should be."""
+    terminal.write("train.py", "")
+    done = terminal.run("--env", "=swordfish-1", "--hyperparameter", "=swordfish-2", "train.py")
+    assert done.returncode == 2
+    assert "swordfish" not in done.stderr
+
+
+def _malformed(terminal: Terminal) -> List[str]:
+    return ["--env", "SM_NUM_GPUS=two", "train.py"]
+
+
+def _bad_setting(terminal: Terminal) -> List[str]:
+    return ["--hyperparameter", "sagemaker_mxnet_stop_grace=soon", "train.py"]
+
+
+@pytest.mark.parametrize(("make", "told"), [(_malformed, "SM_NUM_GPUS"), (_bad_setting, "'soon'")])
+def test_a_job_that_cannot_be_described(
+    terminal: Terminal, make: Callable[[Terminal], List[str]], told: Optional[str]
+) -> None:
+    terminal.write("train.py", "print('the script runs')")
+    done = terminal.run("--hosts", "2", *make(terminal))
+    assert done.returncode == 1
+    assert f"{told}" in summary(done.stdout)["cause"]
+    assert "the script runs" not in done.stdout

@@ -1,0 +1,521 @@
+"""Requirements with the real pip, a real index on this machine and a real Python to install into.
+
+That Python is a fresh environment that also sees the packages of the one that runs the tests.
+"""
+
+import http.server
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sagemaker_mxnet_training.errors import RequirementsError
+from sagemaker_mxnet_training.preparation import installer, requirement_file, requirements
+from sagemaker_mxnet_training.roles import child_report
+from tests import packages
+
+BOUND = 90.0
+
+
+@dataclass
+class Done:
+    """How the program ended, and what it said."""
+
+    status: int
+    report: dict
+    output: str
+
+
+class Environment:
+    """A Python to install into, a code directory, and the program's variables."""
+
+    def __init__(self, folder):
+        self.home = folder / "python"
+        venv.create(self.home, with_pip=False, symlinks=True)
+        self.python = self.home / "bin" / "python"
+        libraries = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+        code = "".join(f"site.addsitedir({path!r});" for path in dict.fromkeys(libraries))
+        (self.site / "outer.pth").write_text(f"import site;{code}\n")
+        # Where the import of MXNet is not the subject, one that takes no time is good enough.
+        self.mxnet = self.site / "mxnet.py"
+        self.mxnet.write_text("")
+        self.code = folder / "code"
+        self.code.mkdir()
+        (self.code / "train.py").write_text("print(1)\n")
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.variables = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PIP_", "UV_", "AWS_")) and name != "NETRC"
+        }
+        self.variables.update(
+            HOME=str(folder),
+            PATH="/usr/local/bin:/usr/bin:/bin",  # without the uv that tests are run with
+            TMPDIR=str(self.temporary),
+            PIP_CONFIG_FILE=os.devnull,
+            PIP_RETRIES="0",
+            PIP_NO_CACHE_DIR="1",
+            SAGEMAKER_BASE_DIR=str(folder),
+            PYTHONPATH=str(Path(requirements.__file__).parents[2]),
+        )
+
+    @property
+    def site(self):
+        return next((self.home / "lib").glob("python*")) / "site-packages"
+
+    def start(self, text=None, **variables):
+        if text is not None:
+            (self.code / "requirements.txt").write_text(text)
+        reader, writer = os.pipe()
+        environ = {**self.variables, **variables, child_report.FD_VARIABLE: str(writer)}
+        arguments = ("--code-dir", str(self.code), "--entry-point", "train.py")
+        process = subprocess.Popen(
+            [str(self.python), "-u", requirements.__file__, *arguments],
+            cwd=self.code,
+            env=environ,
+            pass_fds=(writer,),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+        )
+        os.close(writer)
+        process.report_end = reader
+        return process
+
+    @staticmethod
+    def finish(process):
+        try:
+            output, _ = process.communicate(timeout=BOUND)
+        finally:
+            process.kill()
+        with open(process.report_end, encoding="utf-8") as pipe:
+            lines = pipe.read().splitlines()
+        return Done(process.returncode, json.loads(lines[0]) if lines else None, output)
+
+    def run(self, text=None, **variables):
+        return self.finish(self.start(text, **variables))
+
+    def version(self, name):
+        """Return the version that is installed into this environment, not the outer one."""
+        found = list(importlib.metadata.distributions(name=name, path=[str(self.site)]))
+        return found[0].version if found else None
+
+
+@pytest.fixture
+def env(tmp_path):
+    return Environment(tmp_path)
+
+
+@pytest.fixture
+def index(tmp_path):
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    packages.wheel(folder, "tiny", "1.0")
+    packages.wheel(folder, "tiny", "2.0")
+    packages.wheel(folder, "needs-tiny", "1.0", requires=["tiny<2"])
+    packages.wheel(folder, "wants-numpy", "1.0", requires=["numpy<1.0"])
+    with packages.serve(folder) as served:
+        yield served
+
+
+needs_mxnet = pytest.mark.skipif(
+    importlib.util.find_spec("mxnet") is None, reason="needs mxnet in this environment"
+)
+
+
+def test_what_is_missing_is_installed_and_what_pip_says_is_seen(env, index):
+    done = env.run("needs-tiny  # a comment\n", PIP_INDEX_URL=index.url())
+    assert (done.status, done.report) == (0, None), done.output
+    assert (env.version("needs-tiny"), env.version("tiny")) == ("1.0", "1.0")
+    assert "Successfully installed needs-tiny-1.0 tiny-1.0" in done.output
+    assert os.listdir(env.temporary) == [
+        name for name in os.listdir(env.temporary) if "lock" in name
+    ]
+
+
+def test_what_is_installed_already_costs_neither_pip_nor_network(env, index):
+    text = "needs-tiny\ntiny==1.0 ; python_version > '3'\nother ; python_version < '3'\n"
+    env.run(text, PIP_INDEX_URL=index.url())
+    before = len(index.requests)
+    # Were pip to start, it would fail: there is none.
+    (env.site / "runpy.py").write_text("raise SystemExit('pip was started')")
+    done = env.run(text, PIP_INDEX_URL=index.url())
+    assert (done.status, done.report) == (0, None), done.output
+    assert "everything is installed already" in done.output
+    assert len(index.requests) == before
+
+
+def test_a_dependency_that_went_missing_is_installed_again(env, index):
+    env.run("needs-tiny\n", PIP_INDEX_URL=index.url())
+    for path in env.site.glob("tiny*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert env.run("needs-tiny\n", PIP_INDEX_URL=index.url()).status == 0
+    assert env.version("tiny") == "1.0"
+
+
+def test_a_package_that_does_not_exist_ends_with_pips_own_reason(env, index):
+    done = env.run("no-such-package\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    reason = done.report["reason"]
+    assert reason.startswith("requirements.txt cannot be installed: Could not find a version that")
+    assert "No matching distribution found for no-such-package" in reason
+    assert str(env.temporary) not in str(done.report)
+    assert "Traceback" not in done.output
+
+
+def test_an_index_that_cannot_be_reached_is_pips_reason_too(env, index):
+    done = env.run("tiny\n", PIP_INDEX_URL="http://127.0.0.1:9/simple/", PIP_RETRIES="1")
+    assert done.status == 1
+    assert "tiny" in done.report["reason"]
+    assert "Connection refused" in done.report["detail"]
+
+
+def test_a_flaky_index_is_asked_again(env, index):
+    index.broken = 2
+    done = env.run("tiny\n", PIP_INDEX_URL=index.url(), PIP_RETRIES="5")
+    assert (done.status, env.version("tiny")) == (0, "2.0"), done.output
+
+
+@pytest.mark.parametrize("line", ["numpy==1.9", f"numpy==1.9 --hash=sha256:{'0' * 64}"])
+def test_a_numpy_that_mxnet_cannot_import_ends_before_pip_starts(env, index, line):
+    done = env.run(f"tiny\n\n{line}\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    reason = (
+        "numpy==1.9 (requirements.txt, line 3) cannot be installed: the job keeps numpy>1.16.0,<3"
+    )
+    assert done.report["reason"].startswith(reason)
+    assert (env.version("tiny"), index.requests) == (None, [])
+
+
+def test_a_range_of_numpy_that_mxnet_cannot_import_ends_before_anything_is_installed(env, index):
+    packages.wheel(index.folder, "numpy", "0.9")
+    done = env.run("tiny\nnumpy<1.0\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    for part in ("numpy<1.0", "numpy>1.16.0,<3", "change what does not go with that"):
+        assert part in done.report["reason"]
+    assert env.version("tiny") is None
+
+
+@needs_mxnet
+@pytest.mark.parametrize("line", ["mxnet==1.8.0", "mxnet-cu112<1.9", "mxnet>=2"])
+def test_another_mxnet_than_the_images_ends_before_anything_is_installed(env, index, line):
+    done = env.run(f"{line}\ntiny\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    assert done.report["reason"].startswith(
+        f"{line} (requirements.txt, line 1) cannot be installed"
+    )
+    assert "change the line or remove it" in done.report["reason"]
+    assert (env.version("tiny"), index.requests) == (None, [])
+
+
+@needs_mxnet
+def test_the_images_mxnet_may_be_named_whatever_its_metadata_says_of_numpy(env, index):
+    env.mxnet.unlink()
+    text = "mxnet==1.9.1\nmxnet-cu112\ntiny\n"
+    done = env.run(text, PIP_INDEX_URL=index.url())
+    assert (done.status, env.version("tiny")) == (0, "2.0"), done.output
+    assert not any("mxnet" in path for path in index.requests)
+
+
+def test_numpy_stays_and_the_conflict_says_how_to_move_it(env, index):
+    done = env.run("wants-numpy\n", PIP_INDEX_URL=index.url())
+    installed = importlib.metadata.version("numpy")
+    assert done.status == 1
+    for part in ("Cannot install", "depends on numpy<1.0", f"numpy=={installed}", "name that one"):
+        assert part in done.report["reason"]
+    assert env.version("wants-numpy") is None
+
+
+def test_another_numpy_that_the_file_names_is_installed(env, index):
+    packages.wheel(index.folder, "numpy", "2.0.99")
+    done = env.run("numpy==2.0.99\n", PIP_INDEX_URL=index.url())
+    assert (done.status, env.version("numpy")) == (0, "2.0.99"), done.output
+
+
+@needs_mxnet
+def test_a_package_after_which_mxnet_cannot_be_imported_is_named(env, index):
+    env.mxnet.unlink()
+    code = "raise ImportError('this is another mxnet')"
+    packages.wheel(index.folder, "shadow", "3.1", module="mxnet", code=code)
+    done = env.run("shadow\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    reason = done.report["reason"]
+    assert reason.startswith("mxnet cannot be imported any more after installing requirements.txt")
+    assert "ImportError: this is another mxnet" in reason
+    assert "changed: shadow (none) -> 3.1" in reason
+
+
+def test_wheels_and_paths_are_relative_to_the_source_directory(env, index):
+    (env.code / "wheels").mkdir()
+    (env.code / "more").mkdir()
+    packages.wheel(env.code / "wheels", "local", "1.0")
+    packages.wheel(env.code / "wheels", "found", "1.0")
+    (env.code / "more" / "other.txt").write_text("tiny==1.0\n")
+    text = "./wheels/local-1.0-py3-none-any.whl\n--find-links wheels\nfound\n-r more/other.txt\n"
+    done = env.run(text, PIP_INDEX_URL=index.url())
+    assert done.status == 0, done.output
+    assert [env.version(name) for name in ("local", "found", "tiny")] == ["1.0"] * 3
+
+
+def test_hashes_are_demanded_and_checked(env, index):
+    good = packages.sha256(index.folder / "tiny-2.0-py3-none-any.whl")
+    done = env.run(f"tiny==2.0 \\\n  --hash=sha256:{'0' * 64}\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    assert "HASHES" in done.report["reason"] + done.report["detail"]
+    assert env.version("tiny") is None
+    done = env.run(f"tiny==2.0 \\\n  --hash=sha256:{good}\n", PIP_INDEX_URL=index.url())
+    assert (done.status, env.version("tiny")) == (0, "2.0"), done.output
+
+
+def test_modules_of_the_user_do_not_stand_in_for_pips_own(env, index):
+    for name in ("json", "logging", "pip", "typing", "runpy"):
+        (env.code / f"{name}.py").write_text(f"raise SystemExit('the user\\'s {name}')")
+    done = env.run("tiny\n", PIP_INDEX_URL=index.url())
+    assert (done.status, env.version("tiny")) == (0, "2.0"), done.output
+
+
+def test_a_package_is_installed_with_its_dependencies(env, index, tmp_path):
+    files = packages.source_files(tmp_path, "trainer", "1.0", requires=["tiny<2"])
+    for name, data in files.items():
+        (env.code / name).write_bytes(data)
+    (env.code / "setup.py").write_text("from setuptools import setup; setup()")
+    done = env.run("needs-tiny\n", PIP_INDEX_URL=index.url())
+    assert done.status == 0, done.output
+    assert [env.version(name) for name in ("trainer", "needs-tiny", "tiny")] == ["1.0"] * 3
+
+
+def test_a_package_whose_dependency_mxnet_forbids_ends_with_the_conflict(env, index, tmp_path):
+    files = packages.source_files(tmp_path, "trainer", "1.0", requires=["numpy<1.0"])
+    for name, data in files.items():
+        (env.code / name).write_bytes(data)
+    (env.code / "setup.py").write_text("from setuptools import setup; setup()")
+    packages.wheel(index.folder, "numpy", "0.9")
+    done = env.run(PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    assert done.report["reason"].startswith("the package in the code directory cannot be installed")
+    assert "numpy<1.0" in done.report["reason"]
+    assert env.version("trainer") is None
+
+
+@pytest.mark.parametrize("place", ["variable", "file", "extra", "interpolated"])
+def test_credentials_reach_the_index_and_nobody_else(env, index, tmp_path, place):
+    """A source distribution makes pip start others of its kind, and hand them its index."""
+    index.login = ("user", "s3cr3t-word")
+    packages.wheel(index.folder, "tool", "1.0")
+    packages.sdist(index.folder, tmp_path / "build", "source", "1.0", build_requires=["tool"])
+    url = index.url("user:s3cr3t-word")
+    variables = {"PIP_INDEX_URL": index.url()}
+    text = "source\n"
+    if place == "variable":
+        variables = {"PIP_INDEX_URL": url}
+    elif place == "file":
+        text = f"--index-url {url}\nsource\n"
+    elif place == "extra":
+        text = f"--extra-index-url={url}\nsource\n"
+    else:
+        variables["INDEX_PASSWORD"] = "s3cr3t-word"
+        text = f"-i {index.url('user:${INDEX_PASSWORD}')}\nsource\n"
+    done = env.run(text, **variables)
+    assert (done.status, env.version("source")) == (0, "1.0"), done.output
+    assert any("tool" in path for path in index.requests)
+    assert "s3cr3t" not in done.output
+    assert any(b"pip" in line for line in index.command_lines)
+    assert not any(b"s3cr3t" in line for line in index.command_lines)
+
+
+def test_credentials_are_in_no_failure(env, index):
+    index.login = ("user", "another-word")
+    url = index.url("user:s3cr3t-word")
+    done = env.run(f"--extra-index-url {url}\ntiny\n", PIP_INDEX_URL=url)
+    assert done.status == 1
+    assert "s3cr3t" not in done.output + str(done.report)
+
+
+def test_the_users_own_netrc_still_counts(env, index, tmp_path):
+    index.login = ("me", "my-own-word")
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password my-own-word\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    other = "https://user:word@other.invalid/simple/"
+    done = env.run("tiny\n", PIP_INDEX_URL=index.url(), PIP_FIND_LINKS=other)
+    assert (done.status, env.version("tiny")) == (0, "2.0"), done.output
+
+
+def test_two_hosts_with_one_python_install_one_after_the_other(env, index, tmp_path):
+    """The first is held inside its build until the second has said that it waits."""
+    go = tmp_path / "go"
+    check = f"""import os, time
+    limit = time.monotonic() + {BOUND}
+    while not os.path.exists({str(go)!r}) and time.monotonic() < limit: time.sleep(0.02)"""
+    packages.sdist(index.folder, tmp_path / "build", "slow", "1.0", check=check)
+    first = env.start("slow\n", PIP_INDEX_URL=index.url())
+    try:
+        deadline = time.monotonic() + BOUND
+        while not any(path.endswith("slow-1.0.tar.gz") for path in index.requests):
+            assert time.monotonic() < deadline and first.poll() is None
+            time.sleep(0.02)
+        second = env.start(PIP_INDEX_URL=index.url())
+        line = second.stdout.readline()
+        assert line.startswith("[sagemaker-mxnet-training] waiting for another installation")
+    finally:
+        go.touch()
+        ended = env.finish(first)
+    assert ended.status == 0, ended.output
+    ended = env.finish(second)
+    assert (ended.status, ended.report) == (0, None)
+    assert "everything is installed already" in ended.output
+    assert sum(path.endswith("slow-1.0.tar.gz") for path in index.requests) == 1
+
+
+def test_a_stop_leaves_no_credentials_on_the_disk(env, index, tmp_path):
+    index.login = ("user", "s3cr3t-word")
+    started = tmp_path / "started"
+    check = f"""import time
+    open({str(started)!r}, "w").close()
+    time.sleep({BOUND})"""
+    packages.sdist(index.folder, tmp_path / "build", "slow", "1.0", check=check)
+    process = env.start("slow\n", PIP_INDEX_URL=index.url("user:s3cr3t-word"))
+    deadline = time.monotonic() + BOUND
+    while not started.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    assert list(env.temporary.glob("sagemaker-mxnet-*/netrc"))
+    os.killpg(process.pid, signal.SIGTERM)
+    assert env.finish(process).status == 128 + signal.SIGTERM
+    assert not list(env.temporary.glob("sagemaker-mxnet-*/netrc"))
+
+
+def test_an_installation_that_takes_too_long_is_ended(index, tmp_path):
+    lines = requirement_file.parse("tiny\n", {})
+    request = installer.Installation(str(tmp_path), lines, False, ())
+    environ = {**os.environ, "PIP_INDEX_URL": index.url(), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    with pytest.raises(RequirementsError, match="takes too long; expected"):
+        installer.run(request, environ, deadline=time.monotonic())
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.parametrize("text", ["tiny\n", "tiny==3\n"])
+def test_uv_does_the_same_where_it_is_present(env, index, text):
+    uv = shutil.which("uv", path=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"])
+    if uv is None:
+        pytest.skip("needs uv in this environment")
+    os.symlink(uv, env.home / "bin" / "uv")
+    (env.home / "pip.conf").write_text(f"[global]\nindex-url = {index.url()}\n")
+    configured = env.run(text, PIP_CONFIG_FILE="")
+    assert "Using Python" not in configured.output  # uv's words
+    for path in env.site.glob("tiny*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elsewhere = "http://127.0.0.1:9/simple/"
+    done = env.run(text, PIP_INDEX_URL=index.url(), UV_NO_CACHE="1", UV_DEFAULT_INDEX=elsewhere)
+    if "==3" in text:
+        assert done.status == configured.status == 1
+        assert "uv cannot install this; pip decides" in done.output
+    else:
+        assert (done.status, env.version("tiny")) == (0, "2.0"), done.output
+        assert "Successfully installed" not in done.output  # pip's words
+
+
+def test_nothing_is_needed_without_a_file_or_a_package(env):
+    assert not requirements.needed(str(env.code), "train.py")
+    (env.code / "setup.py").write_text("")
+    assert requirements.needed(str(env.code), "train.py")
+    assert not requirements.needed(str(env.code), "run.sh")
+    (env.code / "requirements.txt").write_text("")
+    assert requirements.needed(str(env.code), "run.sh")
+
+
+@pytest.fixture
+def codeartifact(index, tmp_path):
+    """The two calls of AWS CodeArtifact's API that matter, and the index with TLS it leads to."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=BOUND,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    with packages.serve(index.folder, lambda s: context.wrap_socket(s, server_side=True)) as tls:
+        tls.login = ("aws", "t0ken-of-codeartifact")
+
+        class Api(http.server.BaseHTTPRequestHandler):
+            def answer(self):
+                if self.path.startswith("/v1/authorization-token"):
+                    body = {"authorizationToken": tls.login[1], "expiration": 2e9}
+                elif "repository=models" in self.path:
+                    body = {"repositoryEndpoint": f"https://localhost:{tls.port}/models/"}
+                else:
+                    self.send_response(404)
+                    self.send_header("x-amzn-ErrorType", "ResourceNotFoundException")
+                    body = {"message": "no such repository"}
+                data = json.dumps(body).encode()
+                if "message" not in body:
+                    self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *_):
+                pass
+
+        api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+        thread = threading.Thread(target=api.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield (
+            tls,
+            {
+                "AWS_ENDPOINT_URL_CODEARTIFACT": f"http://127.0.0.1:{api.server_address[1]}",
+                "AWS_ACCESS_KEY_ID": "testing",
+                "AWS_SECRET_ACCESS_KEY": "testing",
+                # requests prefers this one to what PIP_CERT says.
+                "REQUESTS_CA_BUNDLE": str(certificate),
+            },
+        )
+        api.shutdown()
+        thread.join()
+        api.server_close()
+
+
+ARN = "arn:aws:codeartifact:us-east-1:123456789012:repository/team/"
+
+
+def test_a_codeartifact_repository_is_the_index_and_its_token_is_not_seen(env, index, codeartifact):
+    tls, variables = codeartifact
+    nowhere = "http://127.0.0.1:9/simple/"
+    done = env.run("tiny\n", CA_REPOSITORY_ARN=f"{ARN}models", PIP_INDEX_URL=nowhere, **variables)
+    assert (done.status, env.version("tiny")) == (0, "2.0"), done.output
+    assert tls.requests[0] == "/models/simple/tiny/"
+    assert "t0ken" not in done.output
+    assert not any(b"t0ken" in line for line in tls.command_lines)
+
+
+@pytest.mark.parametrize("arn", [f"{ARN}gone", "arn:nonsense"])
+def test_a_codeartifact_repository_that_cannot_be_had_says_why(env, codeartifact, arn):
+    done = env.run("tiny\n", CA_REPOSITORY_ARN=arn, **codeartifact[1])
+    assert done.status == 1
+    assert f"CA_REPOSITORY_ARN={arn} cannot be had: " in done.report["reason"]
+    assert ("no such repository" if "gone" in arn else "invalid") in done.report["reason"]
+    assert env.version("tiny") is None

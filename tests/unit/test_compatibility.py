@@ -1,0 +1,203 @@
+"""The compatibility layer's own behaviour, with small stand-ins for mxnet and real interpreters."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import sagemaker_mxnet_training
+from sagemaker_mxnet_training import compatibility
+
+SOURCE = pathlib.Path(sagemaker_mxnet_training.__file__).resolve().parents[1]
+PTH = SOURCE / "sagemaker-mxnet-training.pth"
+
+
+def run(code, *paths, **variables):
+    """Run code in an interpreter of its own, whose path begins with the given folders."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (*paths, SOURCE)))
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def package(tmp_path):
+    """Write a folder with a package mxnet of the given modules, and a small numpy."""
+
+    def write(**modules):
+        (tmp_path / "mxnet").mkdir()
+        for name, text in {"__init__": "", **modules}.items():
+            (tmp_path / "mxnet" / f"{name}.py").write_text(text)
+        (tmp_path / "numpy.py").write_text(NUMPY)
+        return tmp_path
+
+    return write
+
+
+NUMPY = """
+__version__ = "2.5.0"
+from types import SimpleNamespace
+inf, nan = float("inf"), float("nan")
+class generic: pass
+def array(source, dtype=None): return ("array", source, dtype)
+asarray = array
+def prod(x): return ("prod", x)
+lib = SimpleNamespace(array_utils=SimpleNamespace(normalize_axis_tuple=len))
+"""
+INSTALL = "from sagemaker_mxnet_training import compatibility; compatibility.install(); "
+
+
+def test_mxnet_sees_removed_names_and_others_do_not(package):
+    folder = package(__init__="import numpy as np; seen = np.PZERO, np.product('x'), np.bool")
+    result = run(
+        INSTALL + "import mxnet, numpy; print(mxnet.seen, hasattr(numpy, 'PZERO'))", folder
+    )
+    assert result.stdout == "(0.0, ('prod', 'x'), <class 'bool'>) False\n", result.stderr
+
+
+def test_names_given_to_numpy_later_are_seen(package):
+    folder = package(__init__="import numpy as np")
+    code = "import mxnet, numpy; numpy.later = 1; print(mxnet.np.later, mxnet.np.__name__)"
+    assert run(INSTALL + code, folder).stdout == "1 numpy\n"
+
+
+def test_a_function_that_imports_numpy_sees_the_same(package):
+    folder = package(__init__="def f():\n    import numpy\n    return numpy.NZERO")
+    assert run(INSTALL + "import mxnet; print(mxnet.f())", folder).stdout == "-0.0\n"
+
+
+def test_distutils_is_there_for_mxnet_alone(package):
+    folder = package(
+        __init__="from distutils.version import LooseVersion as V, StrictVersion as S\n"
+        "order = V('1.17') < V('1.23.5') <= S('1.23.5') < V('2.0.0rc1') < S('10.0')"
+    )
+    code = "import mxnet, sys; print(mxnet.order, 'distutils' in sys.modules)"
+    assert run(INSTALL + code, folder).stdout == "True False\n"
+
+
+def test_a_failure_is_one_sentence_with_versions_and_its_cause(package):
+    folder = package(__init__="import numpy; numpy.no_such_name")
+    result = run(INSTALL + "import mxnet", folder)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: MXNet cannot be imported on CPython ")
+    assert "with NumPy 2.5.0 (compatibility layer on): AttributeError: " in last
+    assert "no_such_name" in last
+
+
+def test_an_error_of_mxnet_itself_is_left_alone(package):
+    folder = package(
+        __init__="from . import base; raise base.MXNetError('port taken')",
+        base="class MXNetError(RuntimeError): pass",
+    )
+    last = run(INSTALL + "import mxnet", folder).stderr.splitlines()[-1]
+    assert last == "mxnet.base.MXNetError: port taken"
+
+
+def test_a_missing_mxnet_is_reported_as_ever(tmp_path):
+    code = INSTALL + (
+        "import sys; sys.path[:] = [p for p in sys.path if '-packages' not in p]; import mxnet"
+    )
+    last = run(code, tmp_path).stderr.splitlines()[-1]
+    assert last == "ModuleNotFoundError: No module named 'mxnet'"
+
+
+@pytest.mark.parametrize("value", ["0", " 0 "])
+def test_the_variable_switches_it_off(package, value):
+    folder = package(__init__="import numpy; lent = hasattr(numpy, 'PZERO')")
+    code = INSTALL + (
+        "compatibility.after_import(lambda: print('called')); "
+        "import mxnet; print(mxnet.lent, compatibility.status())"
+    )
+    result = run(code, folder, SAGEMAKER_MXNET_COMPATIBILITY=value)
+    expected = "Status(enabled=False, installed=True, lent=(), repaired=())"
+    assert result.stdout == f"called\nFalse {expected}\n", result.stderr
+
+
+def test_any_other_value_leaves_it_on(package):
+    folder = package(__init__="import numpy; lent = hasattr(numpy, 'PZERO')")
+    result = run(
+        INSTALL + "import mxnet; print(mxnet.lent)", folder, SAGEMAKER_MXNET_COMPATIBILITY=""
+    )
+    assert result.stdout == "True\n", result.stderr
+
+
+def test_install_is_idempotent():
+    code = INSTALL + (
+        "import sys; before = len(sys.meta_path); compatibility.install(); "
+        "print(len(sys.meta_path) - before, compatibility.status().installed)"
+    )
+    assert run(code).stdout == "0 True\n"
+
+
+def test_callbacks_run_once_in_order_after_the_import(package):
+    folder = package(__init__="from . import late", late="print('importing')")
+    code = INSTALL + (
+        "after = compatibility.after_import; after(lambda: print(1)); after(lambda: print(2)); "
+        "import mxnet, importlib; importlib.reload(mxnet); after(lambda: print(3))"
+    )
+    assert run(code, folder).stdout.split() == ["importing", "1", "2", "3"]
+
+
+def test_callbacks_do_not_run_when_the_import_fails(package):
+    folder = package(__init__="1 / 0")
+    code = INSTALL + "compatibility.after_import(lambda: print('called')); import mxnet"
+    result = run(code, folder)
+    assert (result.stdout, result.returncode) == ("", 1)
+
+
+def test_byte_code_is_cached_and_used(package):
+    folder = package(__init__="import numpy; seen = numpy.PZERO")
+    code = INSTALL + "import mxnet; print(mxnet.__cached__, mxnet.seen)"
+    cached = pathlib.Path(run(code, folder, PYTHONDONTWRITEBYTECODE="").stdout.split()[0])
+    assert cached.is_file()
+    source = folder / "mxnet" / "__init__.py"
+    stamp = source.stat()
+    # The same size and time as before: only the cache still knows the name.
+    source.write_text(source.read_text().replace("PZERO", "wrong"))
+    os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert run(code, folder).stdout.endswith(" 0.0\n")
+
+
+def test_the_pth_file_loads_nothing_until_mxnet_is_imported(tmp_path, package):
+    folder = package(__init__="import numpy; seen = numpy.PZERO")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / PTH.name).write_text(PTH.read_text())
+    code = (
+        f"import site, sys; site.addsitedir({str(tmp_path / 'site')!r});  "
+        "loaded = [m for m in ('numpy', 'sagemaker_mxnet_training') if m in sys.modules]; "
+        "import mxnet; print(loaded, mxnet.seen)"
+    )
+    assert run(code, folder).stdout == "[] 0.0\n"
+
+
+def test_the_pth_file_is_one_line_that_python_executes():
+    lines = PTH.read_text().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("import ")
+
+
+@pytest.mark.parametrize("name, tested", [("NEWEST_PYTHON", (3, 7)), ("NEWEST_NUMPY", (2, 4))])
+def test_the_untested_is_told_in_one_warning(package, name, tested):
+    folder = package(__init__="import numpy")
+    code = INSTALL + f"compatibility.{name} = {tested}; import mxnet"
+    warnings = [line for line in run(code, folder).stderr.splitlines() if "Warning" in line]
+    assert len(warnings) == 1 and "MXNet 1.9.1 was never tested with CPython" in warnings[0]
+
+
+def test_the_tested_is_not_warned_about(package):
+    assert run(INSTALL + "import mxnet", package(__init__="import numpy")).stderr == ""
+
+
+@pytest.mark.parametrize(
+    "text, numbers",
+    [("1.23.5", (1, 23, 5)), ("2.4.0rc1", (2, 4, 0)), ("2.0", (2, 0)), ("", ()), ("x", ())],
+)
+def test_versions_compare_by_their_leading_numbers(text, numbers):
+    assert compatibility._numbers(text) == numbers

@@ -1,0 +1,151 @@
+"""The plan: which processes a host gets, with which arguments and environment."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_training.config.configuration import resolve
+from sagemaker_mxnet_training.config.entry_point import EntryPointKind
+from sagemaker_mxnet_training.config.job import Job
+from sagemaker_mxnet_training.failure import Role
+from sagemaker_mxnet_training.host import plan
+
+MEETING = Rendezvous("10.0.0.1", 8000, "10.0.0.7")
+
+
+def make(tmp_path: Path, host: str = "algo-1", **variables: str) -> Job:
+    (tmp_path / "code").mkdir(exist_ok=True)
+    (tmp_path / "code" / "train.py").touch()
+    environ = {
+        "SAGEMAKER_BASE_DIR": str(tmp_path),
+        "SM_USER_ENTRY_POINT": "train.py",
+        "SM_HOSTS": '["algo-2", "algo-1"]',
+        "SM_CURRENT_HOST": host,
+        "SM_HPS": '{"epochs": 3, "_ps_verbose": 2}',
+        **variables,
+    }
+    return resolve(environ)
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [("algo-1", ["scheduler", "server", "worker"]), ("algo-2", ["server", "worker"])],
+)
+def test_only_the_first_host_has_a_scheduler(tmp_path: Path, host: str, names: list) -> None:
+    specs = plan.roles(make(tmp_path, host), EntryPointKind.PYTHON_SCRIPT, MEETING)
+    assert [spec.name for spec in specs] == names
+    assert [spec.role.value for spec in specs] == names
+
+
+def test_without_a_meeting_there_is_a_worker_alone(tmp_path: Path) -> None:
+    job = make(tmp_path)
+    (spec,) = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, None)
+    assert spec.role is Role.WORKER
+    assert not [name for name in spec.environment if name.startswith(("DMLC_", "PS_"))]
+
+
+def test_every_role_knows_its_place(tmp_path: Path) -> None:
+    """The variables by which ps-lite finds its way, all of them given."""
+    job = make(tmp_path, PORT="80")
+    for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING):
+        kvstore = {
+            name: text
+            for name, text in spec.environment.items()
+            if name.startswith(("DMLC_", "PS_")) or name == "PORT"
+        }
+        assert kvstore == {
+            "DMLC_ROLE": spec.name,
+            "DMLC_NUM_WORKER": "2",
+            "DMLC_NUM_SERVER": "2",
+            "DMLC_PS_ROOT_URI": "10.0.0.1",
+            "DMLC_PS_ROOT_PORT": "8000",
+            "DMLC_NODE_HOST": "10.0.0.7",
+            "PS_VERBOSE": "2",
+        }
+        assert spec.environment["SM_CURRENT_HOST"] == "algo-1"
+        assert spec.environment["SAGEMAKER_BASE_DIR"] == str(tmp_path)
+
+
+def test_only_the_worker_sees_gpus(tmp_path: Path) -> None:
+    job = make(tmp_path, CUDA_VISIBLE_DEVICES="0,1")
+    seen = {
+        spec.name: spec.environment["CUDA_VISIBLE_DEVICES"]
+        for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING)
+    }
+    assert seen == {"scheduler": "", "server": "", "worker": "0,1"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry_point", "argv"),
+    [
+        (EntryPointKind.PYTHON_SCRIPT, "pkg/train.py", ["script", "pkg/train.py"]),
+        (EntryPointKind.PYTHON_PACKAGE, "pkg/train.py", ["module", "pkg.train"]),
+        (EntryPointKind.PYTHON_PACKAGE, "train", ["module", "train"]),
+    ],
+)
+def test_python_workers(tmp_path: Path, kind: EntryPointKind, entry_point: str, argv: list) -> None:
+    (tmp_path / "code" / "pkg").mkdir(parents=True)
+    (tmp_path / "code" / "pkg" / "train.py").touch()
+    (tmp_path / "code" / "train").touch()
+    job = make(tmp_path, SM_USER_ENTRY_POINT=entry_point, SM_HPS='{"n": "a b"}')
+    (spec,) = plan.roles(job, kind, None)
+    assert spec.argv[:2] == (sys.executable, "-u")
+    assert list(spec.argv[3:]) == [*argv, "-n", "a b"]
+    assert spec.directory == job.code_dir
+
+
+def test_shell_worker_keeps_arguments_out_of_the_shells_program(tmp_path: Path) -> None:
+    job = make(tmp_path, SM_HPS='{"word": "$(rm -r /)"}')
+    (spec,) = plan.roles(job, EntryPointKind.COMMAND, None)
+    assert spec.argv[:2] == ("/bin/sh", "-c")
+    assert spec.argv[2] == 'exec "$0" "$@"'
+    assert spec.argv[3:] == ("./train.py", "--word", "$(rm -r /)")
+
+
+@pytest.mark.parametrize(("given", "added"), [(None, ""), ("", ""), ("/a:/b", ":/a:/b")])
+def test_the_workers_children_find_the_users_modules(
+    tmp_path: Path, given: str, added: str
+) -> None:
+    job = make(tmp_path, **({} if given is None else {"PYTHONPATH": given}))
+    (spec,) = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, None)
+    assert spec.environment["PYTHONPATH"] == job.code_dir + added
+
+
+def test_relative_entries_of_pythonpath_become_absolute(tmp_path: Path) -> None:
+    """Every process has a working directory of its own; an empty entry means just that."""
+    job = make(tmp_path, PYTHONPATH="src::/b")
+    wanted = f"{os.path.abspath('src')}::/b"
+    assert plan.fetch(job).environment["PYTHONPATH"] == wanted
+    assert (
+        plan.worker(job, EntryPointKind.COMMAND, plan.fetch(job).environment)
+        .environment["PYTHONPATH"]
+        .endswith(wanted)
+    )
+
+
+def test_preparation_runs_programs_of_this_package(tmp_path: Path) -> None:
+    """By their path, so that it does not matter from where."""
+    job = make(tmp_path, SM_FRAMEWORK_PARAMS='{"sagemaker_s3_output": "s3://bucket/job"}')
+    for spec, role in (
+        (plan.fetch(job), Role.FETCH),
+        (plan.install(job), Role.INSTALL),
+        (plan.sync(job), Role.SYNC),
+    ):
+        assert spec.role is role
+        assert os.path.isabs(spec.argv[2])
+        assert os.path.isfile(spec.argv[2])
+        assert "DMLC_ROLE" not in spec.environment
+    assert plan.sync(job).held, "it ends when it is let go"
+    assert not plan.fetch(job).held
+
+
+def test_what_is_between_entrypoints_stays_there(tmp_path: Path) -> None:
+    secret = {"SAGEMAKER_MXNET_JOB_KEY": "swordfish-1", "SAGEMAKER_MXNET_CONTROL_FD": "0"}
+    job = make(tmp_path, **secret)
+    specs = [plan.fetch(job), *plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING)]
+    for spec in specs:
+        assert not set(secret) & set(spec.environment)
+        assert "swordfish-1" not in repr(spec)

@@ -1,0 +1,62 @@
+"""Listening on a port, and saying who has it."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from sagemaker_mxnet_training.cluster.ports import listen, port_owner
+from sagemaker_mxnet_training.errors import NetworkError
+
+HOLDER = """
+import socket, sys
+taken = socket.create_server(("127.0.0.1", 0))
+print(taken.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_taken_port_is_reported_with_its_owner_and_without_its_options(tmp_path):
+    script = tmp_path / "holder.py"
+    script.write_text(HOLDER)
+    holder = subprocess.Popen(
+        [sys.executable, str(script), "--password", "s3cret"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        port = int(holder.stdout.readline())
+        with pytest.raises(NetworkError) as caught:
+            listen("127.0.0.1", port)
+    finally:
+        holder.communicate()
+    assert f"port {port} on 127.0.0.1" in str(caught.value)
+    assert f"taken by process {holder.pid}, " in str(caught.value)
+    assert str(script) in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    listen("127.0.0.1", port).close()
+
+
+def test_the_owner_may_be_this_process():
+    with listen("127.0.0.1", 0) as sock:
+        assert f"process {os.getpid()}," in port_owner(sock.getsockname()[1])
+
+
+def test_an_address_of_another_machine_cannot_be_listened_on():
+    with pytest.raises(NetworkError, match=r"port 0 on 192\.0\.2\.1 cannot be listened on: "):
+        listen("192.0.2.1", 0)
+
+
+def test_a_port_is_free_again_at_once_after_its_connections_ended():
+    """Even with a connection in TIME_WAIT, which the side that closes first keeps for a minute."""
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port))
+        sock.setblocking(True)
+        served, _ = sock.accept()
+        served.close()
+        assert client.recv(1) == b""
+        client.close()
+    listen("127.0.0.1", port).close()
