@@ -196,7 +196,8 @@ import os, signal, sys, threading, time
 host = os.environ["SM_CURRENT_HOST"]
 
 def say(*words):
-    print(*words, flush=True)
+    # One write: unbuffered, print() makes several, and another process's line may come between.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 def wait_for_ever():
     while True:
