@@ -1,14 +1,11 @@
-"""Measure the control channel: one leader and N simulated followers, all on one core.
+"""The control channel: one leader and N simulated followers, all on one core.
 
 The followers are real ``Follower`` objects over loopback TCP, in one second process; both
-processes are pinned to the same core. Printed for each N: seconds until all have joined, seconds
-until a failure of the largest size has reached all, the leader's CPU time for both, its CPU share
-while nothing happens, and the memory that it took.
-
-    python scripts/bench_control.py [--hosts N]... [--rounds N] [--json]
+processes are pinned to the same core. Measured: seconds until all have joined, seconds until a
+failure of the largest size has reached all, the leader's CPU time for both, its CPU share while
+nothing happens, and the memory that it took.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -89,7 +86,7 @@ def measure(count: int) -> Dict[str, float]:
     memory, cpu = resident(), time.process_time()
     listener = listen("127.0.0.1", 0)
     leader = Leader(listener, KEY, hosts[0], hosts, PEER_TIMEOUT, selector, post)
-    command = [sys.executable, os.path.abspath(__file__), "--follow"]
+    command = [sys.executable, "-m", "benchmarks.control", "--follow"]
     followers = subprocess.Popen(
         [*command, str(listener.getsockname()[1]), *hosts], stdout=subprocess.PIPE
     )
@@ -142,33 +139,15 @@ def measure(count: int) -> Dict[str, float]:
         followers.communicate()
 
 
-def main() -> None:
-    """Measure each size in a process of its own, for its memory; print the median of the rounds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hosts", type=int, action="append", metavar="N", help="followers")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    rows: List[Dict[str, float]] = []
-    for count in arguments.hosts or [10, 100, 1000]:
-        rounds = []
-        for _ in range(arguments.rounds):
-            command = [sys.executable, os.path.abspath(__file__), "--measure", str(count)]
-            rounds.append(json.loads(subprocess.run(command, stdout=-1, check=True).stdout))
-        rows.append({name: sorted(r[name] for r in rounds)[len(rounds) // 2] for name in rounds[0]})
-    if arguments.json:
-        print(json.dumps(rows, indent=2))
-        return
-    print("  ".join(f"{name:>{max(len(name), 9)}}" for name in rows[0]))
-    for row in rows:
-        print("  ".join(f"{value:>{max(len(name), 9)}.3f}" for name, value in row.items()))
+def measured(count: int) -> Dict[str, float]:
+    """Return what ``measure`` does, in a process of its own on one core."""
+    command = [sys.executable, "-m", "benchmarks.control", "--measure", str(count)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
 if __name__ == "__main__":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    if sys.argv[1:2] == ["--follow"]:
+    if sys.argv[1] == "--follow":
         follow(int(sys.argv[2]), sys.argv[3:])
-    elif sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(int(sys.argv[2]))))
     else:
-        main()
+        print(json.dumps(measure(int(sys.argv[2]))))

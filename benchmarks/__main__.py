@@ -1,0 +1,328 @@
+"""Takes the figures and prints the table: both toolkits in turn, on the same jobs.
+
+    scripts/benchmark.sh [--json] [--rounds N] [--only NAME]...
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+from benchmarks import control
+from benchmarks.jobs import CODE, Observed, Toolkit, run
+
+FAULT_BOUND = 20.0
+"""Seconds that a job with a fault has to end before it counts as hanging."""
+
+Sample = Dict[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        name: what was measured.
+        unit: of the values.
+        ours: one value for each round.
+        reference: the same of what ours is compared with; empty where there is nothing.
+        note: instead of the reference, where it has no value.
+        target: what the ratio, ours to the reference, should be; 0 for none.
+        higher_is_better: whether the target is a lower bound.
+    """
+
+    name: str
+    unit: str
+    ours: Sequence[float]
+    reference: Sequence[float] = ()
+    note: str = ""
+    target: float = 0.0
+    higher_is_better: bool = False
+
+    @property
+    def ratio(self) -> Optional[float]:
+        """Return ours to the reference, of the medians."""
+        if not self.ours or not self.reference:
+            return None
+        return median(self.ours) / median(self.reference)
+
+    @property
+    def met(self) -> Optional[bool]:
+        """Return whether the target is met, where there is one."""
+        if self.ratio is None or not self.target:
+            return None
+        return self.ratio >= self.target if self.higher_is_better else self.ratio <= self.target
+
+
+class Benchmark:
+    """Both toolkits, a directory to work in, and how often everything is done."""
+
+    def __init__(self, ours: Toolkit, peer: Toolkit, directory: Path, rounds: int) -> None:
+        self.toolkits = (ours, peer)
+        self.directory = directory
+        self.rounds = rounds
+
+    def alternate(
+        self, measure: Callable[[Toolkit], Sample], rounds: Optional[int] = None
+    ) -> Tuple[Dict[str, List[float]], Dict[str, List[float]]]:
+        """Measure both in turn; return the values of each figure, ours and the peer's."""
+        values: Tuple[Dict[str, List[float]], Dict[str, List[float]]] = ({}, {})
+        for number in range(rounds or self.rounds):
+            order = (0, 1) if number % 2 == 0 else (1, 0)
+            for which in order:
+                for name, value in measure(self.toolkits[which]).items():
+                    values[which].setdefault(name, []).append(value)
+        return values
+
+    def imports(self) -> Iterator[Row]:
+        """Import what an image's entrypoint imports."""
+
+        def measure(toolkit: Toolkit) -> Sample:
+            program = (
+                "import sys, time; began = time.perf_counter(); "
+                f"import {toolkit.module}; print(1e3 * (time.perf_counter() - began))"
+            )
+            command = [str(toolkit.python), "-c", program]
+            text = subprocess.run(command, cwd="/", stdout=-1, stderr=-3, check=True).stdout
+            return {"import": float(text)}
+
+        ours, peer = self.alternate(measure, 2 * self.rounds)
+        yield Row("import of the entrypoint's module", "ms", ours["import"], peer["import"])
+
+    def plain(self) -> Iterator[Row]:
+        """Run a script that does nothing, one host."""
+
+        def measure(toolkit: Toolkit) -> Sample:
+            seen = run(toolkit, self.directory, "plain.py")
+            return _around(seen)
+
+        ours, peer = self.alternate(measure)
+        yield Row("first line, 1 host", "s", ours["first"], peer["first"], target=0.5)
+        yield Row("last line to exit, 1 host", "s", ours["exit"], peer["exit"], target=0.5)
+
+    def requirements(self) -> Iterator[Row]:
+        """Install what is there already."""
+
+        def measure(toolkit: Toolkit) -> Sample:
+            packages = "numpy>=1.17\npsutil\nrequests\nboto3\n"
+            return _around(run(toolkit, self.directory, "plain.py", requirements=packages))
+
+        ours, peer = self.alternate(measure)
+        name = "first line, satisfied requirements.txt"
+        yield Row(name, "s", ours["first"], peer["first"], target=0.5)
+
+    def steps(self) -> Iterator[Row]:
+        """Take one step of the kvstore, on 1, 2, 4 and 8 hosts."""
+        for hosts in (1, 2, 4, 8):
+
+            def measure(toolkit: Toolkit, hosts: int = hosts) -> Sample:
+                return _around(run(toolkit, self.directory, "step.py", hosts, server=True))
+
+            ours, peer = self.alternate(measure, self.rounds if hosts <= 2 else 3)
+            which = f"kvstore, {hosts} host{'s' if hosts > 1 else ''}"
+            strict = hosts <= 2
+            target = 0.5 if strict else 0.0
+            yield Row(f"first line, {which}", "s", ours["first"], peer["first"], target=target)
+            target = 0.7 if hosts == 2 else 0.0
+            yield Row(f"first step done, {which}", "s", ours["step"], peer["step"], target=target)
+            target = 0.5 if strict else 0.0
+            yield Row(f"last line to exit, {which}", "s", ours["exit"], peer["exit"], target=target)
+
+    def fault(self) -> Iterator[Row]:
+        """Raise in the script of one of two hosts."""
+        ours, peer = self.toolkits
+
+        def measure(toolkit: Toolkit) -> Optional[float]:
+            seen = run(
+                toolkit,
+                self.directory,
+                "step.py",
+                2,
+                server=True,
+                hyperparameters={"fault": ""},
+                timeout=FAULT_BOUND,
+            )
+            times = [when for when in seen.ended if when is not None]
+            return max(times) - seen.marks[1]["fault"] if len(times) == 2 else None
+
+        taken = [measure(ours) for _ in range(self.rounds)]
+        theirs = measure(peer)
+        yield Row(
+            "fault to everybody ended, 2 hosts",
+            "s",
+            [value for value in taken if value is not None],
+            [] if theirs is None else [theirs],
+            f"hangs (given up after {FAULT_BOUND:g} s)" if theirs is None else "",
+        )
+
+    def training(self) -> Iterator[Row]:
+        """Train models of 7 and 70 million parameters in many small or few large arrays."""
+        for million, layers, width, steps in (
+            (7, 400, 132, 40),
+            (7, 4, 1323, 100),
+            (70, 400, 418, 8),
+            (70, 4, 4183, 8),
+        ):
+            watched = ("training", 3.0) if (million, layers) == (7, 400) else ("", 0.0)
+            values = {"layers": layers, "width": width, "steps": steps}
+
+            def measure(
+                toolkit: Toolkit,
+                values: Dict[str, int] = values,
+                watched: Tuple[str, float] = watched,
+            ) -> Sample:
+                seen = run(
+                    toolkit,
+                    self.directory,
+                    "train.py",
+                    2,
+                    server=True,
+                    hyperparameters=values,
+                    watch=watched,
+                )
+                seen.exit()
+                sample = {"steps": seen.mean("steps_per_second")}
+                if seen.entrypoint is not None:
+                    sample["resident"] = seen.entrypoint.resident / 1e6
+                    sample["proportional"] = seen.entrypoint.proportional / 1e6
+                    sample["cpu"] = 100 * seen.entrypoint.cpu
+                return sample
+
+            ours, peer = self.alternate(measure, min(3, self.rounds))
+            yield Row(
+                f"training, 2 hosts, {million} M parameters in {layers} arrays",
+                "steps/s",
+                ours["steps"],
+                peer["steps"],
+                target=1.0,
+                higher_is_better=True,
+            )
+            if watched[0]:
+                for name, unit in (("resident", "MB"), ("proportional", "MB"), ("cpu", "%")):
+                    what = "CPU" if name == "cpu" else f"{name} memory"
+                    target = 0.0 if name == "cpu" else 0.6
+                    yield Row(
+                        f"entrypoint's {what} while training",
+                        unit,
+                        ours[name],
+                        peer[name],
+                        target=target,
+                    )
+
+    def save(self) -> Iterator[Row]:
+        """Save a Module of 500 MB; write as many bytes plainly."""
+        theirs: Dict[str, List[float]] = {}
+        ours: Dict[str, List[float]] = {}
+        for toolkit, figures in zip(self.toolkits, (ours, theirs)):
+            environment = {**os.environ, "BENCHMARK_DIRECTORY": str(self.directory.parent)}
+            command = [str(toolkit.python), str(CODE / "save.py"), str(self.rounds)]
+            done = subprocess.run(command, env=environment, stdout=-1, stderr=-3, check=True)
+            figures.update(json.loads(done.stdout))
+        yield Row("save, 500 MB, beside the peer's", "s", ours["save"], theirs["save"])
+        name = "save, 500 MB, beside a plain write and fsync"
+        yield Row(name, "s", ours["save"], ours["durable"], target=1.3)
+        yield Row("save, 500 MB, beside a plain write", "s", ours["save"], ours["plain"])
+
+    def channel(self) -> Iterator[Row]:
+        """Join simulated hosts, and tell them of a failure. The peer has nothing of the kind."""
+        for followers in (10, 100, 1000):
+            rounds = [control.measured(followers) for _ in range(min(3, self.rounds))]
+            for name, key, unit in (
+                ("all joined", "join_s", "s"),
+                ("a failure told to all", "broadcast_s", "s"),
+                ("leader's CPU, idle", "leader_idle_cpu_percent", "%"),
+                ("leader's memory", "leader_memory_mb", "MB"),
+            ):
+                values = [figures[key] for figures in rounds]
+                yield Row(f"control channel, {followers} hosts: {name}", unit, values)
+
+
+def _around(seen: Observed) -> Sample:
+    """Return what the entrypoint takes before and after the script."""
+    sample = {"first": seen.last("first") - seen.began, "exit": seen.exit() - seen.last("last")}
+    if "step" in seen.marks[0]:
+        sample["step"] = seen.last("step") - seen.began
+    return sample
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the table in Markdown."""
+    head = "| figure | unit | ours | reference | ratio | target |\n|---|---|---|---|---|---|"
+    return "\n".join([head, *map(line, rows)])
+
+
+def line(row: Row) -> str:
+    """Return a line of the table: median (minimum to maximum), and the ratio of the medians."""
+
+    def spread(values: Sequence[float]) -> str:
+        if not values:
+            return ""
+        return f"{median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+    sign = ">=" if row.higher_is_better else "<="
+    told = {None: "", True: ", met", False: ", **missed**"}[row.met]
+    target = f"{sign} {row.target:g}{told}" if row.target else ""
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    cells = (row.name, row.unit, spread(row.ours), spread(row.reference) or row.note, ratio, target)
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Take the figures that the command line asks for."""
+    parser = argparse.ArgumentParser(prog="scripts/benchmark.sh", description=__doc__)
+    names = ("imports", "plain", "requirements", "steps", "fault", "training", "save", "channel")
+    parser.add_argument("--peer", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=5, help="of each measurement; default 5")
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=str(names))
+    parser.add_argument("--json", action="store_true", help="for machines, with every value")
+    options = parser.parse_args()
+    ours = Toolkit(
+        "ours",
+        Path(sys.executable),
+        ("sagemaker-mxnet-training", "train"),
+        "sagemaker_mxnet_training.training",
+    )
+    peer = Toolkit(
+        "peer",
+        options.peer.absolute(),
+        ("train",),
+        "sagemaker_mxnet_container.training",
+        {"SAGEMAKER_TRAINING_MODULE": "sagemaker_mxnet_container.training:main"},
+    )
+    rows: List[Row] = []
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
+        benchmark = Benchmark(ours, peer, directory / "job", options.rounds)
+        for name in options.only or names:
+            print(f"{time.monotonic() - began:5.0f} s  {name} ...", file=sys.stderr, flush=True)
+            for row in getattr(benchmark, name)():
+                rows.append(row)
+                print(f"        {line(row)}", file=sys.stderr, flush=True)
+    minutes = (time.monotonic() - began) / 60
+    machine = {
+        "machine": f"{len(os.sched_getaffinity(0))} CPUs, {platform.platform()}",
+        "python": platform.python_version(),
+        "minutes": round(minutes, 1),
+    }
+    if options.json:
+        document = [
+            {**row.__dict__, "ratio": row.ratio, "met": row.met} for row in rows
+        ]
+        print(json.dumps({**machine, "figures": document}, indent=2))
+        return
+    print(table(rows))
+    print(f"\n{machine['machine']}; CPython {machine['python']}; {minutes:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

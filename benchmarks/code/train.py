@@ -1,0 +1,46 @@
+"""Trains a stack of dense layers over the kvstore with the optimizer on the servers."""
+
+import argparse
+import time
+
+import mxnet as mx
+from marks import mark
+from mxnet import autograd, gluon
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--layers", type=int)
+parser.add_argument("--width", type=int)
+parser.add_argument("--steps", type=int)
+arguments = parser.parse_args()
+
+BATCH = 16
+WARM_UP = 3
+
+net = gluon.nn.HybridSequential()
+for _ in range(arguments.layers):
+    net.add(gluon.nn.Dense(arguments.width, in_units=arguments.width, use_bias=False))
+net.initialize(mx.init.Xavier())
+net.hybridize(static_alloc=True)
+kv = mx.kv.create("dist_sync")
+trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 1e-4}, kvstore=kv)
+loss = gluon.loss.L2Loss()
+data = mx.nd.random.normal(shape=(BATCH, arguments.width))
+
+
+def step():
+    with autograd.record():
+        error = loss(net(data), data)
+    error.backward()
+    trainer.step(BATCH)
+
+
+for _ in range(WARM_UP):
+    step()
+mx.nd.waitall()
+mark("training")
+began = time.monotonic()
+for _ in range(arguments.steps):
+    step()
+mx.nd.waitall()
+mark("steps_per_second", arguments.steps / (time.monotonic() - began))
+mark("trained")

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Measures this toolkit beside AWS's, the released sagemaker-mxnet-training 4.3.0, on the same jobs.
+#
+#   scripts/benchmark.sh [--json] [--rounds N] [--only NAME]...
+#
+# Each toolkit gets an environment of its own, with the same Python, MXNet and NumPy. Ports 8000 and
+# 8001 of the loopback interface must be free. PYTHON names the interpreter (default: python3):
+# CPython 3.8 to 3.11, since the NumPy that the peer's MXNet needs has no wheel for later ones.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+"$PYTHON" -c 'import sys; sys.exit(not (3, 8) <= sys.version_info < (3, 12))' || {
+    echo "$("$PYTHON" --version): expected CPython 3.8 to 3.11, where both toolkits run; set PYTHON" >&2
+    exit 1
+}
+
+# environment DIRECTORY STAMP PACKAGE...: made anew where the stamp has changed.
+environment() {
+    local directory=$1 stamp=$2
+    shift 2
+    stamp="$("$PYTHON" --version) $stamp"
+    [ "$(cat "$directory/.stamp" 2>/dev/null)" = "$stamp" ] && return
+    echo "making an environment in $directory ..." >&2
+    rm -rf "$directory"
+    "$PYTHON" -m venv "$directory"
+    "$directory/bin/pip" install --quiet --disable-pip-version-check --upgrade pip
+    "$directory/bin/pip" install --quiet --disable-pip-version-check --prefer-binary "$@"
+    echo "$stamp" > "$directory/.stamp"
+}
+
+environment .venv-peer "1" sagemaker-mxnet-training==4.3.0 sagemaker-training==5.1.4 \
+    retrying==1.3.3 'mxnet==1.9.1' 'numpy<1.24'
+environment .venv-benchmark "1 $(cksum < setup.py)" '.[mxnet]' 'mxnet==1.9.1' 'numpy<1.24'
+.venv-benchmark/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+exec .venv-benchmark/bin/python -m benchmarks --peer .venv-peer/bin/python "$@"
