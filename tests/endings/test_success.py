@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Iterator
+from typing import Dict, Iterator
 
 import pytest
 
@@ -95,6 +95,24 @@ def test_training_over_the_kvstore(
     with job(tmp_path, body, hosts, kvstore=True, env={"KVSTORE": kind}) as cluster:
         for end in verdicts.succeeded(cluster):
             assert f"workers {hosts} type {kind}" in end.output
+
+
+def test_training_with_more_servers_on_each_host(tmp_path: Path, verdicts: Verdicts) -> None:
+    """The first host's number is the job's, so that no process waits for a server too many."""
+    body = """
+    init()
+    for _ in range(3):
+        push_and_pull()
+    say("servers", os.environ["DMLC_NUM_SERVER"])
+    """
+
+    def settings(number: int) -> Dict[str, str]:
+        return {"SAGEMAKER_MXNET_SERVERS_PER_HOST": str(number + 1)}
+
+    with job(tmp_path, body, 2, kvstore=True, per_host=settings) as cluster:
+        for host, end in zip(cluster.hosts, verdicts.succeeded(cluster)):
+            assert "servers 4" in end.output
+            assert f"{host.name} server-2: ended with exit status 0" in end.output
 
 
 @pytest.mark.parametrize("place", ["script", "module"])

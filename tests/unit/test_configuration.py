@@ -382,6 +382,19 @@ def test_port_zero_in_the_variable_is_any_free_port(job):
     assert (found.ps_port, found.ps_port_given) == (0, False)
 
 
+def test_servers_per_host(job):
+    assert job().settings.servers_per_host == 1
+    given = {"sagemaker_mxnet_servers_per_host": "3"}
+    assert job(hyperparameters=given).settings.servers_per_host == 3
+
+
+@pytest.mark.parametrize("count", ["0", "65", "two", "1.5"])
+def test_a_number_of_servers_that_is_none(faults, count):
+    fault = the(faults({"SAGEMAKER_MXNET_SERVERS_PER_HOST": count}))
+    assert "SAGEMAKER_MXNET_SERVERS_PER_HOST" in fault
+    assert "from 1 to 64" in fault
+
+
 PORTS = [0, -1, 65536, "http", "80.5", 80.5, True, [], {}, "1" * 50, "", "٨٠"]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def test_every_role_knows_its_place(tmp_path: Path) -> None:
         }
         assert spec.environment["SM_CURRENT_HOST"] == "algo-1"
         assert spec.environment["SAGEMAKER_BASE_DIR"] == str(tmp_path)
+
+
+def test_more_servers_on_each_host(tmp_path: Path) -> None:
+    """As many as the first host said, whatever this host was told; ps-lite counts all of them."""
+    job = make(tmp_path, SAGEMAKER_MXNET_SERVERS_PER_HOST="5")
+    specs = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, replace(MEETING, servers_per_host=3))
+    names = ["scheduler", "server", "server-2", "server-3", "worker"]
+    assert [spec.name for spec in specs] == names
+    assert {spec.environment["DMLC_NUM_SERVER"] for spec in specs} == {"6"}
+    assert {spec.environment["DMLC_NUM_WORKER"] for spec in specs} == {"2"}
 
 
 def test_only_the_worker_sees_gpus(tmp_path: Path) -> None:

@@ -307,7 +307,8 @@ class _Leading:
                 failure = Failure(self._job.current_host, Role.SCHEDULER, str(error))
                 self._feed(Failed(failure, time.monotonic()))
                 return
-            rendezvous = Rendezvous(self._address, port, self._address)
+            servers = self._job.settings.servers_per_host
+            rendezvous = Rendezvous(self._address, port, self._address, servers)
         self._broadcast(_start_message(rendezvous))
         self._orders.start(rendezvous)
 
@@ -535,7 +536,9 @@ class _Following:
             rendezvous = None
             if meeting is not None:
                 own = network.interface_address(self._job.network_interface) or self._own_address
-                rendezvous = Rendezvous(str(meeting["address"]), int(meeting["port"]), own)
+                rendezvous = Rendezvous(
+                    str(meeting["address"]), int(meeting["port"]), own, int(meeting["servers"])
+                )
             self._orders.start(rendezvous)
         elif kind == "stop":
             if not self._stopping:
@@ -617,7 +620,11 @@ class _Following:
 def _start_message(rendezvous: Optional[Rendezvous]) -> Mapping[str, Any]:
     meeting = None
     if rendezvous is not None:
-        meeting = {"address": rendezvous.address, "port": rendezvous.port}
+        meeting = {
+            "address": rendezvous.address,
+            "port": rendezvous.port,
+            "servers": rendezvous.servers_per_host,
+        }
     return {"type": "start", "rendezvous": meeting}
 
 

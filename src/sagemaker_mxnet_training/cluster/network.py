@@ -37,11 +37,14 @@ class Rendezvous:
         address: IP address of the scheduler; ps-lite cannot bind a name.
         port: TCP port of the scheduler.
         own_address: this host's IP address, as the scheduler's host reaches it.
+        servers_per_host: how many servers each host runs. The leader says it, since the scheduler
+            waits for all of them.
     """
 
     address: str
     port: int
     own_address: str
+    servers_per_host: int = 1
 
 
 def resolve(host: str, addresses: Mapping[str, str]) -> str:

@@ -473,6 +473,9 @@ def _settings(
         ps_verbose=check.whole(
             _present(user.get("_ps_verbose")) or get("ps_verbose"), 0, 0, 9, "a level of ps-lite"
         ),
+        servers_per_host=check.whole(
+            get("servers_per_host"), default.servers_per_host, 1, 64, "a number of kvstore servers"
+        ),
         control_port=control_port,
         host_addresses=_addresses(get("host_addresses"), faults),
         job_key=check.text(get("job_key"), "") or None,

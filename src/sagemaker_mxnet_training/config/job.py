@@ -27,6 +27,7 @@ class Settings:
         ps_port: TCP port of MXNet's kvstore scheduler on the first host; 0 for any free one.
         ps_port_given: whether somebody asked for that very port.
         ps_verbose: ps-lite's log level, 0 to 2.
+        servers_per_host: kvstore servers on each host; the first host's value is the job's.
         control_port: TCP port of the control channel on the first host; ``ps_port`` + 1.
         host_addresses: host name to IP address, where names do not resolve.
         job_key: secret that the hosts share, where somebody handed them one.
@@ -41,6 +42,7 @@ class Settings:
     ps_port: int = 8000
     ps_port_given: bool = False
     ps_verbose: int = 0
+    servers_per_host: int = 1
     control_port: int = 8001
     host_addresses: Mapping[str, str] = field(default_factory=dict)
     job_key: Optional[str] = field(default=None, repr=False)

@@ -57,7 +57,9 @@ def roles(
         variables = _kvstore_environment(job, rendezvous, "scheduler")
         specs.append(_program(job, Role.SCHEDULER, "scheduler", _KVSTORE, (), None, variables))
     variables = _kvstore_environment(job, rendezvous, "server")
-    specs.append(_program(job, Role.SERVER, "server", _KVSTORE, argv, job.code_dir, variables))
+    for number in range(1, rendezvous.servers_per_host + 1):
+        name = "server" if number == 1 else f"server-{number}"
+        specs.append(_program(job, Role.SERVER, name, _KVSTORE, argv, job.code_dir, variables))
     specs.append(worker(job, kind, _kvstore_environment(job, rendezvous, "worker")))
     return tuple(specs)
 
@@ -88,12 +90,12 @@ def worker(job: Job, kind: EntryPointKind, variables: Mapping[str, str]) -> Proc
 
 def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: str) -> Dict[str, str]:
     """Return the environment by which ps-lite knows its place (MXNet 1.9.1, ps-lite's docs)."""
-    count = str(len(job.hosts))
+    workers = len(job.hosts)
     variables = {
         **environment.base_environment(job),
         "DMLC_ROLE": role,
-        "DMLC_NUM_WORKER": count,
-        "DMLC_NUM_SERVER": count,
+        "DMLC_NUM_WORKER": str(workers),
+        "DMLC_NUM_SERVER": str(workers * rendezvous.servers_per_host),
         "DMLC_PS_ROOT_URI": rendezvous.address,
         "DMLC_PS_ROOT_PORT": str(rendezvous.port),
         "DMLC_NODE_HOST": rendezvous.own_address,
