@@ -106,8 +106,9 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from sagemaker_mxnet_training import training  # noqa: PLC0415  (--help must be fast)
+    from sagemaker_mxnet_training.host import process  # noqa: PLC0415
 
-    return training.train(os.environ)
+    return training.train(os.environ, process.own_start())
 
 
 def _local(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from sagemaker_mxnet_training.host import result, timeline
 ADDRESS = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
 _COLOURS = (36, 33, 32, 35, 34, 31)
-_PHASES = ("fetch", "install", "join", "train", "hold", "drain")
+_PHASES = ("resolve", "fetch", "install", "join", "roles", "first step", "train", "hold", "drain")
 
 
 class UsageError(JobError):
@@ -314,7 +314,10 @@ class _LocalJob:
             data = os.path.join(self._job.run_dir, name, "output", "data")
             for phase, seconds in timeline.read_phases(data, name).items():
                 longest[phase] = max(seconds, longest.get(phase, 0.0))
-        known = [f"{phase} {longest[phase]:.1f} s" for phase in _PHASES if phase in longest]
+        # A tenth of a second is what the line can tell; what took less only makes it longer.
+        known = [
+            f"{phase} {longest[phase]:.1f} s" for phase in _PHASES if longest.get(phase, 0) > 0.05
+        ]
         return ", ".join(known) or "unknown"
 
 

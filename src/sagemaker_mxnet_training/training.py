@@ -7,22 +7,24 @@ for sagemaker-training's own ``train`` program.
 import os
 import sys
 import time
-from typing import Mapping
+from typing import Mapping, Optional
 
+from sagemaker_mxnet_training.cluster.ending import Verdict
 from sagemaker_mxnet_training.config import configuration, redaction
 from sagemaker_mxnet_training.errors import ConfigurationError
-from sagemaker_mxnet_training.failure import Failure, Role
+from sagemaker_mxnet_training.failure import Failure, Outcome, Role
 from sagemaker_mxnet_training.host import result
 from sagemaker_mxnet_training.host.supervisor import Supervisor
 from sagemaker_mxnet_training.host.timeline import Timeline
 from sagemaker_mxnet_training.log import Log
 
 
-def train(environ: Mapping[str, str]) -> int:
+def train(environ: Mapping[str, str], since: Optional[float] = None) -> int:
     """Run the job that the environment and the files below its base directory describe.
 
     Args:
         environ: the environment of the entrypoint.
+        since: when the entrypoint began (monotonic, seconds): with this call by default.
 
     Returns:
         The exit status of the entrypoint, as README.md ("How jobs end") lists them.
@@ -30,13 +32,13 @@ def train(environ: Mapping[str, str]) -> int:
     started = time.monotonic()
     host = configuration.host_name(environ)
     timeline = Timeline(host)
-    timeline.phase("resolve")
+    timeline.phase("resolve", since)
     fault = ""
     try:
         job = configuration.resolve(environ)
     except ConfigurationError as error:
         if error.job is None or len(error.job.hosts) == 1 or host not in error.job.hosts:
-            return _refuse(environ, host, str(error), started)
+            return _refuse(environ, timeline, str(error), started)
         job, fault = error.job, str(error)
     log = Log(job.current_host, job.log_level, redaction.secrets_of(job))
     if not fault:
@@ -47,10 +49,13 @@ def train(environ: Mapping[str, str]) -> int:
         log.close()
 
 
-def _refuse(environ: Mapping[str, str], host: str, reason: str, started: float) -> int:
+def _refuse(environ: Mapping[str, str], timeline: Timeline, reason: str, started: float) -> int:
     """End a job that cannot even be described, and that no other host is part of."""
+    host = timeline.host
     log = Log(host)
-    failure = Failure(host, Role.ENTRYPOINT, reason)
+    failure = Failure(host, Role.ENTRYPOINT, log.redact(reason))
+    timeline.failure(failure, time.monotonic())
+    timeline.phase(None)
     directory = configuration.output_directory(environ)
     result.clear(directory)
     trouble = result.write_failure(directory, failure.text())
@@ -58,6 +63,8 @@ def _refuse(environ: Mapping[str, str], host: str, reason: str, started: float) 
         log.error("entrypoint", trouble)
     seconds = time.monotonic() - started
     log.error("entrypoint", result.last_words(failure, host, seconds, ""))
+    verdict = Verdict(Outcome.FAILURE, failure)
+    timeline.write(os.path.join(directory, "data"), verdict, {"hosts": [host], "exit status": 1})
     log.close()
     return 1
 

@@ -16,13 +16,13 @@ from tests.endings.test_worker import training
 DEFECT = """
 import os, sys
 from sagemaker_mxnet_training import cli
-from sagemaker_mxnet_training.host import process
+from sagemaker_mxnet_training.host import usage
 
-def broken(pid):
+def broken(leaders):
     raise ZeroDivisionError("a defect")
 
 if os.environ["SM_CURRENT_HOST"] == sys.argv[1]:
-    process.activity = broken
+    usage.measure = broken
 cli.main(["train"])
 """
 

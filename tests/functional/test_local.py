@@ -142,7 +142,7 @@ def test_every_option(terminal: Terminal) -> None:
         assert config == wanted
     told = summary(done.stdout)
     assert re.fullmatch(r"job SUCCEEDED after \d+\.\d s \(exit status 0\)", told["job"])
-    assert re.fullmatch(r"phases  (fetch|install|join|train|hold|drain) \d.*", told["phases"])
+    assert re.fullmatch(r"phases  resolve \d+\.\d s, .*\d s", told["phases"])
     assert told["model"] == f"model   {run_dir}/algo-1/model (made)"
     assert told["run"] == f"run     {run_dir}"
     assert "cause" not in told

@@ -186,13 +186,27 @@ def test_descendants_are_found_without_those_of_others() -> None:
                 each.kill()
 
 
-def test_activity_tells_work_from_waiting() -> None:
-    with running("import time; time.sleep(60)") as idle, running("while True: pass") as busy:
-        before = process.activity(busy.pid)
-        eventually(lambda: process.activity(busy.pid).cpu > before.cpu + 0.1, "work")
-        first = process.activity(idle.pid)
-        assert process.activity(idle.pid).bytes == first.bytes
-    assert process.activity(busy.pid) == process.Activity(0.0, 0), "gone"
+def test_a_process_knows_when_it_was_started() -> None:
+    """Also when it has long been something else: exec(3) starts no process."""
+    code = "from sagemaker_mxnet_training.host.process import own_start; print(own_start())"
+    before = time.monotonic()
+    program = [
+        sys.executable,
+        "-c",
+        f"import os, sys; os.execv(sys.executable, [sys.executable, '-c', {code!r}])",
+    ]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    assert before - 0.02 <= float(done.stdout) <= time.monotonic(), "Linux counts in 0.01 s"
+
+
+def test_signals_that_were_sent_are_remembered_once() -> None:
+    """SIGKILL is repeated until nothing of the group is left."""
+    with running("import signal; signal.pause()") as child:
+        for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+            child.signal(number)
+        child.abandon()
+        assert [number for _, number in child.signals] == [signal.SIGTERM, signal.SIGKILL]
+        assert child.started <= child.signals[0][0] <= child.signals[1][0]
 
 
 LISTEN = """

@@ -123,6 +123,8 @@ class Child:
         failure: the last ``failed`` event it reported, if any.
         stopped: whether it was asked to end, so that its end is no news.
         deaf: whether its report's pipe has been closed at the other end.
+        started: when it was started (monotonic, seconds).
+        signals: what it was sent: when (monotonic, seconds), and the signal's number.
     """
 
     def __init__(self, spec: ProcessSpec, popen: "subprocess.Popen[bytes]", report: int) -> None:
@@ -133,6 +135,8 @@ class Child:
         self.failure: Optional[Mapping[str, Any]] = None
         self.stopped = False
         self.deaf = False
+        self.started = time.monotonic()
+        self.signals: List[Tuple[float, int]] = []
         self.stderr = StderrTail(_take_stderr(popen), 2)
         self.report = report
         self._popen = popen
@@ -187,6 +191,7 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal to the child's process group, and wake it up if it is stopped."""
+        self._note(number)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
             if number != signal.SIGKILL:
@@ -198,8 +203,14 @@ class Child:
         A script that has finished after a stop waits in MXNet's exit barrier for workers that may
         have been interrupted anywhere, and so perhaps for ever.
         """
+        self._note(signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+
+    def _note(self, number: int) -> None:
+        # SIGKILL is repeated until the whole group is gone; once tells it all.
+        if not self.signals or self.signals[-1][1] != number:
+            self.signals.append((time.monotonic(), number))
 
     def let_go(self) -> None:
         """Close the stdin of a child that is held."""
@@ -250,6 +261,21 @@ def spawn(spec: ProcessSpec) -> Child:
     return Child(spec, popen, read_end)
 
 
+def own_start() -> float:
+    """Return when this process was started (monotonic, seconds; proc(5), ``starttime``).
+
+    A program that took this process over with exec(3) was started when that process was.
+    """
+    now = time.monotonic()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/stat", "rb") as file:
+            # The second field is the program's name, in parentheses and with whatever is in it.
+            fields = file.read().rsplit(b")", 1)[1].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return now - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+    return now
+
+
 def become_subreaper() -> None:
     """Make orphaned descendants of this process its children (Linux 3.4, prctl(2))."""
     with contextlib.suppress(OSError, AttributeError):
@@ -287,33 +313,6 @@ def reap_orphans(own: Collection[int], foreign: Collection[int]) -> None:
             return
         with contextlib.suppress(ChildProcessError):
             os.waitpid(info.si_pid, os.WNOHANG)
-
-
-@dataclass(frozen=True)
-class Activity:
-    """What a child and everything in its session have used so far, to tell work from waiting.
-
-    Attributes:
-        cpu: seconds of CPU time.
-        bytes: bytes passed to read(2) and write(2).
-    """
-
-    cpu: float
-    bytes: int
-
-
-def activity(pid: int) -> Activity:
-    """Measure a child and its descendants; what has ended in between counts as nothing."""
-    cpu, passed = 0.0, 0
-    with contextlib.suppress(psutil.Error):
-        leader = psutil.Process(pid)
-        for process in [leader, *leader.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                cpu += times.user + times.system
-                counters = process.io_counters()
-                passed += counters.read_chars + counters.write_chars
-    return Activity(cpu, passed)
 
 
 def has_callers(pid: int) -> bool:

@@ -13,7 +13,7 @@ import time
 import traceback
 import uuid
 from dataclasses import replace
-from typing import Callable, Dict, Iterator, Mapping, Optional
+from typing import Callable, Dict, Iterator, Mapping, Optional, Set
 
 from sagemaker_mxnet_training import fileset
 from sagemaker_mxnet_training.cluster import coordination
@@ -29,10 +29,11 @@ from sagemaker_mxnet_training.config.entry_point import (
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.errors import JobError
 from sagemaker_mxnet_training.failure import Failure, Outcome, Role, exit_status, signal_name
-from sagemaker_mxnet_training.host import plan, process, result
-from sagemaker_mxnet_training.host.process import Activity, Child, ProcessSpec
+from sagemaker_mxnet_training.host import plan, process, result, usage
+from sagemaker_mxnet_training.host.process import Child, ProcessSpec
 from sagemaker_mxnet_training.host.table import ProcessTable
 from sagemaker_mxnet_training.host.timeline import Timeline
+from sagemaker_mxnet_training.host.usage import Pace, Track, Usage
 from sagemaker_mxnet_training.host.watchdog import JOB_VARIABLE, Watchdog
 from sagemaker_mxnet_training.log import Log
 from sagemaker_mxnet_training.preparation import fetch, requirements
@@ -50,7 +51,7 @@ UNUSED_DRAIN = 1.0
 """Seconds that scheduler and servers have to leave when no worker ever called them."""
 
 PROGRESS_PERIOD = 2.0
-"""Seconds between two looks at whether the worker makes progress."""
+"""Seconds, at the least, over which the worker makes progress or does not."""
 
 _BUSY_SHARE = 0.02
 """Share of one CPU above which a worker counts as working rather than waiting."""
@@ -81,7 +82,10 @@ class Supervisor:
         self._watchdog: Optional[Watchdog] = None
         self._job_id = uuid.uuid4().hex
         self._oom_kills = cgroup.oom_kills()
-        self._births: Dict[Child, float] = {}
+        self._unheard: Set[Child] = set()  # roles that have not said that they run
+        self._stepped = False  # whether a server has had a step of training
+        self._pace = Pace(self._started)
+        self._tracks: Dict[Child, Track] = {}
         self._reported: Dict[Child, float] = {}  # when a child reported that it failed
         self._stop: Optional[Stop] = None
         self._signalled = False
@@ -93,7 +97,7 @@ class Supervisor:
         self._done_at: Optional[float] = None  # when the script had finished
         self._worker_status: Optional[int] = None
         self._kvstore_used = False
-        self._activity = Activity(0.0, 0)
+        self._usage = Usage()
         self._active_at = self._looked_at = self._started
 
     def run(self, fault: str = "") -> int:
@@ -167,8 +171,9 @@ class Supervisor:
         self._watch_frozen(now)
         if self._stop is not None and self._done_at is not None:
             due = min(due, self._free_from_barrier(now, self._done_at))
-        if now - self._looked_at >= PROGRESS_PERIOD:
-            self._watch_progress(now)
+        if now >= self._pace.due:
+            self._look(now)
+        due = min(due, self._pace.due)
         if self._draining and not self._drained and self._verdict is None:
             due = min(due, self._watch_drain(now))
         if self._verdict is not None:
@@ -182,7 +187,7 @@ class Supervisor:
         if fault:
             failure = Failure(self._job.current_host, Role.ENTRYPOINT, fault)
             self._coordinator = coordination.coordinator(self._job, self._log, self, self._selector)
-            self._coordinator.report_failure(failure, time.monotonic())
+            self._report_failure(failure, time.monotonic())
             return
         process.become_subreaper()
         self._watchdog = Watchdog(
@@ -218,7 +223,7 @@ class Supervisor:
 
     def start(self, rendezvous: Optional[Rendezvous]) -> None:
         """Start the kvstore and the worker."""
-        self._timeline.phase("train")
+        self._timeline.phase("roles")
         self._lead().report_step(Step.TRAINING)
         self._active_at = time.monotonic()
         kind = entry_point_kind(self._job.code_dir, self._job.entry_point)
@@ -226,12 +231,15 @@ class Supervisor:
             make_executable(self._job.code_dir, self._job.entry_point)
         for spec in plan.roles(self._job, kind, rendezvous):
             if self._verdict is None and self._stop is None:
-                self._start_process(spec)
+                child = self._start_process(spec)
+                if kind is not EntryPointKind.COMMAND or spec.role is not Role.WORKER:
+                    self._unheard.add(child)
+        self._on_running()
 
     def stop(self, stop: Stop) -> None:
         """Ask the worker to stop, in time for its checkpoint."""
         self._stop = stop
-        self._timeline.instant("stop", f"{signal_name(stop.signal)} on {stop.host}")
+        self._timeline.instant("stop", "stop", f"{signal_name(stop.signal)} to {stop.host}")
         grace = self._job.settings.stop_grace
         self._log(
             "entrypoint",
@@ -257,8 +265,9 @@ class Supervisor:
         """Make an end of whatever still runs, and report this verdict."""
         self._verdict = verdict
         self._timeline.phase("end")
+        detail = "" if verdict.failure is None else self._log.redact(verdict.failure.headline())
+        self._timeline.instant("verdict", verdict.outcome.value, detail)
         if verdict.failure is not None:
-            self._timeline.instant("failure", verdict.failure.headline())
             self._log.error("entrypoint", f"the job fails: {verdict.failure.headline()}")
         for child in self._table.living(Role.SYNC):
             child.let_go()
@@ -266,14 +275,14 @@ class Supervisor:
 
     # What happens on this host.
 
-    def _start_process(self, spec: ProcessSpec) -> None:
+    def _start_process(self, spec: ProcessSpec) -> Child:
         marked = {**spec.environment, JOB_VARIABLE: self._job_id}
         child = self._table.start(replace(spec, environment=marked))
-        self._births[child] = time.monotonic()
         self._log(spec.name, f"started (process {child.pid})")
         step = _STEPS.get(spec.role)
         if step is not None:
             self._lead().report_step(step)
+        return child
 
     def _on_signals(self, reader: socket.socket) -> None:
         for number in reader.recv(4096):
@@ -281,7 +290,7 @@ class Supervisor:
                 self._on_stop_signal(number)
 
     def _on_stop_signal(self, number: int) -> None:
-        self._timeline.instant(signal_name(number))
+        self._timeline.instant("signal", signal_name(number), "received")
         if self._verdict is not None:
             return
         # Whoever stops a job may signal every host: one that has heard of the stop from another
@@ -299,6 +308,11 @@ class Supervisor:
     def _on_event(self, child: Child, event: Mapping[str, object]) -> None:
         if event["event"] == "failed":
             self._reported.setdefault(child, time.monotonic())
+        elif event["event"] == "started":
+            self._unheard.discard(child)
+            self._on_running()
+        elif event["event"] == "stepped":
+            self._on_stepped()
         elif event["event"] == "finished" and child.spec.role is Role.WORKER:
             self._log(child.spec.name, "the script finished")
             self._worker_status = 0
@@ -306,9 +320,27 @@ class Supervisor:
             if self._stop is None:
                 self._finish_work()
 
+    def _record(self, child: Child, status: Optional[int]) -> None:
+        spec, track = child.spec, self._tracks.pop(child, None)
+        self._timeline.process(
+            child.pid, spec.name, spec.role, child.started, status, child.signals, track
+        )
+
+    def _on_running(self) -> None:
+        if not self._unheard and self._timeline.current == "roles":
+            self._timeline.phase("train")
+
+    def _on_stepped(self) -> None:
+        # Whatever another pipe has still to tell: whoever trains runs.
+        self._unheard.clear()
+        self._on_running()
+        if not self._stepped and self._timeline.current == "train":
+            self._stepped = True
+            self._timeline.phase("train", ended_as="first step")
+
     def _on_exit(self, child: Child) -> None:
         status = exit_status(child.returncode or 0)
-        self._timeline.process(child.pid, child.spec.name, self._births.pop(child), status)
+        self._record(child, status)
         self._log(child.spec.name, f"ended with {_ending(child.returncode or 0)}")
         role = child.spec.role
         if role is Role.WORKER and self._done_at is None:
@@ -345,6 +377,12 @@ class Supervisor:
         failure = self._explain(child)
         self._log.error(child.spec.name, f"failed: {failure.reason}")
         child.stopped = True
+        self._report_failure(failure, when, child)
+
+    def _report_failure(self, failure: Failure, when: float, child: Optional[Child] = None) -> None:
+        # The texts of a child are without secrets already; our own may name a path with one.
+        shown = replace(failure, reason=self._log.redact(failure.reason))
+        self._timeline.failure(shown, when, None if child is None else child.pid)
         self._lead().report_failure(failure, when)
 
     def _explain(self, child: Child) -> Failure:
@@ -384,7 +422,7 @@ class Supervisor:
                 reason = f"frozen: stopped by a signal (SIGSTOP) for {now - since:.0f} s"
                 child.stopped = True
                 failure = Failure(self._job.current_host, child.spec.role, reason)
-                self._lead().report_failure(failure, since)
+                self._report_failure(failure, since, child)
 
     def _free_from_barrier(self, now: float, done_at: float) -> float:
         """End a worker whose script finished after a stop, and that MXNet does not let go."""
@@ -394,15 +432,31 @@ class Supervisor:
             child.abandon()
         return now + 1.0
 
-    def _watch_progress(self, now: float) -> None:
+    def _look(self, now: float) -> None:
+        """Look at what the processes use, for the timeline, and whether the worker gets on."""
+        before = time.thread_time()
+        try:
+            living = self._table.living()
+            seen = usage.measure({child.pid for child in living})
+            for child in living:
+                if child.pid in seen:
+                    track = self._tracks.setdefault(child, Track(child.started))
+                    track.add(now, seen[child.pid])
+            if now - self._looked_at >= PROGRESS_PERIOD:
+                self._look_at_kvstore()
+                self._watch_progress(now, seen)
+        finally:
+            # Also after a defect in here: the others can only be told of it by turns of the loop.
+            self._pace.spent(time.thread_time() - before, time.monotonic())
+
+    def _watch_progress(self, now: float, seen: Mapping[int, Usage]) -> None:
         elapsed, self._looked_at = now - self._looked_at, now
-        self._look_at_kvstore()
         for child in self._table.living(Role.WORKER):
-            activity = process.activity(child.pid)
-            busy = activity.cpu - self._activity.cpu > _BUSY_SHARE * elapsed
-            if busy or activity.bytes != self._activity.bytes:
+            used = seen.get(child.pid, Usage())
+            busy = used.cpu - self._usage.cpu > _BUSY_SHARE * elapsed
+            if busy or used.bytes != self._usage.bytes:
                 self._active_at = now
-            self._activity = activity
+            self._usage = used
         if not self._finished:
             self._lead().report_idle(now - self._active_at)
 
@@ -436,7 +490,7 @@ class Supervisor:
                 result.prepare_success(self._job.output_dir)
         except JobError as error:
             failure = Failure(self._job.current_host, Role.ENTRYPOINT, str(error))
-            self._lead().report_failure(failure, now)
+            self._report_failure(failure, now)
         else:
             self._lead().report_drained()
         return now
@@ -450,6 +504,7 @@ class Supervisor:
         now = time.monotonic()
         deadline = now + coordination.TELL + FAILURE_GRACE
         with contextlib.suppress(Exception):
+            self._timeline.failure(failure, now)
             if self._coordinator is not None:
                 self._coordinator.report_failure(failure, now)
                 while not self._over() and time.monotonic() < deadline:
@@ -472,9 +527,8 @@ class Supervisor:
             except OSError as error:
                 reason = f"cannot write the success file in {job.output_dir}: {error.strerror}"
                 failure = Failure(job.current_host, Role.ENTRYPOINT, reason)
+                self._timeline.failure(failure, time.monotonic())
                 verdict = Verdict(Outcome.FAILURE, failure)
-        self._timeline.phase(None)
-        self._timeline.write(job.output_data_dir)
         seconds = time.monotonic() - self._started
         if verdict.failure is not None:
             trouble = result.write_failure(job.output_dir, self._log.redact(verdict.failure.text()))
@@ -493,9 +547,23 @@ class Supervisor:
         self._log("entrypoint", f"{word} after {seconds:.1f} s; exit status {status}")
         if self._coordinator is not None:
             self._coordinator.close()
+        self._write_timeline(verdict, status)
         if self._watchdog is not None:
             self._watchdog.release()
         return status
+
+    def _write_timeline(self, verdict: Verdict, status: int) -> None:
+        self._timeline.phase(None)
+        for child in self._table.living():
+            self._record(child, None)
+        if verdict.failure is not None:
+            reason = self._log.redact(verdict.failure.reason)
+            detail = self._log.redact(verdict.failure.detail)
+            verdict = replace(
+                verdict, failure=replace(verdict.failure, reason=reason, detail=detail)
+            )
+        about = {"job": self._job.job_name, "hosts": self._job.hosts, "exit status": status}
+        self._timeline.write(self._job.output_data_dir, verdict, about)
 
 
 def _ending(returncode: int) -> str:

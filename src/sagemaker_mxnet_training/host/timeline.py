@@ -2,16 +2,35 @@
 
 The file opens in Perfetto and ``chrome://tracing``, beside MXNet's own profiler output. The format
 is Google's "Trace Event Format": complete events (``X``) with a start and a duration, instants
-(``i``), and metadata (``M``) that names processes; times are microseconds.
+(``i``), counters (``C``) whose value holds until the next, and metadata (``M``) that names the
+rows; times are microseconds. A host is a process there, and a process of ours a thread.
+
+``cat`` says what an event is: ``phase``, ``process``, ``usage``, ``signal``, ``failure``, ``stop``
+or ``verdict``. ``otherData`` says whose timeline it is, and how the job ended.
 """
 
 import contextlib
 import json
 import os
 import time
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+import zlib
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-_HOST_ROW = 0
+from sagemaker_mxnet_training import __version__
+from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_training.failure import Failure, Role, signal_name
+
+if TYPE_CHECKING:  # who only reads a timeline needs no psutil
+    from sagemaker_mxnet_training.host.usage import Track
+
+PROGRAM = "sagemaker-mxnet-training"
+"""Value of ``otherData.program``, by which a timeline of ours is known."""
+
+CPU = "% of a core"
+"""Key of a CPU counter's value. The counter's name is that of its process, and `` CPU``."""
+
+MEMORY = "MB"
+"""Key of a memory counter's value, in 10**6 bytes. The counter is called ``<process> memory``."""
 
 
 class Timeline:
@@ -23,59 +42,134 @@ class Timeline:
 
     def __init__(self, host: str) -> None:
         self.host = host
+        self.current: Optional[str] = None
+        """The phase in progress."""
         # Wall time once, and the monotonic clock from there: hosts share only the former.
         self._offset = time.time() - time.monotonic()
+        # The entrypoint is process 1 in every container; hosts in one view need ids of their own.
+        self._id = zlib.crc32(host.encode("utf-8", "replace")) & 0x7FFFFFFF
+        self._job_row = os.getpid()
         self._events: List[Dict[str, Any]] = []
-        self._phase: Optional[Tuple[str, float]] = None
-        self._name(_HOST_ROW, "job")
+        self._rows = 0
+        self._began = 0.0
+        self._describe("process_name", self._job_row, name=host)
+        self._name(self._job_row, "job")
 
-    def phase(self, name: Optional[str]) -> None:
-        """Begin a phase of the job, which ends the one before; ``None`` only ends it."""
-        now = time.monotonic()
-        if self._phase is not None:
-            self._span(_HOST_ROW, self._phase[0], self._phase[1], now, {})
-        self._phase = None if name is None else (name, now)
+    def phase(
+        self, name: Optional[str], since: Optional[float] = None, ended_as: Optional[str] = None
+    ) -> None:
+        """Begin a phase of the job, which ends the one before; ``None`` only ends it.
 
-    def process(self, pid: int, name: str, started: float, status: Optional[int]) -> None:
-        """Record the life of a process that has ended.
+        Args:
+            name: how the new phase is called.
+            since: when it began (monotonic, seconds); now by default.
+            ended_as: the name of the phase before, where only its end tells what it was.
+        """
+        now = time.monotonic() if since is None else since
+        if self.current is not None:
+            self._span("phase", self._job_row, ended_as or self.current, self._began, now)
+        self.current, self._began = name, now
+
+    def process(
+        self,
+        pid: int,
+        name: str,
+        role: Role,
+        started: float,
+        status: Optional[int],
+        signals: Sequence[Tuple[float, int]] = (),
+        track: "Optional[Track]" = None,
+    ) -> None:
+        """Record the life of a process until now, its signals and what it used.
 
         Args:
             pid: its id, and its row.
-            name: its name on this host.
+            name: its name, unique on this host.
+            role: what it was for.
             started: when it was started (monotonic, seconds).
-            status: its exit status, in the shell's convention.
+            status: its exit status, in the shell's convention; ``None`` while it lives.
+            signals: what it was sent: when (monotonic, seconds), and the signal's number.
+            track: its CPU and memory, where somebody looked.
         """
+        now = time.monotonic()
         self._name(pid, name)
-        self._span(pid, name, started, time.monotonic(), {"exit status": status})
+        told = {"role": role.value, "exit status": status}
+        self._span("process", pid, name, started, now, **told)
+        for when, number in signals:
+            self._mark("signal", pid, signal_name(number), when, detail="sent")
+        if track is not None:
+            self._count(f"{name} CPU", CPU, track.cpu_percent(), now)
+            megabytes = [(point.when, point.memory / 1e6) for point in track.points[1:]]
+            self._count(f"{name} memory", MEMORY, megabytes, now)
 
-    def instant(self, name: str, detail: str = "") -> None:
-        """Record something that took no time: a signal, a failure, an order."""
-        self._add("i", _HOST_ROW, name, time.monotonic(), s="p", args={"detail": detail})
+    def instant(self, kind: str, name: str, detail: str = "") -> None:
+        """Record something that took no time, such as a signal, on the job's row."""
+        self._mark(kind, self._job_row, name, time.monotonic(), detail=detail)
+
+    def failure(self, failure: Failure, when: float, pid: Optional[int] = None) -> None:
+        """Record what failed on this host, on the job's row and on that of the process.
+
+        Args:
+            failure: what is recorded; its text must be fit to be shown.
+            when: when that happened (monotonic, seconds).
+            pid: the process that failed, if it was one of this host.
+        """
+        for row in (self._job_row, *([] if pid is None else [pid])):
+            self._mark("failure", row, "failure", when, **failure.to_json())
 
     def phases(self) -> Mapping[str, float]:
         """Return the seconds that each ended phase took, in their order."""
         return _phases(self._events)
 
-    def write(self, directory: str) -> None:
-        """Write ``timeline-<host>.json``, whole or not at all; a full disk is no failure."""
+    def write(
+        self, directory: str, verdict: Optional[Verdict] = None, about: Mapping[str, Any] = {}
+    ) -> None:
+        """Write ``timeline-<host>.json``, whole or not at all; a full disk is no failure.
+
+        Args:
+            directory: where to; it is made.
+            verdict: how the job ended; its text must be fit to be shown.
+            about: more entries of ``otherData``.
+        """
+        ending = {} if verdict is None else verdict.to_json()
+        other = {"program": PROGRAM, "version": __version__, "host": self.host, **about, **ending}
+        trace = {"traceEvents": self._events, "displayTimeUnit": "ms", "otherData": other}
         path = _path(directory, self.host)
-        with contextlib.suppress(OSError):
+        try:
+            text = json.dumps(trace, allow_nan=False)
             os.makedirs(directory, exist_ok=True)
             with open(path + ".tmp", "w", encoding="utf-8") as file:
-                json.dump({"traceEvents": self._events, "displayTimeUnit": "ms"}, file)
+                file.write(text)
             os.rename(path + ".tmp", path)
+        except (OSError, ValueError, TypeError):
+            with contextlib.suppress(OSError):
+                os.unlink(path + ".tmp")
 
-    def _span(self, row: int, name: str, start: float, end: float, args: Dict[str, Any]) -> None:
-        self._add("X", row, name, start, dur=round((end - start) * 1e6), args=args)
+    def _span(self, kind: str, row: int, name: str, start: float, end: float, **args: Any) -> None:
+        self._add("X", kind, row, name, start, dur=round((end - start) * 1e6), args=args)
+
+    def _mark(self, kind: str, row: int, name: str, when: float, **args: Any) -> None:
+        scope = "p" if row == self._job_row else "t"
+        self._add("i", kind, row, name, when, s=scope, args=args)
+
+    def _count(self, name: str, unit: str, values: List[Any], end: float) -> None:
+        for when, value in [*values, (end, 0.0)]:
+            self._add("C", "usage", self._job_row, name, when, args={unit: round(value, 2)})
 
     def _name(self, row: int, name: str) -> None:
-        self._add("M", row, "thread_name", 0.0, args={"name": name})
+        self._rows += 1
+        self._describe("thread_name", row, name=name)
+        self._describe("thread_sort_index", row, sort_index=self._rows)
 
-    def _add(self, kind: str, row: int, name: str, when: float, **more: Any) -> None:
-        stamp = round((when + self._offset) * 1e6) if when else 0
+    def _describe(self, what: str, row: int, **args: Any) -> None:
         self._events.append(
-            {"ph": kind, "pid": self.host, "tid": row, "name": name, "ts": stamp, **more}
+            {"ph": "M", "pid": self._id, "tid": row, "name": what, "ts": 0, "args": args}
         )
+
+    def _add(self, ph: str, kind: str, row: int, name: str, when: float, **more: Any) -> None:
+        stamp = round((when + self._offset) * 1e6)
+        event = {"ph": ph, "cat": kind, "pid": self._id, "tid": row, "name": name, "ts": stamp}
+        self._events.append({**event, **more})
 
 
 def read_phases(directory: str, host: str) -> Mapping[str, float]:
@@ -83,7 +177,7 @@ def read_phases(directory: str, host: str) -> Mapping[str, float]:
     try:
         with open(_path(directory, host), encoding="utf-8") as file:
             return _phases(json.load(file)["traceEvents"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
@@ -92,8 +186,4 @@ def _path(directory: str, host: str) -> str:
 
 
 def _phases(events: List[Dict[str, Any]]) -> Mapping[str, float]:
-    return {
-        event["name"]: event["dur"] / 1e6
-        for event in events
-        if event["ph"] == "X" and event["tid"] == _HOST_ROW
-    }
+    return {event["name"]: event["dur"] / 1e6 for event in events if event.get("cat") == "phase"}

@@ -45,6 +45,7 @@ def main() -> None:
     stuck_signals.watch(run.end)
     # The program that ran until now must outlive its place in sys.modules.
     sys.modules[__name__ + "_bootstrap"] = sys.modules["__main__"]
+    run.begin()
     try:
         if kind == "script":
             _run_script(target, arguments)
@@ -69,6 +70,10 @@ class _Run:
         # after it: it waits for pushes and pulls that may never end.
         self._register()
         compatibility.after_import(self._register)
+
+    def begin(self) -> None:
+        """Say that the script is about to run."""
+        self._report.event("started")
 
     def _register(self) -> None:
         atexit.unregister(self._finished)

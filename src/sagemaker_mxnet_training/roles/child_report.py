@@ -1,8 +1,9 @@
 """How a child process tells the supervisor what happened: one JSON object a line, over a pipe.
 
 The supervisor starts a child with ``SAGEMAKER_MXNET_REPORT_FD`` naming the inherited write end of
-a pipe. Every line is an object with the key ``event``; a failure is
-``{"event": "failed", "reason": "<one line>", "detail": "<more lines>"}``.
+a pipe. Every line is an object with the key ``event``: ``started`` when the role does its work from
+here on, ``stepped`` when a server's optimizer has run for the first time, ``finished`` when the
+script has. A failure is ``{"event": "failed", "reason": "<one line>", "detail": "<more lines>"}``.
 
 Only ``json``, ``os`` and ``sys`` are imported, so that the worker can load this file without
 loading the package, and before the user's script.

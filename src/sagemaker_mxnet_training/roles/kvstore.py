@@ -119,13 +119,18 @@ def _import_mxnet() -> Any:
 
 def _updater(mxnet: Any, optimizer: Any, report: Report) -> Callable[[Any, Any, Any], None]:
     update = mxnet.optimizer.get_updater(optimizer)
+    stepped = False
 
     def guarded(key: Any, gradient: Any, weight: Any) -> None:
+        nonlocal stepped
         try:
             update(key, gradient, weight)
         except BaseException as error:
             name = type(optimizer).__name__
             _fail(report, f"the optimizer {name} failed to update key {key!r}", error)
+        if not stepped:
+            stepped = True
+            report.event("stepped")
 
     return guarded
 
