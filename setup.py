@@ -64,11 +64,14 @@ setup(
             "graphviz>=0.8.1,<0.9",
             "requests>=2.20,<3",
         ],
+        # What draws the page of `sagemaker-mxnet-training report`; a training image needs it not.
+        "report": ["plotly>=5,<7"],
         "test": [
             "coverage",
             "hypothesis",
             "moto[server,s3]",
             "mypy",
+            "plotly>=5,<7",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

@@ -1,4 +1,4 @@
-"""The command line: ``sagemaker-mxnet-training train | local | doctor | COMMAND...``."""
+"""The command line: ``sagemaker-mxnet-training train | local | report | doctor | COMMAND...``."""
 
 import argparse
 import os
@@ -52,6 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_local(local)
     local.set_defaults(run=_local)
+    report = commands.add_parser(
+        "report", help="show what a local run looked like: a summary, and an HTML page"
+    )
+    report.add_argument("run_dir", metavar="RUN_DIR", help="the run's directory")
+    report.add_argument(
+        "--output", metavar="FILE", help="the page (default: report.html in RUN_DIR)"
+    )
+    report.set_defaults(run=_report)
     doctor = commands.add_parser(
         "doctor", help="tell what this environment is, and whether a job could run in it"
     )
@@ -121,6 +129,12 @@ def _local(options: argparse.Namespace) -> int:
         return _USAGE
 
 
+def _report(options: argparse.Namespace) -> int:
+    from sagemaker_mxnet_training.report import command  # noqa: PLC0415
+
+    return command.run(options.run_dir, options.output)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from sagemaker_mxnet_training import doctor  # noqa: PLC0415
 
@@ -143,4 +157,4 @@ def _execute(words: List[str]) -> NoReturn:
         sys.exit(_NOT_FOUND if missing else _NOT_EXECUTABLE)
 
 
-_COMMANDS = ("train", "local", "doctor")
+_COMMANDS = ("train", "local", "report", "doctor")

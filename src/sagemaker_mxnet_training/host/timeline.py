@@ -14,7 +14,7 @@ import json
 import os
 import time
 import zlib
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from sagemaker_mxnet_training import __version__
 from sagemaker_mxnet_training.cluster.ending import Verdict
@@ -38,14 +38,16 @@ class Timeline:
 
     Args:
         host: names the file and the rows.
+        clock: tells the time as ``time.monotonic`` does.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.host = host
+        self._clock = clock
         self.current: Optional[str] = None
         """The phase in progress."""
         # Wall time once, and the monotonic clock from there: hosts share only the former.
-        self._offset = time.time() - time.monotonic()
+        self._offset = time.time() - clock()
         # The entrypoint is process 1 in every container; hosts in one view need ids of their own.
         self._id = zlib.crc32(host.encode("utf-8", "replace")) & 0x7FFFFFFF
         self._job_row = os.getpid()
@@ -65,7 +67,7 @@ class Timeline:
             since: when it began (monotonic, seconds); now by default.
             ended_as: the name of the phase before, where only its end tells what it was.
         """
-        now = time.monotonic() if since is None else since
+        now = self._clock() if since is None else since
         if self.current is not None:
             self._span("phase", self._job_row, ended_as or self.current, self._began, now)
         self.current, self._began = name, now
@@ -91,7 +93,7 @@ class Timeline:
             signals: what it was sent: when (monotonic, seconds), and the signal's number.
             track: its CPU and memory, where somebody looked.
         """
-        now = time.monotonic()
+        now = self._clock()
         self._name(pid, name)
         told = {"role": role.value, "exit status": status}
         self._span("process", pid, name, started, now, **told)
@@ -104,7 +106,7 @@ class Timeline:
 
     def instant(self, kind: str, name: str, detail: str = "") -> None:
         """Record something that took no time, such as a signal, on the job's row."""
-        self._mark(kind, self._job_row, name, time.monotonic(), detail=detail)
+        self._mark(kind, self._job_row, name, self._clock(), detail=detail)
 
     def failure(self, failure: Failure, when: float, pid: Optional[int] = None) -> None:
         """Record what failed on this host, on the job's row and on that of the process.

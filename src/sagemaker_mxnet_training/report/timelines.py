@@ -1,0 +1,311 @@
+"""The timelines of a job's hosts, which ``host.timeline`` writes, read back as plain data.
+
+They may come from other machines and other people, so nothing in them is taken for granted.
+"""
+
+import glob
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+from sagemaker_mxnet_training.errors import JobError
+from sagemaker_mxnet_training.failure import Failure, Outcome
+from sagemaker_mxnet_training.host.timeline import CPU, MEMORY, PROGRAM
+
+SIZE_LIMIT = 64 * 2**20
+"""Bytes of one file: ten times what the longest job writes."""
+
+_PLACES = ("*/output/data", "output/data", ".")
+
+
+class ReportError(JobError):
+    """There is nothing to report on, or it cannot be read. The text names the file."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the job on one host: its name, and from when to when (wall clock, seconds)."""
+
+    name: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Process:
+    """The life of one process, and what it used.
+
+    Attributes:
+        pid: its id on its host.
+        name: unique on its host.
+        role: a value of ``Role``.
+        start, end: wall clock, seconds.
+        status: its exit status, where it had ended.
+        cpu: percent of a core, each from its time (wall clock, seconds) to the next.
+        memory: 10**6 resident bytes at that time.
+    """
+
+    pid: int
+    name: str
+    role: str
+    start: float
+    end: float
+    status: Optional[int]
+    cpu: Tuple[Tuple[float, float], ...]
+    memory: Tuple[Tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that took no time.
+
+    Attributes:
+        kind: ``signal``, ``failure``, ``stop`` or ``verdict``.
+        name: what it was, such as ``SIGTERM``.
+        when: wall clock, seconds.
+        pid: the process that it happened to; ``None`` for the host as a whole.
+        text: more about it; may be empty.
+        role: of a failure, the role that failed.
+    """
+
+    kind: str
+    name: str
+    when: float
+    pid: Optional[int]
+    text: str
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class HostTimeline:
+    """What happened on one host, and how the job ended as it was told there.
+
+    Attributes:
+        host: its name.
+        hosts: the names of all hosts of the job.
+        phases: in their order.
+        processes: by their start.
+        marks: as they were written.
+        outcome: how the job ended.
+        failure: the cause, for ``Outcome.FAILURE``.
+    """
+
+    host: str
+    hosts: Tuple[str, ...]
+    phases: Tuple[Phase, ...]
+    processes: Tuple[Process, ...]
+    marks: Tuple[Mark, ...]
+    outcome: Outcome
+    failure: Optional[Failure]
+
+
+@dataclass(frozen=True)
+class JobTimeline:
+    """All hosts of a job.
+
+    Attributes:
+        hosts: those that left a timeline, in their order.
+        missing: names of the others.
+        start, end: of the whole job (wall clock, seconds).
+        outcome: how it ended.
+        failure: the cause, for ``Outcome.FAILURE``.
+        moment: when that failed, or when the job was asked to stop (wall clock, seconds).
+    """
+
+    hosts: Tuple[HostTimeline, ...]
+    missing: Tuple[str, ...]
+    start: float
+    end: float
+    outcome: Outcome
+    failure: Optional[Failure]
+    moment: Optional[float]
+
+
+def find(directory: str) -> List[str]:
+    """Return the paths of a job's timelines.
+
+    Args:
+        directory: of a local run, of one host of it, or with what a host wrote.
+
+    Raises:
+        ReportError: there are none.
+    """
+    if not os.path.isdir(directory):
+        raise ReportError(f"{directory}: there is no such directory; expected that of a local run")
+    base = glob.escape(directory)
+    for place in _PLACES:
+        paths = glob.glob(os.path.join(base, place, "timeline-*.json"))
+        if paths:
+            return sorted(os.path.normpath(path) for path in paths)
+    raise ReportError(
+        f"{directory}: no timeline-<host>.json in it, in output/data or in <host>/output/data; "
+        "expected the directory of a local run that has ended"
+    )
+
+
+def read(path: str) -> HostTimeline:
+    """Read one host's timeline.
+
+    Raises:
+        ReportError: it cannot be read, or is something else.
+    """
+    try:
+        size = os.path.getsize(path)
+        if size > SIZE_LIMIT:
+            raise ReportError(f"{path}: {size / 2**20:.0f} MiB; a timeline has less than 64")
+        with open(path, encoding="utf-8") as file:
+            trace = json.load(file)
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"{path}: no JSON: {error}") from error
+    about = trace.get("otherData") if isinstance(trace, dict) else None
+    if not isinstance(about, dict) or about.get("program") != PROGRAM:
+        raise ReportError(f"{path}: not a timeline of {PROGRAM}, but another program's file")
+    try:
+        return _host(about, trace["traceEvents"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ReportError(
+            f"{path}: a damaged timeline, or one of another version: {what}"
+        ) from error
+
+
+def join(hosts: Sequence[HostTimeline]) -> JobTimeline:
+    """Lay the timelines of a job's hosts over each other.
+
+    Raises:
+        ReportError: two are of the same host.
+    """
+    names = [each.host for each in hosts]
+    for name in names:
+        if names.count(name) > 1:
+            raise ReportError(f"{name}: two timelines of this host; expected those of one job")
+    ordered = tuple(sorted(hosts, key=lambda each: _natural(each.host)))
+    expected = sorted({name for each in hosts for name in each.hosts}, key=_natural)
+    spans: List[Union[Phase, Process]] = []
+    for each in hosts:
+        spans += [*each.phases, *each.processes]
+    stamps = [mark.when for each in hosts for mark in each.marks if mark.kind != "signal"]
+    outcomes = [each.outcome for each in ordered]
+    worst = next((o for o in (Outcome.FAILURE, Outcome.STOP) if o in outcomes), Outcome.SUCCESS)
+    failure = next((each.failure for each in ordered if each.failure is not None), None)
+    return JobTimeline(
+        hosts=ordered,
+        missing=tuple(name for name in expected if name not in names),
+        start=min([*(span.start for span in spans), *stamps], default=0.0),
+        end=max([*(span.end for span in spans), *stamps], default=0.0),
+        outcome=worst,
+        failure=failure,
+        moment=_moment(ordered, worst, failure),
+    )
+
+
+def _moment(
+    hosts: Sequence[HostTimeline], outcome: Outcome, failure: Optional[Failure]
+) -> Optional[float]:
+    """Return when it happened; where nobody could record that, when it was first told."""
+    if outcome is Outcome.SUCCESS:
+        return None
+    kind = "stop"
+    if failure is not None:
+        own = [
+            mark.when
+            for each in hosts
+            for mark in each.marks
+            if mark.kind == "failure"
+            and (each.host, mark.role) == (failure.host, failure.role.value)
+        ]
+        if own:
+            return min(own)
+        kind = "verdict"
+    return min((m.when for each in hosts for m in each.marks if m.kind == kind), default=None)
+
+
+def _natural(name: str) -> List[Any]:
+    """Order ``algo-2`` before ``algo-10``."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def _host(about: Mapping[str, Any], events: List[Mapping[str, Any]]) -> HostTimeline:
+    phases, marks = [], []
+    lives: List[Mapping[str, Any]] = []
+    values: Dict[str, List[Tuple[float, float]]] = {}
+    for event in events:
+        kind = event.get("cat")
+        if kind == "phase":
+            phases.append(Phase(_text(event["name"]), *_interval(event)))
+        elif kind == "process":
+            lives.append(event)
+        elif kind == "usage":
+            (value,) = (event["args"][unit] for unit in (CPU, MEMORY) if unit in event["args"])
+            values.setdefault(_text(event["name"]), []).append((_time(event), _number(value)))
+        elif event.get("ph") == "i":
+            marks.append(_mark(event))
+    pids = {int(event["tid"]) for event in lives}
+    failure, hosts = about.get("failure"), about.get("hosts", [about["host"]])
+    return HostTimeline(
+        host=_text(about["host"]),
+        hosts=tuple(_text(name) for name in hosts),
+        phases=tuple(phases),
+        processes=tuple(
+            sorted((_process(event, values) for event in lives), key=lambda life: life.start)
+        ),
+        marks=tuple(
+            mark
+            if mark.pid in pids
+            else Mark(mark.kind, mark.name, mark.when, None, mark.text, mark.role)
+            for mark in marks
+        ),
+        outcome=Outcome(about["outcome"]),
+        failure=None if failure is None else Failure.from_json(failure),
+    )
+
+
+def _process(event: Mapping[str, Any], values: Mapping[str, List[Tuple[float, float]]]) -> Process:
+    name, args = _text(event["name"]), event["args"]
+    status = args.get("exit status")
+    return Process(
+        int(event["tid"]),
+        name,
+        _text(args["role"]),
+        *_interval(event),
+        None if status is None else int(status),
+        tuple(values.get(f"{name} CPU", ())),
+        tuple(values.get(f"{name} memory", ())),
+    )
+
+
+def _mark(event: Mapping[str, Any]) -> Mark:
+    kind, args = _text(event["cat"]), event["args"]
+    if kind == "failure":
+        failure = Failure.from_json(args)
+        text, role = failure.headline(), failure.role.value
+    else:
+        text, role = _text(args["detail"]), ""
+    return Mark(kind, _text(event["name"]), _time(event), int(event["tid"]), text, role)
+
+
+def _interval(event: Mapping[str, Any]) -> Tuple[float, float]:
+    start = _time(event)
+    return start, start + max(0.0, _number(event["dur"]) / 1e6)
+
+
+def _time(event: Mapping[str, Any]) -> float:
+    return _number(event["ts"]) / 1e6
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is no number")
+    return number
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text was expected, not {value!r:.40}")
+    return value
