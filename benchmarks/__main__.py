@@ -1,7 +1,4 @@
-"""Takes the figures and prints the table: both toolkits in turn, on the same jobs.
-
-    scripts/benchmark.sh [--json] [--rounds N] [--only NAME]...
-"""
+"""Takes the figures and prints the table: both toolkits in turn, on the same jobs."""
 
 import argparse
 import contextlib
@@ -315,9 +312,7 @@ def main() -> None:
         "minutes": round(minutes, 1),
     }
     if options.json:
-        document = [
-            {**row.__dict__, "ratio": row.ratio, "met": row.met} for row in rows
-        ]
+        document = [{**row.__dict__, "ratio": row.ratio, "met": row.met} for row in rows]
         print(json.dumps({**machine, "figures": document}, indent=2))
         return
     print(table(rows))

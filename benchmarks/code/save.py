@@ -8,6 +8,7 @@ import tempfile
 import time
 
 import mxnet as mx
+
 from sagemaker_mxnet_container.training_utils import save
 
 LAYERS, WIDTH = 5, 5000

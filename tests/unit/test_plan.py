@@ -160,3 +160,38 @@ def test_what_is_between_entrypoints_stays_there(tmp_path: Path) -> None:
     for spec in specs:
         assert not set(secret) & set(spec.environment)
         assert "swordfish-1" not in repr(spec)
+
+
+def test_threads_follow_the_quota_of_the_host(tmp_path: Path) -> None:
+    """MXNet alone would start half as many threads as the machine has CPUs."""
+    job = replace(make(tmp_path), num_cpus=4, visible_cpus=64)
+    for meeting in (None, MEETING):
+        for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, meeting):
+            assert spec.environment["OMP_NUM_THREADS"] == "4"
+            assert spec.environment["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_threads_are_mxnets_own_matter_where_the_host_has_all_cpus(tmp_path: Path) -> None:
+    job = replace(make(tmp_path), num_cpus=8, visible_cpus=8)
+    (alone,) = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, None)
+    assert not [name for name in alone.environment if name.startswith("OMP_")]
+    for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING):
+        assert "OMP_NUM_THREADS" not in spec.environment
+        assert spec.environment["OMP_WAIT_POLICY"] == "PASSIVE", "worker and server share CPUs"
+
+
+def test_threads_that_the_user_has_set_stay(tmp_path: Path) -> None:
+    given = {"OMP_NUM_THREADS": "7", "OMP_WAIT_POLICY": "ACTIVE"}
+    job = replace(make(tmp_path, **given), num_cpus=1, visible_cpus=64)
+    for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING):
+        assert {name: spec.environment[name] for name in given} == given
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "wanted"), [(2, 4, "2"), (8, 4, None), (2, 1, None)])
+def test_only_the_worker_adds_up_gradients_of_gpus(
+    tmp_path: Path, cpus: int, gpus: int, wanted: str
+) -> None:
+    job = replace(make(tmp_path), num_cpus=cpus, visible_cpus=8, num_gpus=gpus)
+    specs = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING)
+    seen = [spec.environment.get("MXNET_KVSTORE_REDUCTION_NTHREADS") for spec in specs]
+    assert seen == [None, None, wanted]

@@ -14,8 +14,6 @@ import time
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Protocol, Set, Tuple
 
-from retrying import Retrying
-
 from sagemaker_mxnet_training.cluster import control, network
 from sagemaker_mxnet_training.cluster.ending import (
     Cluster,
@@ -449,6 +447,8 @@ class _Following:
             except OSError as error:
                 self._unresolved = f"the name {self._job.leader} does not resolve ({error})"
                 raise
+
+        from retrying import Retrying  # noqa: PLC0415  (5 ms that only a follower has to spend)
 
         limit = int(self._job.settings.join_timeout * 1000)
         retrying = Retrying(stop_max_delay=limit, wait_fixed=500)

@@ -14,7 +14,7 @@ import socket
 import stat
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_training.config.hardware import count_cpus, count_gpus
+from sagemaker_mxnet_training.config.hardware import count_cpus, count_gpus, visible_cpus
 from sagemaker_mxnet_training.config.job import Job, Settings
 from sagemaker_mxnet_training.config.sources import (
     Faults,
@@ -168,6 +168,7 @@ def resolve(environ: Mapping[str, str], root: str = ROOT) -> Job:
         ),
         num_gpus=check.whole(variable("SM_NUM_GPUS"), count_gpus(), 0, 1024, "a number of GPUs"),
         num_cpus=check.whole(variable("SM_NUM_CPUS"), count_cpus(), 1, 65536, "a number of CPUs"),
+        visible_cpus=visible_cpus(),
         log_level=check.level(level),
         parameter_server=check.flag(parameter("parameter_server_enabled")),
         s3_output=s3_output,

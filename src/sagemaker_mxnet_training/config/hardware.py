@@ -7,12 +7,17 @@ import re
 from sagemaker_mxnet_training.config import cgroup
 
 
+def visible_cpus() -> int:
+    """Return how many CPUs this process sees: those of its affinity."""
+    return len(os.sched_getaffinity(0))
+
+
 def count_cpus(root: str = cgroup.ROOT, membership: str = cgroup.MEMBERSHIP) -> int:
     """Return how many CPUs this process may use: by its affinity and its control group's quota.
 
     A quota of one and a half is two: both can be used, for part of the time.
     """
-    available = len(os.sched_getaffinity(0))
+    available = visible_cpus()
     quota = cgroup.cpu_quota(root, membership)
     return available if quota is None else max(1, min(available, math.ceil(quota)))
 

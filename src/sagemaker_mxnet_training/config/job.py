@@ -75,6 +75,7 @@ class Job:
         output_intermediate_dir: output that is copied to S3 while the job runs.
         num_gpus: GPUs that this container can see.
         num_cpus: CPUs that this container may use, at least 1.
+        visible_cpus: CPUs that processes of this host see, whatever its quota.
         log_level: of Python's ``logging``, 20 for INFO.
         parameter_server: whether MXNet's kvstore processes are wanted.
         s3_output: S3 URL that intermediate output is copied to.
@@ -104,6 +105,7 @@ class Job:
     output_intermediate_dir: str
     num_gpus: int
     num_cpus: int
+    visible_cpus: int
     log_level: int
     parameter_server: bool
     s3_output: Optional[str]

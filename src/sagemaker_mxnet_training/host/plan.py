@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Dict, Mapping, Optional, Tuple
 
 from sagemaker_mxnet_training.cluster.network import Rendezvous
-from sagemaker_mxnet_training.config import environment
+from sagemaker_mxnet_training.config import environment, threads
 from sagemaker_mxnet_training.config.entry_point import EntryPointKind
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.failure import Role
@@ -49,7 +49,8 @@ def roles(
         rendezvous: where the kvstore meets; ``None`` without the parameter server.
     """
     if rendezvous is None:
-        return (worker(job, kind, environment.base_environment(job)),)
+        variables = {**_threads(job, job.num_gpus, False), **environment.base_environment(job)}
+        return (worker(job, kind, variables),)
     specs = []
     script = os.path.join(job.code_dir, job.entry_point)
     argv = (script,) if kind is EntryPointKind.PYTHON_SCRIPT else ()
@@ -92,6 +93,7 @@ def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: str) -> Dict[st
     """Return the environment by which ps-lite knows its place (MXNet 1.9.1, ps-lite's docs)."""
     workers = len(job.hosts)
     variables = {
+        **_threads(job, job.num_gpus if role == "worker" else 0, True),
         **environment.base_environment(job),
         "DMLC_ROLE": role,
         "DMLC_NUM_WORKER": str(workers),
@@ -105,6 +107,11 @@ def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: str) -> Dict[st
         # Only workers compute on GPUs; a server that sees them takes memory on the first.
         variables["CUDA_VISIBLE_DEVICES"] = ""
     return variables
+
+
+def _threads(job: Job, gpus: int, sharing: bool) -> Mapping[str, str]:
+    """Return thread settings of MXNet for a role; what the user has set goes before them."""
+    return threads.variables(job.num_cpus, job.visible_cpus, gpus, sharing)
 
 
 def _program(

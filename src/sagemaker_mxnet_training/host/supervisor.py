@@ -11,7 +11,6 @@ import signal
 import socket
 import time
 import traceback
-import uuid
 from dataclasses import replace
 from typing import Callable, Dict, Iterator, Mapping, Optional, Set
 
@@ -80,7 +79,7 @@ class Supervisor:
         self._table = ProcessTable(self._selector, self._on_event, self._on_exit)
         self._coordinator: Optional[Coordinator] = None
         self._watchdog: Optional[Watchdog] = None
-        self._job_id = uuid.uuid4().hex
+        self._job_id = os.urandom(16).hex()
         self._oom_kills = cgroup.oom_kills()
         self._unheard: Set[Child] = set()  # roles that have not said that they run
         self._stepped = False  # whether a server has had a step of training

@@ -1,1 +1,1 @@
-"""Programs that run in the job's own processes: the user's script, scheduler and servers."""
+"""Programs that run in processes of their own: the user's script, the kvstore, the watchdog."""
