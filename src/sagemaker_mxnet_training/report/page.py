@@ -45,8 +45,10 @@ _WIDTH = 900
 """Width in pixels of the time axis where the window is 1,280 wide."""
 
 _FONTS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+# Nothing from any network; plotly.js as plotly 5.0 brings it compiles functions.
 _POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src data: blob:"
 )
 _CONFIG = {
     "displaylogo": False,
