@@ -112,11 +112,14 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _train(options: argparse.Namespace) -> int:
+def _train(options: argparse.Namespace) -> NoReturn:
     from sagemaker_mxnet_training import training  # noqa: PLC0415  (--help must be fast)
     from sagemaker_mxnet_training.host import process  # noqa: PLC0415
 
-    return training.train(os.environ, process.own_start())
+    status = training.train(os.environ, process.own_start())
+    sys.stdout.flush()
+    # Nothing is left to do, and to take the interpreter down takes longer than to end a job.
+    os._exit(status)
 
 
 def _local(options: argparse.Namespace) -> int:

@@ -30,11 +30,9 @@ import os
 import re
 import sys
 import warnings
-from dataclasses import dataclass, field
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import FunctionType, ModuleType, SimpleNamespace
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 VARIABLE = "SAGEMAKER_MXNET_COMPATIBILITY"
 """The environment variable that switches the layer off when it is ``0``."""
@@ -46,8 +44,7 @@ NEWEST_NUMPY = (2, 5)
 """The newest NumPy that the behaviour tests have run on."""
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """What the layer is doing in this process.
 
     Attributes:
@@ -101,7 +98,7 @@ def status() -> Status:
     return Status(enabled(), _FINDER in sys.meta_path, lent, tuple(_PROCESS.repaired))
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds MXNet where the import system finds it, and has ``_Loader`` load its source."""
 
     def find_spec(
@@ -412,14 +409,14 @@ def _cannot_import(error: Exception) -> str:
     )
 
 
-@dataclass
 class _Process:
     """What has happened in this process so far."""
 
-    view: Optional[ModuleType] = None
-    imported: bool = False
-    repaired: List[str] = field(default_factory=list)
-    callbacks: List[Callable[[], None]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.view: Optional[ModuleType] = None
+        self.imported = False
+        self.repaired: List[str] = []
+        self.callbacks: List[Callable[[], None]] = []
 
 
 _FINDER = _Finder()

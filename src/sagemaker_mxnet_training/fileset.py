@@ -18,7 +18,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import threading
 from typing import Dict, Iterator, Sequence, Set, Tuple
 
@@ -82,7 +81,9 @@ def settle(directory: str) -> None:
         for name in os.listdir(directory):
             _make_plain(directory, name)
         _flush(directory)
-        shutil.rmtree(stage)
+        from shutil import rmtree  # noqa: PLC0415  (the entrypoint hardly ever needs it)
+
+        rmtree(stage)
         _flush(directory)
     except FileNotFoundError:
         if os.path.isdir(stage):  # else a signal handler settled it meanwhile
@@ -162,8 +163,10 @@ def _double(path: str, other: str) -> None:
     try:
         os.link(path, other)
     except OSError:  # no hard links here, or not to this file: then the same bytes again
+        from shutil import copyfile  # noqa: PLC0415
+
         with naming(other):
-            shutil.copyfile(path, other)
+            copyfile(path, other)
         _flush(other)
 
 

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_training.config import configuration
+from sagemaker_mxnet_training.config import configuration, hardware
 from sagemaker_mxnet_training.errors import JobError
 from sagemaker_mxnet_training.failure import exit_status
 from sagemaker_mxnet_training.host import result, timeline
@@ -222,6 +222,9 @@ class _LocalJob:
                 ),
             }
             environment.setdefault("SAGEMAKER_MXNET_PS_PORT", "0")
+            # The hosts share this machine.
+            share = hardware.count_cpus() // len(self._job.hosts)
+            environment.setdefault("SM_NUM_CPUS", str(max(1, share)))
             leads = name == self._job.hosts[0]
             if leads:
                 environment["SAGEMAKER_MXNET_CONTROL_FD"] = str(listener.fileno())

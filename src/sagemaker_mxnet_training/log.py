@@ -5,7 +5,6 @@ supervisor, whose hosts would take its silence for its death.
 """
 
 import contextlib
-import logging
 import os
 import queue
 import threading
@@ -14,6 +13,8 @@ from typing import FrozenSet, Optional
 
 from sagemaker_mxnet_training.config.redaction import redact_text
 
+# Levels of Python's logging, which has much more to it.
+_INFO, _WARNING, _ERROR = 20, 30, 40
 _CLOSE_SECONDS = 2.0
 
 
@@ -30,7 +31,7 @@ class Log:
     def __init__(
         self,
         host: str,
-        level: int = logging.INFO,
+        level: int = _INFO,
         secrets: FrozenSet[str] = frozenset(),
         fd: int = 2,
     ) -> None:
@@ -42,14 +43,14 @@ class Log:
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
-    def __call__(self, role: str, text: str, level: int = logging.INFO) -> None:
+    def __call__(self, role: str, text: str, level: int = _INFO) -> None:
         """Say that something happened to a role of this host."""
         if level < self.level:
             return
         clock = time.strftime("%H:%M:%S", time.gmtime())
         head = f"[sagemaker-mxnet-training] {clock} {self.host} {role}: "
-        if level >= logging.WARNING:
-            head += logging.getLevelName(level) + ": "
+        if level >= _WARNING:
+            head += "ERROR: " if level >= _ERROR else "WARNING: "
         line = head + self.redact(text).replace("\n", "\n" + "[sagemaker-mxnet-training]   ")
         self._lines.put((line + "\n").encode("utf-8", "replace"))
 
@@ -59,11 +60,11 @@ class Log:
 
     def warning(self, role: str, text: str) -> None:
         """Say that something is not as it should be, though the job goes on."""
-        self(role, text, logging.WARNING)
+        self(role, text, _WARNING)
 
     def error(self, role: str, text: str) -> None:
         """Say that something failed."""
-        self(role, text, logging.ERROR)
+        self(role, text, _ERROR)
 
     def close(self) -> None:
         """Write what is left, unless nobody reads it."""

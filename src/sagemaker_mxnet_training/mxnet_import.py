@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence
 
 from sagemaker_mxnet_training import compatibility
@@ -117,7 +117,7 @@ def main() -> NoReturn:
             found["gpus"] = mxnet.context.num_gpus()
     except BaseException as error:
         found = {"error": f"{type(error).__name__}: {error}"}
-    found["compatibility"] = {**asdict(compatibility.status()), "hook": hook}
+    found["compatibility"] = {**compatibility.status()._asdict(), "hook": hook}
     print("\n" + json.dumps(found), flush=True)
     os._exit(0)
 

@@ -186,6 +186,21 @@ def test_descendants_are_found_without_those_of_others() -> None:
                 each.kill()
 
 
+def test_children_are_noticed_without_a_look_at_all_processes() -> None:
+    with subprocess.Popen(["sleep", "60"]) as ours, subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            assert not process.childless()
+            assert not process.childless([ours.pid])
+            others = {each.pid for each in psutil.Process().children()}
+            assert process.childless(others)
+            ours.kill()
+            os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)
+            assert not process.childless(others - {ours.pid}), "not reaped yet"
+        finally:
+            ours.kill()
+            other.kill()
+
+
 def test_a_process_knows_when_it_was_started() -> None:
     """Also when it has long been something else: exec(3) starts no process."""
     code = "from sagemaker_mxnet_training.host.process import own_start; print(own_start())"

@@ -5,7 +5,7 @@ IPv4 only, as ps-lite in MXNet 1.9.1 is.
 
 import contextlib
 import fcntl
-import random
+import os
 import selectors
 import socket
 import struct
@@ -123,7 +123,7 @@ def free_port(address: str) -> int:
     that none of those can take it before the scheduler does.
     """
     for _ in range(100):
-        port = random.randrange(10000, 32768)
+        port = 10000 + int.from_bytes(os.urandom(4), "big") % 22768
         probe = _bind(address, port)
         if probe is not None:
             probe.close()

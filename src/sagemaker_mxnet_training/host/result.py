@@ -54,8 +54,9 @@ def prepare_success(output_dir: str) -> None:
     path = os.path.join(output_dir, _PREPARED)
     try:
         os.makedirs(output_dir, exist_ok=True)
-        with open(path, "wb") as file:
-            os.fsync(file.fileno())
+        # Nothing is in it to be flushed, which may take as long as the job took to write its model.
+        with open(path, "wb"):
+            pass
     except OSError as error:
         raise ResultError(
             f"cannot write the success file: {path}: {error.strerror}; "

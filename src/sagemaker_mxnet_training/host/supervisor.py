@@ -83,7 +83,7 @@ class Supervisor:
         self._oom_kills = cgroup.oom_kills()
         self._unheard: Set[Child] = set()  # roles that have not said that they run
         self._stepped = False  # whether a server has had a step of training
-        self._pace = Pace(self._started)
+        self._pace = Pace(self._started + usage.PERIOD)
         self._tracks: Dict[Child, Track] = {}
         self._reported: Dict[Child, float] = {}  # when a child reported that it failed
         self._stop: Optional[Stop] = None

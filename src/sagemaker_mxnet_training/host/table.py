@@ -8,13 +8,14 @@ import os
 import selectors
 import signal
 import time
-from typing import Callable, Dict, List, Mapping, Optional, Set
-
-import psutil
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Set
 
 from sagemaker_mxnet_training.failure import Role
 from sagemaker_mxnet_training.host import process
 from sagemaker_mxnet_training.host.process import Child, ProcessSpec
+
+if TYPE_CHECKING:
+    import psutil
 
 _POLL = 0.02
 """Seconds between two looks at what sends no SIGCHLD: orphans, and groups without a leader."""
@@ -43,7 +44,8 @@ class ProcessTable:
         self._leaderless: Set[Child] = set()
         self._swept_at: Optional[float] = None
         # What was there before us belongs to the program that we run in.
-        self._foreign = {child.pid for child in process.descendants()}
+        alone = process.childless()
+        self._foreign = set() if alone else {child.pid for child in process.descendants()}
 
     def disown(self, pid: int) -> None:
         """Leave a process that we started, and what is below it, out of everything here."""
@@ -103,6 +105,10 @@ class ProcessTable:
         To be called again, every ``_POLL`` seconds or so, until it returns ``True``.
         """
         known = {child.pid for child in self._running}
+        process.reap_orphans(known, self._foreign)
+        if not known and process.childless(self._foreign):
+            self._swept_at = None
+            return True
         left = [
             orphan
             for orphan in process.descendants(self._foreign)
@@ -111,6 +117,8 @@ class ProcessTable:
         if not left:
             self._swept_at = None
             return True
+        import psutil  # noqa: PLC0415
+
         for orphan in left:
             with contextlib.suppress(psutil.Error):
                 if self._swept_at is None:
@@ -119,7 +127,6 @@ class ProcessTable:
                 elif now - self._swept_at >= grace:
                     orphan.kill()
         self._swept_at = now if self._swept_at is None else self._swept_at
-        process.reap_orphans(known, self._foreign)
         return False
 
     def _hear(self, child: Child) -> None:
@@ -153,7 +160,9 @@ def _group_exists(group: int) -> bool:
     return True
 
 
-def _is_alive(orphan: psutil.Process) -> bool:
+def _is_alive(orphan: "psutil.Process") -> bool:
+    import psutil  # noqa: PLC0415
+
     try:
         return bool(orphan.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

@@ -6,9 +6,10 @@ a worker that trains from one that waits.
 
 import contextlib
 from dataclasses import dataclass
-from typing import Collection, Dict, List, Mapping, NamedTuple, Tuple
+from typing import TYPE_CHECKING, Collection, Dict, List, Mapping, NamedTuple, Tuple
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 PERIOD = 1.0
 """Seconds between two looks, at the least."""
@@ -50,6 +51,8 @@ def measure(leaders: Collection[int]) -> Mapping[int, Usage]:
         Usage by process id. What has ended is missing, and what cannot be read counts as nothing:
         a look is no reason for a job to fail.
     """
+    import psutil  # noqa: PLC0415  (10 ms that the start of a job need not wait for)
+
     found: Dict[int, Usage] = {}
     with contextlib.suppress(psutil.Error, OSError, ValueError, LookupError, RuntimeError):
         children: Dict[int, List[psutil.Process]] = {}
@@ -67,7 +70,9 @@ def measure(leaders: Collection[int]) -> Mapping[int, Usage]:
     return found
 
 
-def _total(tree: List[psutil.Process]) -> Usage:
+def _total(tree: "List[psutil.Process]") -> Usage:
+    import psutil  # noqa: PLC0415
+
     cpu, memory, passed = 0.0, 0, 0
     for process in tree:
         with contextlib.suppress(psutil.Error, OSError):
