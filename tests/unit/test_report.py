@@ -19,6 +19,7 @@ HOSTS = ("algo-1", "algo-2", "algo-10")
 EVIL = "boom <script>alert(1)</script> </script><img src=http://evil.example/x> %{y} & \x1b[31m"
 FAILURE = Failure("algo-2", Role.WORKER, EVIL, 3, f"Traceback\n  {EVIL}")
 STARTED = 1000.0  # on the clock that timelines are written by
+WALL = 1700000000.0  # the same moment, as all hosts tell it
 
 
 def write(
@@ -29,7 +30,8 @@ def write(
     at: float = 30.0,
 ) -> None:
     """Write the timeline of a host that trained from second 2 to second 20 or so."""
-    timeline, track = Timeline(host, lambda: STARTED + 20), Track(STARTED + 2)
+    timeline = Timeline(host, lambda: STARTED + 20, lambda: WALL + 20)
+    track = Track(STARTED + 2)
     for second in range(3, 20):
         track.add(STARTED + second, Usage(cpu=0.5 * (second - 2), memory=second * 10_000_000))
     timeline.phase("resolve", STARTED)

@@ -39,15 +39,21 @@ class Timeline:
     Args:
         host: names the file and the rows.
         clock: tells the time as ``time.monotonic`` does.
+        wall_clock: as ``time.time`` does; asked once.
     """
 
-    def __init__(self, host: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        host: str,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self.host = host
         self._clock = clock
         self.current: Optional[str] = None
         """The phase in progress."""
         # Wall time once, and the monotonic clock from there: hosts share only the former.
-        self._offset = time.time() - clock()
+        self._offset = wall_clock() - clock()
         # The entrypoint is process 1 in every container; hosts in one view need ids of their own.
         self._id = zlib.crc32(host.encode("utf-8", "replace")) & 0x7FFFFFFF
         self._job_row = os.getpid()
