@@ -48,7 +48,7 @@ class Row:
     @property
     def ratio(self) -> Optional[float]:
         """Return ours to the reference, of the medians."""
-        if not self.ours or not self.reference:
+        if not self.ours or not self.reference or not median(self.reference):
             return None
         return median(self.ours) / median(self.reference)
 
