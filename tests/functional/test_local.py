@@ -444,13 +444,14 @@ def test_settings_of_our_own(terminal: Terminal) -> None:
 
 
 def test_relative_pythonpath(terminal: Terminal) -> None:
-    if "PYTHONPATH" not in os.environ:
-        pytest.skip("the package is installed: its place does not come from PYTHONPATH")
-    source = os.path.relpath(Path(__file__).parents[2] / "src", terminal.directory)
-    terminal.write("train.py", "print('fine')")
-    done = terminal.run("--parameter-server", "train.py", PYTHONPATH=source)
+    """It is relative to where the command was started, on every host."""
+    terminal.write("library/only_here.py", "WORD = 'found'")
+    terminal.write("train.py", "import only_here; print(only_here.WORD)")
+    path = os.pathsep.join(filter(None, ["library", os.environ.get("PYTHONPATH")]))
+    done = terminal.run("--hosts", "2", "--no-parameter-server", "train.py", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
-    assert "algo-1 | fine" in done.stdout
+    assert "algo-1 | found" in done.stdout
+    assert "algo-2 | found" in done.stdout
 
 
 # Wrong usage: exit status 2, everything that is wrong at once, nothing started, nothing left.
