@@ -180,8 +180,14 @@ def test_threads_are_mxnets_own_matter_where_the_host_has_all_cpus(tmp_path: Pat
         assert spec.environment["OMP_WAIT_POLICY"] == "PASSIVE", "worker and server share CPUs"
 
 
-def test_threads_that_the_user_has_set_stay(tmp_path: Path) -> None:
-    given = {"OMP_NUM_THREADS": "7", "OMP_WAIT_POLICY": "ACTIVE"}
+def test_what_the_user_has_tuned_stays(tmp_path: Path) -> None:
+    given = {
+        "OMP_NUM_THREADS": "7",
+        "OMP_WAIT_POLICY": "ACTIVE",
+        "MALLOC_MMAP_MAX_": "9",
+        "MALLOC_TRIM_THRESHOLD_": "4096",
+        "GLIBC_TUNABLES": "glibc.malloc.arena_max=2",
+    }
     job = replace(make(tmp_path, **given), num_cpus=1, visible_cpus=64)
     for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING):
         assert {name: spec.environment[name] for name in given} == given
@@ -195,3 +201,15 @@ def test_only_the_worker_adds_up_gradients_of_gpus(
     specs = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING)
     seen = [spec.environment.get("MXNET_KVSTORE_REDUCTION_NTHREADS") for spec in specs]
     assert seen == [None, None, wanted]
+
+
+def test_servers_keep_their_buffers_and_workers_have_huge_pages(tmp_path: Path) -> None:
+    """A script's memory goes back to the kernel as ever, and the scheduler has none to speak of."""
+    tuned = ("MALLOC_", "GLIBC_")
+    alone = plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, None)
+    seen = [
+        [name for name in sorted(spec.environment) if name.startswith(tuned)]
+        for spec in (*plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, MEETING), *alone)
+    ]
+    servers, worker = ["MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"], ["GLIBC_TUNABLES"]
+    assert seen == [[], servers, worker, worker]

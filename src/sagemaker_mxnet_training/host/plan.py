@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Dict, Mapping, Optional, Tuple
 
 from sagemaker_mxnet_training.cluster.network import Rendezvous
-from sagemaker_mxnet_training.config import environment, threads
+from sagemaker_mxnet_training.config import environment, tuning
 from sagemaker_mxnet_training.config.entry_point import EntryPointKind
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.failure import Role
@@ -49,19 +49,19 @@ def roles(
         rendezvous: where the kvstore meets; ``None`` without the parameter server.
     """
     if rendezvous is None:
-        variables = {**_threads(job, job.num_gpus, False), **environment.base_environment(job)}
+        variables = {**_tuning(job, Role.WORKER, False), **environment.base_environment(job)}
         return (worker(job, kind, variables),)
     specs = []
     script = os.path.join(job.code_dir, job.entry_point)
     argv = (script,) if kind is EntryPointKind.PYTHON_SCRIPT else ()
     if job.is_leader:
-        variables = _kvstore_environment(job, rendezvous, "scheduler")
+        variables = _kvstore_environment(job, rendezvous, Role.SCHEDULER)
         specs.append(_program(job, Role.SCHEDULER, "scheduler", _KVSTORE, (), None, variables))
-    variables = _kvstore_environment(job, rendezvous, "server")
+    variables = _kvstore_environment(job, rendezvous, Role.SERVER)
     for number in range(1, rendezvous.servers_per_host + 1):
         name = "server" if number == 1 else f"server-{number}"
         specs.append(_program(job, Role.SERVER, name, _KVSTORE, argv, job.code_dir, variables))
-    specs.append(worker(job, kind, _kvstore_environment(job, rendezvous, "worker")))
+    specs.append(worker(job, kind, _kvstore_environment(job, rendezvous, Role.WORKER)))
     return tuple(specs)
 
 
@@ -89,13 +89,13 @@ def worker(job: Job, kind: EntryPointKind, variables: Mapping[str, str]) -> Proc
     return ProcessSpec(Role.WORKER, "worker", argv, environ, job.code_dir)
 
 
-def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: str) -> Dict[str, str]:
+def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[str, str]:
     """Return the environment by which ps-lite knows its place (MXNet 1.9.1, ps-lite's docs)."""
     workers = len(job.hosts)
     variables = {
-        **_threads(job, job.num_gpus if role == "worker" else 0, True),
+        **_tuning(job, role, True),
         **environment.base_environment(job),
-        "DMLC_ROLE": role,
+        "DMLC_ROLE": role.value,
         "DMLC_NUM_WORKER": str(workers),
         "DMLC_NUM_SERVER": str(workers * rendezvous.servers_per_host),
         "DMLC_PS_ROOT_URI": rendezvous.address,
@@ -103,15 +103,15 @@ def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: str) -> Dict[st
         "DMLC_NODE_HOST": rendezvous.own_address,
         "PS_VERBOSE": str(job.settings.ps_verbose),
     }
-    if role != "worker":
+    if role is not Role.WORKER:
         # Only workers compute on GPUs; a server that sees them takes memory on the first.
         variables["CUDA_VISIBLE_DEVICES"] = ""
     return variables
 
 
-def _threads(job: Job, gpus: int, sharing: bool) -> Mapping[str, str]:
-    """Return thread settings of MXNet for a role; what the user has set goes before them."""
-    return threads.variables(job.num_cpus, job.visible_cpus, gpus, sharing)
+def _tuning(job: Job, role: Role, sharing: bool) -> Mapping[str, str]:
+    """Return settings of MXNet for a role; what the user has set goes before them."""
+    return tuning.variables(role, job.num_cpus, job.visible_cpus, job.num_gpus, sharing)
 
 
 def _program(
