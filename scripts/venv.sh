@@ -14,6 +14,8 @@ make_venv() {
             return 1
         fi
         echo "making a virtual environment in $directory ..."
+        # Where this very environment is activated, its interpreter goes with it.
+        python=$("$python" -c 'import sys; print(sys._base_executable)')
         rm -rf "$directory"
         if ! "$python" -m venv "$directory"; then
             echo "the venv module of $python does not work; on Debian: apt-get install python3-venv" >&2

@@ -224,6 +224,9 @@ def script(body: str, kvstore: bool = False) -> str:
     return PREAMBLE + (KVSTORE if kvstore else "") + textwrap.dedent(body)
 
 
+PASSED_ON = ("COVERAGE_", "LD_LIBRARY_PATH", "OPENBLAS_", "PIP_", "PYTHONPATH", "SSL_")
+"""How the variables begin that a job has from whoever tests it, and no container would have."""
+
 IN_GROUP = """
 import os, sys
 with open(os.environ["GROUP"] + "/cgroup.procs", "w") as file:
@@ -377,11 +380,8 @@ def job(
             "SAGEMAKER_MXNET_CONTROL_PORT": str(control_port),
             "SAGEMAKER_MXNET_PS_PORT": "0",
         }
-        for passed in ("PYTHONPATH", "COVERAGE_PROCESS_START", "COVERAGE_FILE", "LD_LIBRARY_PATH"):
-            if passed in os.environ:
-                variables[passed] = os.environ[passed]
         for passed in os.environ:
-            if passed.startswith(("OPENBLAS_", "PIP_", "SSL_")):
+            if passed.startswith(PASSED_ON):
                 variables[passed] = os.environ[passed]
         variables.update(env or {})
         if per_host is not None:

@@ -2,7 +2,7 @@
 
 The first host leads. Hosts report what happens to them; the leader feeds that to the one decision
 function (``ending.advance``) and gives orders. A host alone is its own leader and needs no network.
-Orders reach the supervisor through the four methods of ``Orders``.
+Orders reach the supervisor through the methods of ``Orders``.
 """
 
 import contextlib
@@ -49,6 +49,7 @@ class Step(enum.Enum):
     INSTALL = "installing requirements"
     READY = "ready"
     TRAINING = "training"
+    STEPPED = "training, past its first step"
     FINISHED = "finished"
 
 
@@ -57,6 +58,9 @@ class Orders(Protocol):
 
     def start(self, rendezvous: Optional[Rendezvous]) -> None:
         """Start the kvstore and the worker."""
+
+    def stepped(self) -> None:
+        """Take note that the first step of training is done, on whichever host."""
 
     def stop(self, stop: Stop) -> None:
         """Ask the worker to stop."""
@@ -72,7 +76,7 @@ class Coordinator(Protocol):
     """A host's way to tell the others. Times are this host's monotonic clock, in seconds."""
 
     def report_step(self, step: Step) -> None:
-        """Say what this host is doing. ``READY`` and ``FINISHED`` move the job on."""
+        """Say what this host is doing. ``READY``, ``STEPPED`` and ``FINISHED`` move the job on."""
 
     def report_drained(self) -> None:
         """Say that no process is left on this host."""
@@ -156,6 +160,7 @@ class _Leading:
         self._opened = time.monotonic()
         self._voiced = self._opened
         self._start_at: Optional[float] = None
+        self._stepped = False
         self._ended: Optional[float] = None
         self._address = "127.0.0.1"
         self._names: Dict[str, str] = {}
@@ -257,6 +262,10 @@ class _Leading:
         self._peers[host].step = step
         if step is Step.READY:
             self._feed(Ready(host))
+        elif step is Step.STEPPED and not self._stepped:
+            self._stepped = True
+            self._broadcast({"type": "stepped"})
+            self._orders.stepped()
         elif step is Step.FINISHED:
             self._feed(Finished(host))
             left = sorted(self._cluster.hosts - self._cluster.finished)
@@ -544,6 +553,8 @@ class _Following:
             if not self._stopping:
                 self._stopping = True
                 self._orders.stop(Stop(str(body["host"]), int(body["signal"])))
+        elif kind == "stepped":
+            self._orders.stepped()
         elif kind == "drain":
             self._orders.drain()
         elif kind == "end":

@@ -82,7 +82,6 @@ class Supervisor:
         self._job_id = os.urandom(16).hex()
         self._oom_kills = cgroup.oom_kills()
         self._unheard: Set[Child] = set()  # roles that have not said that they run
-        self._stepped = False  # whether a server has had a step of training
         self._pace = Pace(self._started + usage.PERIOD)
         self._tracks: Dict[Child, Track] = {}
         self._reported: Dict[Child, float] = {}  # when a child reported that it failed
@@ -235,6 +234,15 @@ class Supervisor:
                     self._unheard.add(child)
         self._on_running()
 
+    def stepped(self) -> None:
+        """End the phase of the first step; a server of whichever host has taken it."""
+        # Whatever another pipe has still to tell: whoever trains runs.
+        self._unheard.clear()
+        self._on_running()
+        if self._timeline.current == "train":
+            self._timeline.phase("train", ended_as="first step")
+            self._log("entrypoint", "the first step of training is done")
+
     def stop(self, stop: Stop) -> None:
         """Ask the worker to stop, in time for its checkpoint."""
         self._stop = stop
@@ -311,7 +319,7 @@ class Supervisor:
             self._unheard.discard(child)
             self._on_running()
         elif event["event"] == "stepped":
-            self._on_stepped()
+            self._lead().report_step(Step.STEPPED)
         elif event["event"] == "finished" and child.spec.role is Role.WORKER:
             self._log(child.spec.name, "the script finished")
             self._worker_status = 0
@@ -328,14 +336,6 @@ class Supervisor:
     def _on_running(self) -> None:
         if not self._unheard and self._timeline.current == "roles":
             self._timeline.phase("train")
-
-    def _on_stepped(self) -> None:
-        # Whatever another pipe has still to tell: whoever trains runs.
-        self._unheard.clear()
-        self._on_running()
-        if not self._stepped and self._timeline.current == "train":
-            self._stepped = True
-            self._timeline.phase("train", ended_as="first step")
 
     def _on_exit(self, child: Child) -> None:
         status = exit_status(child.returncode or 0)
