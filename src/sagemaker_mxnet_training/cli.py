@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from typing import List, NoReturn, Optional
 
@@ -30,7 +31,14 @@ def main(arguments: Optional[List[str]] = None) -> NoReturn:
     if "run" not in options:
         _parser().print_help(sys.stderr)
         sys.exit(_USAGE)
-    sys.exit(options.run(options))
+    try:
+        status = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output, such as `head`, has gone. Python would flush once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -271,10 +271,7 @@ class _LocalJob:
             del host.partial[fd]
             self._selector.unregister(stream)
         sink = 1 if stream is host.process.stdout else 2
-        data = memoryview(b"".join(host.prefix + line + b"\n" for line in lines))
-        with contextlib.suppress(OSError):
-            while data:
-                data = data[os.write(sink, data) :]
+        _write(sink, b"".join(host.prefix + line + b"\n" for line in lines))
 
     def _signal(self, number: int) -> None:
         self._signalled += 1
@@ -300,8 +297,7 @@ class _LocalJob:
         files = sorted(os.listdir(model)) if os.path.isdir(model) else []
         lines.append(f"  model   {model} ({', '.join(files) or 'empty'})")
         lines.append(f"  run     {self._job.run_dir}")
-        sys.stdout.flush()
-        print("\n".join(lines), flush=True)
+        _write(1, "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape"))
         return status
 
     def _cause(self) -> Optional[str]:
@@ -322,6 +318,14 @@ class _LocalJob:
             f"{phase} {longest[phase]:.1f} s" for phase in _PHASES if longest.get(phase, 0) > 0.05
         ]
         return ", ".join(known) or "unknown"
+
+
+def _write(fd: int, data: bytes) -> None:
+    """Write all of it, unless nobody reads it any more: that is no reason to end a job."""
+    view = memoryview(data)
+    with contextlib.suppress(OSError):
+        while view:
+            view = view[os.write(fd, view) :]
 
 
 def _lay_out(base_dir: str, job: Run, host: str) -> None:

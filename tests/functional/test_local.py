@@ -454,6 +454,19 @@ def test_relative_pythonpath(terminal: Terminal) -> None:
     assert "algo-2 | found" in done.stdout
 
 
+def test_nobody_reads_it(terminal: Terminal) -> None:
+    """The job goes on, and its exit status is its own."""
+    terminal.write("train.py", "open('finished', 'w').close()")
+    process = terminal.start("--run-dir", "run", "train.py")
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, stderr = process.communicate(timeout=BOUND)
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    assert (terminal.directory / "run/algo-1/code/finished").exists()
+
+
 # Wrong usage: exit status 2, everything that is wrong at once, nothing started, nothing left.
 
 WRONG: Dict[str, Tuple[List[str], List[str]]] = {

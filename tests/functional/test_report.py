@@ -1,7 +1,9 @@
 """``sagemaker-mxnet-training report`` on real local runs, and what their timelines tell."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -150,3 +152,16 @@ def test_wrong_usage(tmp_path: Path, words: List[str]) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_reads_it(tmp_path: Path) -> None:
+    """As with ``| head``: no traceback."""
+    run(tmp_path, "", "--no-parameter-server")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "sagemaker_mxnet_training", "report", "run"]
+    done = subprocess.run(
+        command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, timeout=BOUND, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
