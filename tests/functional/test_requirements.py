@@ -169,6 +169,17 @@ def test_a_dependency_that_went_missing_is_installed_again(env, index):
     assert env.version("tiny") == "1.0"
 
 
+def test_of_the_versions_that_there_are_the_newest_are_named(env, index, tmp_path):
+    """The first 1,024 characters are the job's FailureReason; pip may list a hundred versions."""
+    for number in range(100):
+        packages.wheel(tmp_path / "packages", "old", f"{number}.0")
+    done = env.run("old>=100\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    there = "old>=100 (from versions: ..., 97.0, 98.0, 99.0); No matching distribution found for"
+    assert there in done.report["reason"]
+    assert "0.0, 1.0, 2.0, 3.0" in done.output, "pip's own line is seen whole"
+
+
 def test_a_package_that_does_not_exist_ends_with_pips_own_reason(env, index):
     done = env.run("no-such-package\n", PIP_INDEX_URL=index.url())
     assert done.status == 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -239,7 +240,7 @@ def _stream(
 def _failure(status: int, tail: List[str], installation: Installation) -> RequirementsError:
     """Return pip's failure, in its own words."""
     prefix, heading = "ERROR: ", "The conflict is caused by:"
-    errors = [line[len(prefix) :] for line in tail if line.startswith(prefix)]
+    errors = [_short(line[len(prefix) :]) for line in tail if line.startswith(prefix)]
     cause = "; ".join(errors[:2] or tail[-1:]) or f"pip ended with status {status}"
     if status < 0:
         cause = f"pip was ended by {signal_name(-status)}"
@@ -255,6 +256,14 @@ def _failure(status: int, tail: List[str], installation: Installation) -> Requir
         )
     what = "the package in the code directory" if installation.package else "requirements.txt"
     return RequirementsError("\n".join([f"{what} cannot be installed: {cause}", *tail]))
+
+
+def _short(error: str) -> str:
+    """Return an error of pip with the newest three of the versions that it lists.
+
+    A hundred of them would leave room for nothing else in a job's FailureReason.
+    """
+    return re.sub(r"(\(from versions: )[^()]+, (([^(), ]+, ){2}[^(), ]+\))", r"\1..., \2", error)
 
 
 def _write(folder: str, name: str, text: str) -> str:
