@@ -105,6 +105,8 @@ def verdicts(request: pytest.FixtureRequest) -> Verdicts:
 
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     """Print how long each ending took: figures for the README, not verdicts."""
+    if hasattr(terminalreporter.config, "workerinput"):
+        return  # one of pytest-xdist's, whose reports the process that started it has too
     figures: Dict[str, List[float]] = {}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
