@@ -52,7 +52,7 @@ __all__ = [
 HANDSHAKE_TIMEOUT = 5.0
 """Seconds a new connection has to prove that it belongs to the job."""
 
-RETRY_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.0)
+RETRY_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 """Seconds between a follower's attempts to join; the last one repeats."""
 
 STRANGERS_REPORTED = 64

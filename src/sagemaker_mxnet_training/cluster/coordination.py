@@ -7,8 +7,8 @@ Orders reach the supervisor through the methods of ``Orders``.
 
 import contextlib
 import enum
-import queue
 import selectors
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -445,11 +445,12 @@ class _Following:
         self._failure: Optional[Tuple[float, Failure]] = None
         self._stopping = False
         self._ended: Optional[float] = None
-        self._resolved: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._unresolved = f"the name {job.leader} has not been resolved yet"
-        threading.Thread(target=self._resolve, name="resolve", daemon=True).start()
+        self._resolved, answer = socket.socketpair()
+        selector.register(self._resolved, selectors.EVENT_READ, self._on_resolved)
+        threading.Thread(target=self._resolve, args=(answer,), name="resolve", daemon=True).start()
 
-    def _resolve(self) -> None:
+    def _resolve(self, answer: socket.socket) -> None:
         def attempt() -> str:
             try:
                 return network.resolve(self._job.leader, self._job.settings.host_addresses)
@@ -461,10 +462,16 @@ class _Following:
 
         limit = int(self._job.settings.join_timeout * 1000)
         retrying = Retrying(stop_max_delay=limit, wait_fixed=500)
-        with contextlib.suppress(OSError):  # the join deadline speaks for it
-            self._resolved.put(retrying.call(attempt))
+        with answer, contextlib.suppress(OSError):  # the join deadline speaks for it
+            answer.sendall(retrying.call(attempt).encode("ascii"))
 
-    def _connect(self, address: str) -> None:
+    def _on_resolved(self, mask: int) -> None:
+        """Call the leader at the address that came; none comes after the join deadline."""
+        address = self._resolved.recv(64).decode("ascii")
+        self._selector.unregister(self._resolved)
+        self._resolved.close()
+        if not address:
+            return
         self._channel = control.Follower(
             self._job.current_host,
             self._job.leader,
@@ -587,10 +594,6 @@ class _Following:
 
     def tick(self, now: float) -> float:
         due = now + 1.0
-        if self._channel is None:
-            due = now + 0.05
-            with contextlib.suppress(queue.Empty):
-                self._connect(self._resolved.get_nowait())
         if self._channel is not None:
             due = min(due, self._channel.tick(now))
         if self._failure is not None and now - self._failure[0] >= TELL:
@@ -626,6 +629,7 @@ class _Following:
     def close(self) -> None:
         if self._channel is not None:
             self._channel.close()
+        self._resolved.close()
 
 
 def _start_message(rendezvous: Optional[Rendezvous]) -> Mapping[str, Any]:

@@ -56,11 +56,11 @@ def roles(
     argv = (script,) if kind is EntryPointKind.PYTHON_SCRIPT else ()
     if job.is_leader:
         variables = _kvstore_environment(job, rendezvous, Role.SCHEDULER)
-        specs.append(_program(job, Role.SCHEDULER, "scheduler", _KVSTORE, (), None, variables))
+        specs.append(_kvstore(job, Role.SCHEDULER, "scheduler", (), variables))
     variables = _kvstore_environment(job, rendezvous, Role.SERVER)
     for number in range(1, rendezvous.servers_per_host + 1):
         name = "server" if number == 1 else f"server-{number}"
-        specs.append(_program(job, Role.SERVER, name, _KVSTORE, argv, job.code_dir, variables))
+        specs.append(_kvstore(job, Role.SERVER, name, argv, variables))
     specs.append(worker(job, kind, _kvstore_environment(job, rendezvous, Role.WORKER)))
     return tuple(specs)
 
@@ -87,6 +87,14 @@ def worker(job: Job, kind: EntryPointKind, variables: Mapping[str, str]) -> Proc
         "PYTHONPATH": job.code_dir + (os.pathsep + path if path else ""),
     }
     return ProcessSpec(Role.WORKER, "worker", argv, environ, job.code_dir)
+
+
+def _kvstore(
+    job: Job, role: Role, name: str, argv: Tuple[str, ...], variables: Mapping[str, str]
+) -> ProcessSpec:
+    """Return a process of the kvstore, which waits until it is let go."""
+    directory = job.code_dir if role is Role.SERVER else None
+    return replace(_program(job, role, name, _KVSTORE, argv, directory, variables), held=True)
 
 
 def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[str, str]:

@@ -232,6 +232,8 @@ class Supervisor:
                 child = self._start_process(spec)
                 if kind is not EntryPointKind.COMMAND or spec.role is not Role.WORKER:
                     self._unheard.add(child)
+                else:
+                    self._let_kvstore_go()  # nothing tells when a shell script is under way
         self._on_running()
 
     def stepped(self) -> None:
@@ -317,6 +319,8 @@ class Supervisor:
             self._reported.setdefault(child, time.monotonic())
         elif event["event"] == "started":
             self._unheard.discard(child)
+            if child.spec.role is Role.WORKER:
+                self._let_kvstore_go()
             self._on_running()
         elif event["event"] == "stepped":
             self._lead().report_step(Step.STEPPED)
@@ -332,6 +336,10 @@ class Supervisor:
         self._timeline.process(
             child.pid, spec.name, spec.role, child.started, status, child.signals, track
         )
+
+    def _let_kvstore_go(self) -> None:
+        for child in self._table.living(*_KVSTORE):
+            child.let_go()
 
     def _on_running(self) -> None:
         if not self._unheard and self._timeline.current == "roles":

@@ -9,16 +9,20 @@ An optimizer that cannot be loaded or that raises ends the server with a reporte
 ``import mxnet`` Python prints "Exception ignored" and training goes on without its updates.
 """
 
+import os
 import sys
 
 # The directory of this file is no place to import from.
 del sys.path[0]
 
+# Nobody needs this process before the script has imported MXNet, which takes longer than all that
+# follows here: until the script is under way, the CPUs are its own.
+os.read(0, 1)
+
 import ast  # noqa: E402
 import ctypes  # noqa: E402
 import faulthandler  # noqa: E402
 import importlib.util  # noqa: E402
-import os  # noqa: E402
 import pickle  # noqa: E402
 import traceback  # noqa: E402
 from typing import Any, Callable, Dict, List, NoReturn, Optional  # noqa: E402
