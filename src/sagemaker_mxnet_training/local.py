@@ -182,7 +182,7 @@ class _LocalJob:
         self._hosts: List[_Host] = []
         self._selector = selectors.DefaultSelector()
         self._started = time.monotonic()
-        self._signalled = 0
+        self._signals: List[int] = []
 
     def run(self) -> int:
         reader, writer = socket.socketpair()
@@ -274,10 +274,15 @@ class _LocalJob:
         _write(sink, b"".join(host.prefix + line + b"\n" for line in lines))
 
     def _signal(self, number: int) -> None:
-        self._signalled += 1
+        self._signals.append(number)
+        if len(self._signals) == 2:
+            # The entrypoint that is asked twice kills everything. One that had no time yet for the
+            # first signal would hear a second of the same kind as one: the kernel merges them.
+            number = signal.SIGTERM if self._signals[0] != signal.SIGTERM else signal.SIGINT
+        elif len(self._signals) > 2:
+            number = signal.SIGKILL  # for one that is frozen
         for host in self._hosts:
-            # The entrypoint that is asked twice kills everything; one that is frozen cannot.
-            host.process.send_signal(number if self._signalled < 3 else signal.SIGKILL)
+            host.process.send_signal(number)
 
     def _sum_up(self, returncodes: List[int]) -> int:
         statuses = [exit_status(code) for code in returncodes]
@@ -285,7 +290,7 @@ class _LocalJob:
         own = [status for status in statuses if status not in (0, 1)]
         status = own[0] if own else max(statuses)
         seconds = time.monotonic() - self._started
-        word = "SUCCEEDED" if status == 0 and not self._signalled else "STOPPED"
+        word = "SUCCEEDED" if status == 0 and not self._signals else "STOPPED"
         cause = self._cause()
         if cause:
             word = "FAILED"

@@ -312,6 +312,35 @@ def test_second_ctrl_c_kills(terminal: Terminal) -> None:
     assert "job STOPPED" in stdout
 
 
+def test_second_ctrl_c_kills_on_a_host_that_had_no_time_for_the_first(terminal: Terminal) -> None:
+    """Two signals of one kind that a process has not taken yet are one to it."""
+    terminal.write("train.py", HEAR.format(status=0).replace("sys.exit(0)", "pass"))
+    run = terminal.start("--hosts", "2", "--no-parameter-server", "train.py")
+    _until_up(run, 2)
+    (busy,) = (
+        process
+        for process in terminal.processes()
+        if process.ppid() == run.pid and process.environ()["SM_CURRENT_HOST"] == "algo-2"
+    )
+    busy.suspend()
+    run.send_signal(signal.SIGINT)
+    assert run.stdout is not None
+    while "algo-1 | heard SIGINT" not in run.stdout.readline():
+        pass
+    run.send_signal(signal.SIGINT)
+    eventually(lambda: _is_pending(busy.pid, signal.SIGTERM), "the second signal")
+    busy.resume()
+    run.communicate(timeout=BOUND)
+    terminal.nothing_is_left()
+    assert run.returncode == 137
+
+
+def _is_pending(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+
+
 def test_a_killed_local_leaves_nothing(terminal: Terminal) -> None:
     """Its hosts are asked to stop by the kernel."""
     terminal.write("train.py", HEAR.format(status=0))
