@@ -23,6 +23,7 @@ from sagemaker_mxnet_training.config import configuration, hardware
 from sagemaker_mxnet_training.errors import JobError
 from sagemaker_mxnet_training.failure import exit_status
 from sagemaker_mxnet_training.host import result, timeline
+from sagemaker_mxnet_training.log import write_all
 
 ADDRESS = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
@@ -271,7 +272,7 @@ class _LocalJob:
             del host.partial[fd]
             self._selector.unregister(stream)
         sink = 1 if stream is host.process.stdout else 2
-        _write(sink, b"".join(host.prefix + line + b"\n" for line in lines))
+        write_all(sink, b"".join(host.prefix + line + b"\n" for line in lines))
 
     def _signal(self, number: int) -> None:
         self._signals.append(number)
@@ -302,7 +303,7 @@ class _LocalJob:
         files = sorted(os.listdir(model)) if os.path.isdir(model) else []
         lines.append(f"  model   {model} ({', '.join(files) or 'empty'})")
         lines.append(f"  run     {self._job.run_dir}")
-        _write(1, "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape"))
+        write_all(1, "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape"))
         return status
 
     def _cause(self) -> Optional[str]:
@@ -323,14 +324,6 @@ class _LocalJob:
             f"{phase} {longest[phase]:.1f} s" for phase in _PHASES if longest.get(phase, 0) > 0.05
         ]
         return ", ".join(known) or "unknown"
-
-
-def _write(fd: int, data: bytes) -> None:
-    """Write all of it, unless nobody reads it any more: that is no reason to end a job."""
-    view = memoryview(data)
-    with contextlib.suppress(OSError):
-        while view:
-            view = view[os.write(fd, view) :]
 
 
 def _lay_out(base_dir: str, job: Run, host: str) -> None:

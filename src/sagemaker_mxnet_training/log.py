@@ -18,6 +18,14 @@ _INFO, _WARNING, _ERROR = 20, 30, 40
 _CLOSE_SECONDS = 2.0
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, unless nobody reads it any more: that is no reason for a job to end."""
+    view = memoryview(data)
+    with contextlib.suppress(OSError):
+        while view:
+            view = view[os.write(fd, view) :]
+
+
 class Log:
     """Writes lines such as ``[sagemaker-mxnet-training] 12:00:01 algo-1 worker: started``.
 
@@ -76,7 +84,4 @@ class Log:
             line = self._lines.get()
             if line is None:
                 return
-            view = memoryview(line)
-            with contextlib.suppress(OSError):
-                while view:
-                    view = view[os.write(self._fd, view) :]
+            write_all(self._fd, line)

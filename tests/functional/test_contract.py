@@ -516,7 +516,7 @@ def test_pipe_channel_is_neither_opened_nor_listed(tmp_path: Path) -> None:
 
 
 def test_relative_pythonpath_means_the_same_to_every_process(tmp_path: Path) -> None:
-    """Children have working directories of their own: script and server find the module both."""
+    """Children have working directories of their own: script and server both find the module."""
     library = tmp_path / "library"
     library.mkdir()
     (library / "only_here.py").write_text(

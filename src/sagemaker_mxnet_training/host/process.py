@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Collection, Dict, Iterator, List, Mapping
 
 from sagemaker_mxnet_training.errors import StartError
 from sagemaker_mxnet_training.failure import Role
+from sagemaker_mxnet_training.log import write_all
 from sagemaker_mxnet_training.roles import child_report
 
 if TYPE_CHECKING:
@@ -80,11 +81,8 @@ class StderrTail:
                 with self._lock:
                     self._tail += block
                     del self._tail[:-_TAIL_BYTES]
-                view = memoryview(block)
                 # When nobody reads our stderr any more, the script must not notice.
-                with contextlib.suppress(OSError):
-                    while view:
-                        view = view[os.write(self._sink, view) :]
+                write_all(self._sink, block)
         os.close(self._source)
 
     def finish(self, timeout: float) -> None:
