@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(
     r'^__version__ = "(.+)"$',
-    (HERE / "src/sagemaker_mxnet_training/__init__.py").read_text(encoding="utf-8"),
+    (HERE / "src/sagemaker_mxnet_toolkit/__init__.py").read_text(encoding="utf-8"),
     re.MULTILINE,
 ).group(1)
 
@@ -49,10 +49,13 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     cmdclass={"build_py": BuildWithPth},
-    package_data={"sagemaker_mxnet_training": ["py.typed"]},
+    package_data={
+        name: ["py.typed"] for name in ("sagemaker_mxnet_toolkit", "sagemaker_mxnet_training")
+    },
     install_requires=[
         "sagemaker-training>=5.1,<6",
         "numpy",
+        "packaging>=22",
         "psutil",
         "retrying",
     ],

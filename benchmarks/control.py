@@ -15,6 +15,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List
 
+from sagemaker_mxnet_toolkit.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, Role
 from sagemaker_mxnet_training.cluster.control import (
     Follower,
     Leader,
@@ -24,7 +25,6 @@ from sagemaker_mxnet_training.cluster.control import (
     derive_key,
     listen,
 )
-from sagemaker_mxnet_training.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, Role
 
 KEY = derive_key({"job": "benchmark"})
 PEER_TIMEOUT = 15.0

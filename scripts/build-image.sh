@@ -85,7 +85,7 @@ build() {
   docker build --force-rm --iidfile "$work/id" -f "$work/context/docker/Dockerfile" \
     --build-arg http_proxy --build-arg https_proxy --build-arg no_proxy \
     --build-arg BASE_IMAGE="$base" --build-arg LOCK="$lock" \
-    --label org.opencontainers.image.version="$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/sagemaker_mxnet_training/__init__.py)" \
+    --label org.opencontainers.image.version="$(sed -n 's/^__version__ = "\(.*\)"/\1/p' src/sagemaker_mxnet_toolkit/__init__.py)" \
     --label org.opencontainers.image.revision="$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
     --label org.opencontainers.image.base.name="$base" \
     ${options[@]+"${options[@]}"} "$work/context"

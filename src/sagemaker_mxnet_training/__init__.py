@@ -5,4 +5,6 @@ is ``sagemaker_mxnet_training.cli``; what a training script may use is
 ``sagemaker_mxnet_training.training_utils``.
 """
 
-__version__ = "5.0.0"
+from sagemaker_mxnet_toolkit import __version__
+
+__all__ = ["__version__"]

@@ -121,8 +121,8 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> NoReturn:
+    from sagemaker_mxnet_toolkit.processes import process  # noqa: PLC0415
     from sagemaker_mxnet_training import training  # noqa: PLC0415  (--help must be fast)
-    from sagemaker_mxnet_training.host import process  # noqa: PLC0415
 
     status = training.train(os.environ, process.own_start())
     sys.stdout.flush()

@@ -18,11 +18,13 @@ from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, 
 
 import psutil
 
-from sagemaker_mxnet_training import __version__, compatibility
-from sagemaker_mxnet_training.config import cgroup, configuration, hardware
-from sagemaker_mxnet_training.config.redaction import describe
-from sagemaker_mxnet_training.errors import ConfigurationError
-from sagemaker_mxnet_training.mxnet_import import MXNet, import_mxnet
+from sagemaker_mxnet_toolkit import compatibility
+from sagemaker_mxnet_toolkit.container import cgroup, hardware
+from sagemaker_mxnet_toolkit.errors import ConfigurationError
+from sagemaker_mxnet_toolkit.mxnet_import import MXNet, import_mxnet
+from sagemaker_mxnet_training import __version__
+from sagemaker_mxnet_training.config import configuration
+from sagemaker_mxnet_training.config.description import describe
 
 IMPORT_SECONDS = 60.0
 """Seconds that importing MXNet may take; 1 to 4 are usual."""
@@ -50,7 +52,7 @@ class Diagnosis:
         base_dir: what ``/opt/ml`` is here.
         disks: bytes ``free`` and in all, ``size``, by a directory of the job on each file system.
         configured: whether anything describes a job here.
-        job: the lines of ``redaction.describe``, where the job can be resolved.
+        job: the lines of ``description.describe``, where the job can be resolved.
         faults: what is wrong with its configuration or its directories.
     """
 

@@ -19,11 +19,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_training.config import configuration, hardware
-from sagemaker_mxnet_training.errors import JobError
-from sagemaker_mxnet_training.failure import exit_status
+from sagemaker_mxnet_toolkit.container import hardware
+from sagemaker_mxnet_toolkit.errors import JobError
+from sagemaker_mxnet_toolkit.failure import exit_status
+from sagemaker_mxnet_toolkit.log import write_all
+from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.host import result, timeline
-from sagemaker_mxnet_training.log import write_all
 
 ADDRESS = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1

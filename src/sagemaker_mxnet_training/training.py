@@ -9,14 +9,14 @@ import sys
 import time
 from typing import Mapping, Optional
 
+from sagemaker_mxnet_toolkit.errors import ConfigurationError
+from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
+from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster.ending import Verdict
-from sagemaker_mxnet_training.config import configuration, redaction
-from sagemaker_mxnet_training.errors import ConfigurationError
-from sagemaker_mxnet_training.failure import Failure, Outcome, Role
+from sagemaker_mxnet_training.config import configuration, description
 from sagemaker_mxnet_training.host import result
 from sagemaker_mxnet_training.host.supervisor import Supervisor
 from sagemaker_mxnet_training.host.timeline import Timeline
-from sagemaker_mxnet_training.log import Log
 
 
 def train(environ: Mapping[str, str], since: Optional[float] = None) -> int:
@@ -40,9 +40,9 @@ def train(environ: Mapping[str, str], since: Optional[float] = None) -> int:
         if error.job is None or len(error.job.hosts) == 1 or host not in error.job.hosts:
             return _refuse(environ, timeline, str(error), started)
         job, fault = error.job, str(error)
-    log = Log(job.current_host, job.log_level, redaction.secrets_of(job))
+    log = Log(job.current_host, job.log_level, description.secrets_of(job))
     if not fault:
-        log("entrypoint", redaction.describe(job))
+        log("entrypoint", description.describe(job))
     try:
         return Supervisor(job, log, timeline).run(fault)
     finally:

@@ -17,8 +17,8 @@ import warnings
 import weakref
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from sagemaker_mxnet_training import compatibility
-from sagemaker_mxnet_training.fileset import naming, replacing
+from sagemaker_mxnet_toolkit import compatibility
+from sagemaker_mxnet_toolkit.fileset import naming, replacing
 
 SYMBOL, PARAMS, SHAPES = "model-symbol.json", "model-0000.params", "model-shapes.json"
 """The files of a saved model, under the names that ``mx.model.load_checkpoint`` and SageMaker's

@@ -16,7 +16,7 @@ from tests.endings.test_worker import training
 DEFECT = """
 import os, sys
 from sagemaker_mxnet_training import cli
-from sagemaker_mxnet_training.host import usage
+from sagemaker_mxnet_toolkit.processes import usage
 
 def broken(leaders):
     raise ZeroDivisionError("a defect")

@@ -213,7 +213,7 @@ def test_default_scheduler_port_taken_is_no_failure(tmp_path: Path, verdicts: Ve
 
 
 STALE = """
-from sagemaker_mxnet_training import compatibility
+from sagemaker_mxnet_toolkit import compatibility
 compatibility.install()
 import mxnet as mx
 mx.kv.create("dist_sync")

@@ -260,7 +260,7 @@ def test_disk_full_while_writing_the_model(
 
 def test_a_save_that_is_killed_leaves_the_old_model_and_nothing_else(tmp_path: Path) -> None:
     body = """
-    from sagemaker_mxnet_training import fileset
+    from sagemaker_mxnet_toolkit import fileset
     directory = os.environ["SM_MODEL_DIR"]
     with open(f"{directory}/model-0000.params", "w") as file:
         file.write("old")

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import warnings
 
-from sagemaker_mxnet_training import compatibility
+from sagemaker_mxnet_toolkit import compatibility
 
 compatibility.install()  # before MXNet, for checkouts whose .pth file is not installed
 

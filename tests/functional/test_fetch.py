@@ -11,8 +11,8 @@ import tarfile
 
 import pytest
 
-from sagemaker_mxnet_training.preparation import fetch
-from sagemaker_mxnet_training.roles import child_report
+from sagemaker_mxnet_toolkit.code import fetch
+from sagemaker_mxnet_toolkit.processes import child_report
 from tests import s3_api
 
 BOUND = 60.0

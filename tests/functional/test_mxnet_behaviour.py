@@ -115,7 +115,7 @@ def test_mxnet_finds_every_name_that_its_source_takes_from_numpy(tmp_path):
         "-c",
         """
 import functools, json, sys
-from sagemaker_mxnet_training import compatibility
+from sagemaker_mxnet_toolkit import compatibility
 compatibility.install()
 import mxnet
 missing = []
@@ -138,7 +138,7 @@ def test_numpy_itself_stays_as_it_is():
     before = python("-c", f"import numpy; import numpy.testing; {listing}")
     after = python(
         "-c",
-        "from sagemaker_mxnet_training import compatibility; compatibility.install(); "
+        "from sagemaker_mxnet_toolkit import compatibility; compatibility.install(); "
         f"import mxnet, numpy; import numpy.testing; {listing}",
     )
     assert after.returncode == 0, after.stderr
@@ -157,7 +157,7 @@ def test_division_by_numpy_is_recorded():
     run = python(
         "-c",
         """
-from sagemaker_mxnet_training import compatibility
+from sagemaker_mxnet_toolkit import compatibility
 compatibility.install()
 import mxnet as mx, numpy as np
 x = mx.np.array([2.0, 4.0]); x.attach_grad()
@@ -174,7 +174,7 @@ def test_import_is_complete_when_callbacks_run():
     run = python(
         "-c",
         """
-from sagemaker_mxnet_training import compatibility
+from sagemaker_mxnet_toolkit import compatibility
 compatibility.after_import(lambda: print(sys.modules["mxnet"].nd.ones((2,)).sum().asscalar()))
 import sys
 import mxnet
@@ -195,7 +195,7 @@ def test_a_worker_process_started_afresh_has_the_layer(tmp_path):
         "-c",
         "import site, sys; site.main(); site.addsitedir(sys.argv[1]); "
         "before = [name for name in sys.modules if 'sagemaker' in name or name == 'numpy']; "
-        "import mxnet; from sagemaker_mxnet_training import compatibility; "
+        "import mxnet; from sagemaker_mxnet_toolkit import compatibility; "
         "print(before, compatibility.status().repaired[0])",
         folder,
     )

@@ -23,9 +23,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sagemaker_mxnet_training.errors import RequirementsError
-from sagemaker_mxnet_training.preparation import installer, requirement_file, requirements
-from sagemaker_mxnet_training.roles import child_report
+from sagemaker_mxnet_toolkit.errors import RequirementsError
+from sagemaker_mxnet_toolkit.processes import child_report
+from sagemaker_mxnet_toolkit.requirements import install as requirements
+from sagemaker_mxnet_toolkit.requirements import installer, requirement_file
 from tests import packages
 
 BOUND = 90.0

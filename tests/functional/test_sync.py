@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sagemaker_mxnet_training.preparation import sync
+from sagemaker_mxnet_training.roles import sync
 from tests import s3_api
 
 BOUND = 60.0

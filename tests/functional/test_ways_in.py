@@ -265,7 +265,7 @@ def imported(tmp_path: Path, modules: str) -> List[str]:
 
 def test_importing_the_package_does_nothing(tmp_path: Path) -> None:
     loaded = imported(tmp_path, "sagemaker_mxnet_training")
-    assert set(loaded) <= {"sagemaker_mxnet_training"}
+    assert set(loaded) <= {"sagemaker_mxnet_training", "sagemaker_mxnet_toolkit"}
 
 
 def test_importing_the_entrypoint_loads_nothing_heavy(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sagemaker_mxnet_training.config import cgroup
+from sagemaker_mxnet_toolkit.container import cgroup
 
 
 class Tree:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import sagemaker_mxnet_training
-from sagemaker_mxnet_training import compatibility
+from sagemaker_mxnet_toolkit import compatibility
 
 SOURCE = pathlib.Path(sagemaker_mxnet_training.__file__).resolve().parents[1]
 PTH = SOURCE / "sagemaker-mxnet-training.pth"
@@ -52,7 +52,7 @@ asarray = array
 def prod(x): return ("prod", x)
 lib = SimpleNamespace(array_utils=SimpleNamespace(normalize_axis_tuple=len))
 """
-INSTALL = "from sagemaker_mxnet_training import compatibility; compatibility.install(); "
+INSTALL = "from sagemaker_mxnet_toolkit import compatibility; compatibility.install(); "
 
 
 def test_mxnet_sees_removed_names_and_others_do_not(package):

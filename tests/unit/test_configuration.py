@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sagemaker_mxnet_toolkit.container.hardware import count_cpus, count_gpus
+from sagemaker_mxnet_toolkit.errors import CodeError, ConfigurationError
 from sagemaker_mxnet_training.config.configuration import (
     check_entry_point,
     check_writable,
@@ -16,8 +18,6 @@ from sagemaker_mxnet_training.config.configuration import (
     output_directory,
     resolve,
 )
-from sagemaker_mxnet_training.config.hardware import count_cpus, count_gpus
-from sagemaker_mxnet_training.errors import CodeError, ConfigurationError
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from typing import List, Tuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
 from sagemaker_mxnet_training.cluster import ending
 from sagemaker_mxnet_training.cluster.ending import (
     SETTLE,
@@ -21,7 +22,6 @@ from sagemaker_mxnet_training.cluster.ending import (
     Verdict,
     advance,
 )
-from sagemaker_mxnet_training.failure import Failure, Outcome, Role
 
 NAMES = ("algo-1", "algo-2", "algo-3", "algo-4")
 

@@ -1,6 +1,5 @@
 """What an archive may hold, what a directory gives, and whose code directory it is."""
 
-import dataclasses
 import gzip
 import io
 import json
@@ -12,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_training.config.entry_point import (
+from sagemaker_mxnet_toolkit.code import fetch
+from sagemaker_mxnet_toolkit.code.archive import unpack
+from sagemaker_mxnet_toolkit.code.entry_point import (
     EntryPointKind,
     entry_point_kind,
     make_executable,
 )
-from sagemaker_mxnet_training.errors import CodeError
-from sagemaker_mxnet_training.preparation import fetch
-from sagemaker_mxnet_training.preparation.archive import unpack
+from sagemaker_mxnet_toolkit.errors import CodeError
 
 
 def member(name, data=b"", **attributes):
@@ -296,17 +295,12 @@ def test_a_record_claims_nothing_outside_the_code_directory(tmp_path):
 
 
 def test_a_fetch_is_needed_where_the_code_is_elsewhere(tmp_path):
-    @dataclasses.dataclass
-    class Places:
-        module_dir: str
-        code_dir: str = str(tmp_path)
-
     (tmp_path / "same").symlink_to(".")
-    assert fetch.needed(Places("s3://bucket/source.tar.gz"))
-    assert fetch.needed(Places(str(tmp_path / "other")))
-    assert not fetch.needed(Places(str(tmp_path)))
-    assert not fetch.needed(Places(f"{tmp_path}/"))
-    assert not fetch.needed(Places(str(tmp_path / "same")))
+    assert fetch.needed("s3://bucket/source.tar.gz", str(tmp_path))
+    assert fetch.needed(str(tmp_path / "other"), str(tmp_path))
+    assert not fetch.needed(str(tmp_path), str(tmp_path))
+    assert not fetch.needed(f"{tmp_path}/", str(tmp_path))
+    assert not fetch.needed(str(tmp_path / "same"), str(tmp_path))
 
 
 @pytest.mark.parametrize("setup", [False, True])

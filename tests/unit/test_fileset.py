@@ -13,7 +13,7 @@ from typing import Dict, List, Optional
 
 import pytest
 
-from sagemaker_mxnet_training.fileset import naming, replacing, settle
+from sagemaker_mxnet_toolkit.fileset import naming, replacing, settle
 
 NAMES = ("one.json", "two.params", "three.json")
 
@@ -21,7 +21,7 @@ NAMES = ("one.json", "two.params", "three.json")
 # audit event comes before the step) it does what argv[4] says. A name in argv[5] does not work.
 PROGRAM = """
 import errno, os, signal, sys
-from sagemaker_mxnet_training.fileset import replacing, settle
+from sagemaker_mxnet_toolkit.fileset import replacing, settle
 directory, text, last, action, broken = sys.argv[1:]
 NAMES = ("one.json", "two.params", "three.json")
 STEPS = ("open", "os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sagemaker_mxnet_toolkit.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, Role
 from sagemaker_mxnet_training.cluster import frames
 from sagemaker_mxnet_training.cluster.frames import (
     FrameError,
@@ -15,7 +16,6 @@ from sagemaker_mxnet_training.cluster.frames import (
     derive_key,
     signers,
 )
-from sagemaker_mxnet_training.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, Role
 
 TEXT = st.text(st.characters(), max_size=50)  # lone surrogates included
 JSON = st.recursive(

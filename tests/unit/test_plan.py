@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind
+from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_training.cluster.network import Rendezvous
 from sagemaker_mxnet_training.config.configuration import resolve
-from sagemaker_mxnet_training.config.entry_point import EntryPointKind
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.failure import Role
 from sagemaker_mxnet_training.host import plan
 
 MEETING = Rendezvous("10.0.0.1", 8000, "10.0.0.7")

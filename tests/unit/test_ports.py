@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from sagemaker_mxnet_toolkit.errors import NetworkError
 from sagemaker_mxnet_training.cluster.ports import listen, port_owner
-from sagemaker_mxnet_training.errors import NetworkError
 
 HOLDER = """
 import socket, sys

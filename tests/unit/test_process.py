@@ -14,12 +14,12 @@ from typing import Any, Dict, Iterator, List, Mapping, Tuple
 import psutil
 import pytest
 
-from sagemaker_mxnet_training.errors import StartError
-from sagemaker_mxnet_training.failure import Role
-from sagemaker_mxnet_training.host import process
-from sagemaker_mxnet_training.host.process import Child, ProcessSpec, StderrTail
-from sagemaker_mxnet_training.host.table import ProcessTable
-from sagemaker_mxnet_training.log import Log
+from sagemaker_mxnet_toolkit.errors import StartError
+from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.log import Log
+from sagemaker_mxnet_toolkit.processes import process
+from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec, StderrTail
+from sagemaker_mxnet_toolkit.processes.table import ProcessTable
 from tests.cluster import eventually
 
 
@@ -203,7 +203,7 @@ def test_children_are_noticed_without_a_look_at_all_processes() -> None:
 
 def test_a_process_knows_when_it_was_started() -> None:
     """Also when it has long been something else: exec(3) starts no process."""
-    code = "from sagemaker_mxnet_training.host.process import own_start; print(own_start())"
+    code = "from sagemaker_mxnet_toolkit.processes.process import own_start; print(own_start())"
     before = time.monotonic()
     program = [
         sys.executable,
@@ -348,10 +348,10 @@ def test_sweep_ends_daemons_and_leaves_what_was_there_before(tmp_path: Path) -> 
     """In a process of its own: a subreaper adopts whatever this one's other tests leave."""
     code = f"""
 import selectors, signal, subprocess, sys, time, os
-from sagemaker_mxnet_training.host import process
-from sagemaker_mxnet_training.failure import Role
-from sagemaker_mxnet_training.host.process import ProcessSpec
-from sagemaker_mxnet_training.host.table import ProcessTable
+from sagemaker_mxnet_toolkit.processes import process
+from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.processes.process import ProcessSpec
+from sagemaker_mxnet_toolkit.processes.table import ProcessTable
 before = subprocess.Popen(["sleep", "60"])
 process.become_subreaper()
 ended = []

@@ -5,17 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_training.config.configuration import resolve
-from sagemaker_mxnet_training.config.redaction import (
+from sagemaker_mxnet_toolkit.redaction import (
     MASK,
-    describe,
     is_secret,
     redact_assignments,
     redact_mapping,
     redact_text,
     secrets_in,
-    secrets_of,
 )
+from sagemaker_mxnet_training.config.configuration import resolve
+from sagemaker_mxnet_training.config.description import describe, secrets_of
 
 
 @pytest.mark.parametrize(

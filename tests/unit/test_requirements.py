@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_training.preparation.installed import (
+from sagemaker_mxnet_toolkit.requirements.installed import (
     Installed,
     Kept,
     changes,
@@ -15,8 +15,8 @@ from sagemaker_mxnet_training.preparation.installed import (
     is_mxnet,
     kept_packages,
 )
-from sagemaker_mxnet_training.preparation.package_index import Credentials
-from sagemaker_mxnet_training.preparation.requirement_file import (
+from sagemaker_mxnet_toolkit.requirements.package_index import Credentials
+from sagemaker_mxnet_toolkit.requirements.requirement_file import (
     LineKind,
     impossible,
     parse,

@@ -8,10 +8,10 @@ from typing import Any, Dict, List
 
 import pytest
 
+from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
+from sagemaker_mxnet_toolkit.processes.usage import Track, Usage
 from sagemaker_mxnet_training.cluster.ending import Verdict
-from sagemaker_mxnet_training.failure import Failure, Outcome, Role
 from sagemaker_mxnet_training.host.timeline import Timeline, read_phases
-from sagemaker_mxnet_training.host.usage import Track, Usage
 
 FAILURE = Failure("algo-1", Role.WORKER, "ValueError: boom", 1, "Traceback ...")
 

@@ -9,7 +9,7 @@ from typing import Iterator
 
 import pytest
 
-from sagemaker_mxnet_training.host.usage import (
+from sagemaker_mxnet_toolkit.processes.usage import (
     PERIOD,
     POINTS,
     SHARE,

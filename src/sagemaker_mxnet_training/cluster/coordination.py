@@ -14,6 +14,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Protocol, Set, Tuple
 
+from sagemaker_mxnet_toolkit.errors import NetworkError
+from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
+from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster import control, network
 from sagemaker_mxnet_training.cluster.ending import (
     Cluster,
@@ -31,9 +34,6 @@ from sagemaker_mxnet_training.cluster.ending import (
 )
 from sagemaker_mxnet_training.cluster.network import Rendezvous
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.errors import NetworkError
-from sagemaker_mxnet_training.failure import Failure, Outcome, Role
-from sagemaker_mxnet_training.log import Log
 
 VOICE = 15.0
 """Seconds between two lines about the same wait."""

@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import Any, FrozenSet, Iterable, Mapping, Optional, Tuple, Union
 
-from sagemaker_mxnet_training.failure import Failure, Outcome
+from sagemaker_mxnet_toolkit.failure import Failure, Outcome
 
 SETTLE = 0.3
 """Seconds between the first failure seen and the verdict.

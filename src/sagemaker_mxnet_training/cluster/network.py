@@ -13,10 +13,10 @@ import time
 from dataclasses import dataclass
 from typing import List, Mapping, Optional
 
+from sagemaker_mxnet_toolkit.errors import NetworkError
+from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster import ports
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.errors import NetworkError
-from sagemaker_mxnet_training.log import Log
 
 _SIOCGIFADDR = 0x8915
 GUARD_SECONDS = 0.3

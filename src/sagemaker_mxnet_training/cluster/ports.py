@@ -4,7 +4,7 @@ import errno
 import itertools
 import socket
 
-from sagemaker_mxnet_training.errors import NetworkError
+from sagemaker_mxnet_toolkit.errors import NetworkError
 
 
 def listen(address: str, port: int) -> socket.socket:

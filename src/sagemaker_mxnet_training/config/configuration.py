@@ -14,9 +14,9 @@ import socket
 import stat
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_training.config.hardware import count_cpus, count_gpus, visible_cpus
-from sagemaker_mxnet_training.config.job import Job, Settings
-from sagemaker_mxnet_training.config.sources import (
+from sagemaker_mxnet_toolkit.container.hardware import count_cpus, count_gpus, visible_cpus
+from sagemaker_mxnet_toolkit.errors import CodeError, ConfigurationError
+from sagemaker_mxnet_toolkit.settings.sources import (
     Faults,
     Found,
     Sources,
@@ -25,8 +25,8 @@ from sagemaker_mxnet_training.config.sources import (
     match,
     walk,
 )
-from sagemaker_mxnet_training.config.validation import Validator, unpassable
-from sagemaker_mxnet_training.errors import CodeError, ConfigurationError
+from sagemaker_mxnet_toolkit.settings.validation import Validator, unpassable
+from sagemaker_mxnet_training.config.job import Job, Settings
 
 ROOT = "/opt/ml"
 """The base directory, where ``SAGEMAKER_BASE_DIR`` names no other."""

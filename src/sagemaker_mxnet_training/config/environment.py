@@ -9,6 +9,7 @@ import json
 import os
 from typing import Any, Dict, List, Mapping
 
+from sagemaker_mxnet_toolkit.settings.sources import variable_text
 from sagemaker_mxnet_training.config.job import Job
 
 _GROUP = "homogeneousCluster"
@@ -82,16 +83,6 @@ def _argument(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{name}={item}" for name, item in sorted(value.items()))
     return "" if value is None else str(value)
-
-
-def variable_text(value: Any) -> str:
-    """Return a value as a variable holds it: text as it is, ``null`` empty, else JSON.
-
-    The form is that of sagemaker-training 5.1.4 (``mapping.to_env_vars``).
-    """
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _texts(values: Mapping[str, Any]) -> Dict[str, str]:

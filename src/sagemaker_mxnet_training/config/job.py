@@ -1,6 +1,6 @@
 """The job description: everything that one host knows about its job, resolved once, then passed on.
 
-``configuration.resolve`` builds it, ``redaction.describe`` puts it into words, ``environment``
+``configuration.resolve`` builds it, ``description.describe`` puts it into words, ``environment``
 turns it into what child processes get.
 """
 

@@ -5,7 +5,7 @@ All of it goes below what the user has set. docs/performance.md has what each se
 
 from typing import Dict
 
-from sagemaker_mxnet_training.failure import Role
+from sagemaker_mxnet_toolkit.failure import Role
 
 _NEVER = str(2**40)
 """A threshold in bytes that no heap reaches."""

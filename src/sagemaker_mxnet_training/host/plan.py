@@ -5,19 +5,19 @@ import sys
 from dataclasses import replace
 from typing import Dict, Mapping, Optional, Tuple
 
+from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind
+from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.processes.process import ProcessSpec
 from sagemaker_mxnet_training.cluster.network import Rendezvous
 from sagemaker_mxnet_training.config import environment, tuning
-from sagemaker_mxnet_training.config.entry_point import EntryPointKind
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.failure import Role
-from sagemaker_mxnet_training.host.process import ProcessSpec
 
-_FETCH = "preparation/fetch.py"
-_REQUIREMENTS = "preparation/requirements.py"
-_SYNC = "preparation/sync.py"
-_KVSTORE = "roles/kvstore.py"
-_BOOTSTRAP = "roles/bootstrap.py"
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_FETCH = "sagemaker_mxnet_toolkit/code/fetch.py"
+_REQUIREMENTS = "sagemaker_mxnet_toolkit/requirements/install.py"
+_SYNC = "sagemaker_mxnet_training/roles/sync.py"
+_KVSTORE = "sagemaker_mxnet_training/roles/kvstore.py"
+_BOOTSTRAP = "sagemaker_mxnet_training/roles/bootstrap.py"
 
 
 def fetch(job: Job) -> ProcessSpec:
@@ -68,7 +68,7 @@ def roles(
 def worker(job: Job, kind: EntryPointKind, variables: Mapping[str, str]) -> ProcessSpec:
     """Return the process of the user's script, in the three forms that an entry point has."""
     arguments = tuple(environment.script_arguments(job))
-    program = (sys.executable, "-u", os.path.join(_PACKAGE, _BOOTSTRAP))
+    program = (sys.executable, "-u", os.path.join(_PACKAGES, _BOOTSTRAP))
     if kind is EntryPointKind.PYTHON_SCRIPT:
         argv = (*program, "script", job.entry_point, *arguments)
     elif kind is EntryPointKind.PYTHON_PACKAGE:
@@ -132,6 +132,6 @@ def _program(
     variables: Optional[Mapping[str, str]] = None,
 ) -> ProcessSpec:
     """Return one of this package's own programs, run by the interpreter that runs us."""
-    argv = (sys.executable, "-u", os.path.join(_PACKAGE, file), *arguments)
+    argv = (sys.executable, "-u", os.path.join(_PACKAGES, file), *arguments)
     environ = environment.base_environment(job) if variables is None else variables
     return ProcessSpec(role, name, argv, environ, directory or job.base_dir)

@@ -9,9 +9,9 @@ import contextlib
 import os
 from typing import Optional
 
+from sagemaker_mxnet_toolkit.errors import JobError
+from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
 from sagemaker_mxnet_training.cluster.ending import Verdict
-from sagemaker_mxnet_training.errors import JobError
-from sagemaker_mxnet_training.failure import Failure, Outcome, Role
 
 INTERNAL = "internal error"
 """How the reason of a failure begins that is a defect of this package."""

@@ -14,28 +14,31 @@ import traceback
 from dataclasses import replace
 from typing import Callable, Dict, Iterator, Mapping, Optional, Set
 
-from sagemaker_mxnet_training import fileset
-from sagemaker_mxnet_training.cluster import coordination
-from sagemaker_mxnet_training.cluster.coordination import Coordinator, Step
-from sagemaker_mxnet_training.cluster.ending import Stop, Verdict
-from sagemaker_mxnet_training.cluster.network import Rendezvous
-from sagemaker_mxnet_training.config import cgroup, configuration
-from sagemaker_mxnet_training.config.entry_point import (
+from sagemaker_mxnet_toolkit import fileset
+from sagemaker_mxnet_toolkit.code import fetch
+from sagemaker_mxnet_toolkit.code.entry_point import (
     EntryPointKind,
     entry_point_kind,
     make_executable,
 )
+from sagemaker_mxnet_toolkit.container import cgroup
+from sagemaker_mxnet_toolkit.errors import JobError
+from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role, exit_status, signal_name
+from sagemaker_mxnet_toolkit.log import Log
+from sagemaker_mxnet_toolkit.processes import process, usage
+from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
+from sagemaker_mxnet_toolkit.processes.table import ProcessTable
+from sagemaker_mxnet_toolkit.processes.usage import Pace, Track, Usage
+from sagemaker_mxnet_toolkit.requirements import install as requirements
+from sagemaker_mxnet_training.cluster import coordination
+from sagemaker_mxnet_training.cluster.coordination import Coordinator, Step
+from sagemaker_mxnet_training.cluster.ending import Stop, Verdict
+from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.errors import JobError
-from sagemaker_mxnet_training.failure import Failure, Outcome, Role, exit_status, signal_name
-from sagemaker_mxnet_training.host import plan, process, result, usage
-from sagemaker_mxnet_training.host.process import Child, ProcessSpec
-from sagemaker_mxnet_training.host.table import ProcessTable
+from sagemaker_mxnet_training.host import plan, result
 from sagemaker_mxnet_training.host.timeline import Timeline
-from sagemaker_mxnet_training.host.usage import Pace, Track, Usage
 from sagemaker_mxnet_training.host.watchdog import JOB_VARIABLE, Watchdog
-from sagemaker_mxnet_training.log import Log
-from sagemaker_mxnet_training.preparation import fetch, requirements
 
 FAILURE_GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL where a process is in the way of a job that must end."""
@@ -200,7 +203,7 @@ class Supervisor:
         self._timeline.phase("fetch")
         if self._job.s3_output and not os.path.exists(self._job.output_intermediate_dir):
             self._start_process(plan.sync(self._job))
-        if fetch.needed(self._job):
+        if fetch.needed(self._job.module_dir, self._job.code_dir):
             self._start_process(plan.fetch(self._job))
         else:
             self._on_fetched()

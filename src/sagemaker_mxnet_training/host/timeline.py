@@ -16,12 +16,12 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from sagemaker_mxnet_toolkit.failure import Failure, Role, signal_name
 from sagemaker_mxnet_training import __version__
 from sagemaker_mxnet_training.cluster.ending import Verdict
-from sagemaker_mxnet_training.failure import Failure, Role, signal_name
 
 if TYPE_CHECKING:  # who only reads a timeline needs no psutil
-    from sagemaker_mxnet_training.host.usage import Track
+    from sagemaker_mxnet_toolkit.processes.usage import Track
 
 PROGRAM = "sagemaker-mxnet-training"
 """Value of ``otherData.program``, by which a timeline of ours is known."""
@@ -156,7 +156,7 @@ class Timeline:
     def _span(self, kind: str, row: int, name: str, start: float, end: float, **args: Any) -> None:
         self._add("X", kind, row, name, start, dur=round((end - start) * 1e6), args=args)
 
-    def _mark(self, kind: str, row: int, name: str, when: float, **args: Any) -> None:
+    def _mark(self, kind: str, row: int, name: str, when: float, /, **args: Any) -> None:
         scope = "p" if row == self._job_row else "t"
         self._add("i", kind, row, name, when, s=scope, args=args)
 

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sagemaker_mxnet_training.failure import Outcome
+from sagemaker_mxnet_toolkit.failure import Outcome
 from sagemaker_mxnet_training.report import summary
 from sagemaker_mxnet_training.report.timelines import HostTimeline, JobTimeline, Mark, Process
 

@@ -3,7 +3,7 @@
 import time
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from sagemaker_mxnet_training.failure import Outcome
+from sagemaker_mxnet_toolkit.failure import Outcome
 from sagemaker_mxnet_training.report.timelines import HostTimeline, JobTimeline, Process
 
 WORDS = {Outcome.SUCCESS: "SUCCEEDED", Outcome.STOP: "STOPPED", Outcome.FAILURE: "FAILED"}

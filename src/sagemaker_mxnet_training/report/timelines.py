@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-from sagemaker_mxnet_training.errors import JobError
-from sagemaker_mxnet_training.failure import Failure, Outcome
+from sagemaker_mxnet_toolkit.errors import JobError
+from sagemaker_mxnet_toolkit.failure import Failure, Outcome
 from sagemaker_mxnet_training.host.timeline import CPU, MEMORY, PROGRAM
 
 SIZE_LIMIT = 64 * 2**20

@@ -28,9 +28,9 @@ import types  # noqa: E402
 from importlib.machinery import SourceFileLoader  # noqa: E402
 from typing import List, NoReturn, Optional  # noqa: E402
 
-from sagemaker_mxnet_training import compatibility  # noqa: E402
+from sagemaker_mxnet_toolkit import compatibility  # noqa: E402
+from sagemaker_mxnet_toolkit.processes.child_report import Report, open_report  # noqa: E402
 from sagemaker_mxnet_training.roles import stuck_signals  # noqa: E402
-from sagemaker_mxnet_training.roles.child_report import Report, open_report  # noqa: E402
 
 _TRACEBACK_LIMIT = 8192
 _EXIT_HANDLERS_SECONDS = 3.0

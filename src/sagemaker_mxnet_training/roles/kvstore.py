@@ -27,8 +27,8 @@ import pickle  # noqa: E402
 import traceback  # noqa: E402
 from typing import Any, Callable, Dict, List, NoReturn, Optional  # noqa: E402
 
-from sagemaker_mxnet_training import compatibility  # noqa: E402
-from sagemaker_mxnet_training.roles.child_report import Report, open_report  # noqa: E402
+from sagemaker_mxnet_toolkit import compatibility  # noqa: E402
+from sagemaker_mxnet_toolkit.processes.child_report import Report, open_report  # noqa: E402
 
 _OPTIMIZER_COMMAND = 0
 """Command that ``KVStore.set_optimizer`` sends, its body the pickled optimizer (MXNet 1.9.1)."""

@@ -12,7 +12,7 @@ from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 from pip._vendor.packaging.requirements import InvalidRequirement, Requirement
 from pip._vendor.packaging.utils import canonicalize_name
 
-from sagemaker_mxnet_training import compatibility
+from sagemaker_mxnet_toolkit import compatibility
 
 TOOLKIT = "sagemaker-mxnet-training"
 

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import FrozenSet, Optional
 
-from sagemaker_mxnet_training.config.redaction import redact_text
+from sagemaker_mxnet_toolkit.redaction import redact_text
 
 # Levels of Python's logging, which has much more to it.
 _INFO, _WARNING, _ERROR = 20, 30, 40

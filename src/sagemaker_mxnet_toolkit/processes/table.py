@@ -10,9 +10,9 @@ import signal
 import time
 from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Set
 
-from sagemaker_mxnet_training.failure import Role
-from sagemaker_mxnet_training.host import process
-from sagemaker_mxnet_training.host.process import Child, ProcessSpec
+from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.processes import process
+from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
 
 if TYPE_CHECKING:
     import psutil

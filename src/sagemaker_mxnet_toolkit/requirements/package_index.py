@@ -12,7 +12,7 @@ import sys
 from typing import Dict, Mapping, NamedTuple, Optional
 from urllib.parse import unquote
 
-from sagemaker_mxnet_training.errors import RequirementsError
+from sagemaker_mxnet_toolkit.errors import RequirementsError
 
 REPOSITORY_VARIABLE = "CA_REPOSITORY_ARN"
 """Variable of sagemaker-training 5.1.4: the CodeArtifact repository to install from."""

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Callable, Deque, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from sagemaker_mxnet_training.config.redaction import redact_text, secrets_in
-from sagemaker_mxnet_training.errors import RequirementsError
-from sagemaker_mxnet_training.failure import signal_name
-from sagemaker_mxnet_training.preparation import package_index, requirement_file
-from sagemaker_mxnet_training.preparation.installed import Kept
-from sagemaker_mxnet_training.preparation.progress import say
-from sagemaker_mxnet_training.preparation.requirement_file import Line, LineKind
+from sagemaker_mxnet_toolkit.errors import RequirementsError
+from sagemaker_mxnet_toolkit.failure import signal_name
+from sagemaker_mxnet_toolkit.progress import say
+from sagemaker_mxnet_toolkit.redaction import redact_text, secrets_in
+from sagemaker_mxnet_toolkit.requirements import package_index, requirement_file
+from sagemaker_mxnet_toolkit.requirements.installed import Kept
+from sagemaker_mxnet_toolkit.requirements.requirement_file import Line, LineKind
 
 _TAIL_LINES = 40
 _STOP_SECONDS = 5.0

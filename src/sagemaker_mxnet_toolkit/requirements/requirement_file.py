@@ -15,7 +15,7 @@ from pip._vendor.packaging.requirements import InvalidRequirement, Requirement
 from pip._vendor.packaging.specifiers import SpecifierSet
 from pip._vendor.packaging.utils import canonicalize_name
 
-from sagemaker_mxnet_training.preparation.installed import Installed, Kept, lookup
+from sagemaker_mxnet_toolkit.requirements.installed import Installed, Kept, lookup
 
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")

@@ -3,7 +3,7 @@
 import enum
 import os
 
-from sagemaker_mxnet_training.errors import CodeError
+from sagemaker_mxnet_toolkit.errors import CodeError
 
 
 class EntryPointKind(enum.Enum):

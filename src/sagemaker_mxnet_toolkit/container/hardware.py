@@ -4,7 +4,7 @@ import math
 import os
 import re
 
-from sagemaker_mxnet_training.config import cgroup
+from sagemaker_mxnet_toolkit.container import cgroup
 
 
 def visible_cpus() -> int:

@@ -42,6 +42,39 @@ class Outcome(enum.Enum):
     """Somebody asked the job to stop, before anything failed."""
 
 
+class FailureKind(enum.Enum):
+    """What sort of thing went wrong. Advice, restarts and reports read it, never the words."""
+
+    EXCEPTION = "exception"
+    """User code raised an exception."""
+    EXIT_STATUS = "exit status"
+    """A process ended with a status other than 0 and no further word."""
+    SIGNAL = "signal"
+    """A process was ended by a signal that this program did not send."""
+    OUT_OF_MEMORY = "out of memory"
+    """The kernel killed a process because the container's memory limit was reached."""
+    LOST = "lost"
+    """A host that took part is gone: its connection closed, or it is silent."""
+    FROZEN = "frozen"
+    """A process exists and does not run, as after SIGSTOP."""
+    STALLED = "stalled"
+    """Processes run, and training makes no progress."""
+    JOIN = "join"
+    """Hosts did not find each other, or do not agree on the job."""
+    CONFIGURATION = "configuration"
+    """The job description is wrong."""
+    CODE = "code"
+    """The user's code cannot be fetched, unpacked, found or started."""
+    REQUIREMENTS = "requirements"
+    """The user's requirements cannot be installed, or would break the job."""
+    NETWORK = "network"
+    """A port or an address that the job needs cannot be had."""
+    OUTPUT = "output"
+    """Results or checkpoints cannot be written."""
+    INTERNAL = "internal"
+    """A defect of this program."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """One thing that went wrong, at one place.
@@ -52,6 +85,7 @@ class Failure:
         reason: one line, such as ``ValueError: boom at step 20``.
         status: exit status in the shell's convention (128+N for signal N), if there is one.
         detail: more lines, such as the end of a traceback or of stderr; may be empty.
+        kind: what sort of failure it is.
     """
 
     host: str
@@ -59,6 +93,7 @@ class Failure:
     reason: str
     status: Optional[int] = None
     detail: str = ""
+    kind: FailureKind = FailureKind.INTERNAL
 
     def headline(self) -> str:
         """Return the cause in one line: host, role, what happened, exit status.
@@ -81,6 +116,7 @@ class Failure:
             "reason": self.reason[:REASON_LIMIT],
             "status": self.status,
             "detail": self.detail[-DETAIL_LIMIT:],
+            "kind": self.kind.value,
         }
 
     @classmethod
@@ -104,6 +140,7 @@ class Failure:
             reason=reason[:REASON_LIMIT],
             status=status,
             detail=detail[-DETAIL_LIMIT:],
+            kind=FailureKind(data.get("kind")),
         )
 
 

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from typing import List, Optional
 
-from sagemaker_mxnet_training.config.sources import Faults, Found
+from sagemaker_mxnet_toolkit.settings.sources import Faults, Found
 
 LONGEST = 28 * 86400.0
 """The longest time that can be set, in seconds: SageMaker ends every training job after 28 days

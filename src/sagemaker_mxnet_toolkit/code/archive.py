@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from typing import Optional
 
-from sagemaker_mxnet_training.errors import CodeError
+from sagemaker_mxnet_toolkit.errors import CodeError
 
 _EXPECTED = "expected a gzip-compressed tar archive (sourcedir.tar.gz)"
 

@@ -20,10 +20,10 @@ import tempfile
 import time
 from typing import Iterator, List, Mapping
 
-from sagemaker_mxnet_training.config.entry_point import EntryPointKind, entry_point_kind
-from sagemaker_mxnet_training.errors import RequirementsError
-from sagemaker_mxnet_training.preparation.progress import progress, say
-from sagemaker_mxnet_training.roles.child_report import open_report
+from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind, entry_point_kind
+from sagemaker_mxnet_toolkit.errors import RequirementsError
+from sagemaker_mxnet_toolkit.processes.child_report import open_report
+from sagemaker_mxnet_toolkit.progress import progress, say
 
 FILE = "requirements.txt"
 """Name of the file in the code directory, as in sagemaker-training 5.1.4."""
@@ -35,7 +35,7 @@ _POLL_SECONDS = 0.2
 _IMPORT_SECONDS = 300.0
 _TAIL_LINES = 40
 _IMPORT_MXNET = (
-    "from sagemaker_mxnet_training import compatibility\ncompatibility.install()\nimport mxnet"
+    "from sagemaker_mxnet_toolkit import compatibility\ncompatibility.install()\nimport mxnet"
 )
 
 
@@ -62,7 +62,7 @@ def install(code_dir: str, entry_point: str, environ: Mapping[str, str]) -> None
     """
     # Imported here, as the supervisor imports this module for ``needed``, and pip's parser and
     # importlib.metadata cost more than all the rest of it.
-    from sagemaker_mxnet_training.preparation import installed, installer, requirement_file  # noqa: PLC0415
+    from sagemaker_mxnet_toolkit.requirements import installed, installer, requirement_file  # noqa: PLC0415
 
     deadline = time.monotonic() + DEADLINE
     package = _is_package(code_dir, entry_point)

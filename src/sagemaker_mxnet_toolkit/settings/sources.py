@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_training.config.environment import variable_text
-from sagemaker_mxnet_training.config.redaction import (
+from sagemaker_mxnet_toolkit.redaction import (
     is_secret,
     redact_assignments,
     redact_mapping,
@@ -206,6 +205,16 @@ def decode(text: str) -> Any:
         return parse(text)
     except ValueError:
         return text
+
+
+def variable_text(value: Any) -> str:
+    """Return a value as a variable holds it: text as it is, ``null`` empty, else JSON.
+
+    The form is that of sagemaker-training 5.1.4 (``mapping.to_env_vars``).
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 # Hyperparameters that are the platform's although their names say otherwise

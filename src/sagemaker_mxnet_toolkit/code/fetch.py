@@ -19,11 +19,10 @@ import stat
 import sys
 from typing import Any, Dict, Iterable, List, Set, Tuple
 
-from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.errors import CodeError
-from sagemaker_mxnet_training.preparation import s3
-from sagemaker_mxnet_training.preparation.progress import progress, say
-from sagemaker_mxnet_training.roles.child_report import open_report
+from sagemaker_mxnet_toolkit.code import s3
+from sagemaker_mxnet_toolkit.errors import CodeError
+from sagemaker_mxnet_toolkit.processes.child_report import open_report
+from sagemaker_mxnet_toolkit.progress import progress, say
 
 RECORD = ".sagemaker_mxnet_source.json"
 """File in the code directory: ``{"source": <text>, "entries": [<name>, ...]}``."""
@@ -35,9 +34,9 @@ _SOURCES = "expected a directory, a .tar.gz or s3://BUCKET/KEY"
 _WHERE = "SM_MODULE_DIR or sagemaker_submit_directory"
 
 
-def needed(job: Job) -> bool:
+def needed(module_dir: str, code_dir: str) -> bool:
     """Tell whether the code is not in its place yet."""
-    return os.path.realpath(job.module_dir) != os.path.realpath(job.code_dir)
+    return os.path.realpath(module_dir) != os.path.realpath(code_dir)
 
 
 def fetch(source: str, code_dir: str) -> None:
@@ -86,7 +85,7 @@ def fetch(source: str, code_dir: str) -> None:
 
 def _lay_out(source: str, code_dir: str, staging: str) -> None:
     """Fill the staging folder from the source."""
-    from sagemaker_mxnet_training.preparation.archive import unpack  # noqa: PLC0415 - only when it is needed
+    from sagemaker_mxnet_toolkit.code.archive import unpack  # noqa: PLC0415 - only when it is needed
 
     if source.startswith("s3://"):
         # Not in the code directory: what is left of a killed download must not look like code.

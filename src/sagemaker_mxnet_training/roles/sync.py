@@ -13,9 +13,9 @@ import os
 import sys
 import tempfile
 
-from sagemaker_mxnet_training.preparation import s3
-from sagemaker_mxnet_training.preparation.progress import say
-from sagemaker_mxnet_training.roles.child_report import open_report
+from sagemaker_mxnet_toolkit.code import s3
+from sagemaker_mxnet_toolkit.processes.child_report import open_report
+from sagemaker_mxnet_toolkit.progress import say
 
 
 def sync(output: str) -> None:

@@ -19,9 +19,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence
 
-from sagemaker_mxnet_training import compatibility
-from sagemaker_mxnet_training.config.redaction import redact_text, secrets_in
-from sagemaker_mxnet_training.failure import signal_name
+from sagemaker_mxnet_toolkit import compatibility
+from sagemaker_mxnet_toolkit.failure import signal_name
+from sagemaker_mxnet_toolkit.redaction import redact_text, secrets_in
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,8 @@
-"""What must not be seen: which names say secret, and how secrets are masked.
-
-It is the one place that decides both, and the one that prints the job description.
-"""
+"""What must not be seen: which names say secret, and how secrets are masked."""
 
 import json
 import re
-from typing import Any, Dict, FrozenSet, Iterable, Iterator, Mapping, Set, Tuple
-
-from sagemaker_mxnet_training.config.job import Job, Settings
+from typing import Any, Dict, FrozenSet, Iterable, Iterator, Mapping, Set
 
 MASK = "***"
 """What stands where a secret stood."""
@@ -152,51 +147,3 @@ def _secrets(value: Any, secret: bool) -> Iterator[str]:
         for login in _URL_LOGIN.findall(value):
             user, _, password = login[:-1].partition(":")
             yield password or user
-
-
-def secrets_of(job: Job) -> FrozenSet[str]:
-    """Return every secret value that a job was given: what ``redact_text`` is to mask."""
-    key = {"job_key": job.settings.job_key or ""}
-    mappings = (job.environ, job.hyperparameters, job.framework_parameters, key)
-    return frozenset().union(*map(secrets_in, mappings))
-
-
-def describe(job: Job) -> str:
-    """Return the job description as lines of text, without its secrets."""
-    hosts = ", ".join(job.hosts)
-    default = vars(Settings())
-    settings = {
-        name: value
-        for name, value in vars(job.settings).items()
-        if name not in ("ps_port_given", "control_fd") and value != default[name]
-    }
-    leads = ", leads" if job.is_leader and len(job.hosts) > 1 else ""
-    rows: Tuple[Tuple[str, object], ...] = (
-        ("job", job.job_name or "(unnamed)"),
-        ("host", f"{job.current_host} (of {len(job.hosts)}: {hosts}{leads})"),
-        ("interface", job.network_interface or "(whichever reaches the first host)"),
-        ("entry point", f"{job.entry_point} from {job.module_dir}"),
-        ("code", job.code_dir),
-        ("model", job.model_dir),
-        ("output", f"{job.output_dir} (data: {job.output_data_dir})"),
-        ("intermediate", f"{job.output_intermediate_dir} to {job.s3_output or '(nowhere)'}"),
-        ("region", job.region or "(unknown)"),
-        ("resources", f"{job.num_cpus} CPUs, {job.num_gpus} GPUs"),
-        ("log level", job.log_level),
-        ("parameter server", "on" if job.parameter_server else "off"),
-        ("channels", job.channels),
-        ("hyperparameters", job.hyperparameters),
-        ("framework", job.framework_parameters),
-        ("settings other than the default", settings),
-    )
-    text = "\n".join(line for name, value in rows for line in _lines(name, value))
-    return redact_text(text, secrets_of(job))
-
-
-def _lines(name: str, value: object) -> Iterator[str]:
-    if not isinstance(value, Mapping):
-        yield f"{name}: {value}"
-        return
-    yield f"{name}:" if value else f"{name}: (none)"
-    for key, item in redact_mapping(value).items():
-        yield f"  {key} = {json.dumps(item, default=str)}"

@@ -19,10 +19,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Collection, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_training.errors import StartError
-from sagemaker_mxnet_training.failure import Role
-from sagemaker_mxnet_training.log import write_all
-from sagemaker_mxnet_training.roles import child_report
+from sagemaker_mxnet_toolkit.errors import StartError
+from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.log import write_all
+from sagemaker_mxnet_toolkit.processes import child_report
 
 if TYPE_CHECKING:
     import psutil

@@ -1,0 +1,1 @@
+"""The user's code: fetched, unpacked, and what its entry point is."""

@@ -1,0 +1,1 @@
+"""What this container may use: CPUs, GPUs and memory."""

@@ -1,0 +1,1 @@
+"""The user's requirements: read, checked and installed with pip."""

@@ -1,1 +1,0 @@
-"""What happens before training: the user's code is fetched, its requirements are installed."""

@@ -1,0 +1,42 @@
+"""The packages of the distribution, and which of them may import which."""
+
+import ast
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+SOURCES = Path(__file__).parents[2] / "src"
+
+# A package imports itself, and what stands here.
+ALLOWED = {
+    "sagemaker_mxnet_toolkit": set(),
+    "sagemaker_mxnet_training": {"sagemaker_mxnet_toolkit"},
+    "sagemaker_mxnet_container": {"sagemaker_mxnet_training"},
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield str(node.module)
+
+
+def test_every_package_has_a_rule() -> None:
+    assert {path.parent.name for path in SOURCES.glob("*/__init__.py")} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_packages_import_only_what_they_stand_on(package: str) -> None:
+    wrong = sorted(
+        (str(path.relative_to(SOURCES)), name.partition(".")[0])
+        for path in (SOURCES / package).rglob("*.py")
+        for name in imported(path)
+        if name.startswith("sagemaker_mxnet_")
+        and name.partition(".")[0] not in ALLOWED[package] | {package}
+    )
+    assert wrong == []
