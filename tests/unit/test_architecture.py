@@ -12,6 +12,7 @@ SOURCES = Path(__file__).parents[2] / "src"
 ALLOWED = {
     "sagemaker_mxnet_toolkit": set(),
     "sagemaker_mxnet_training": {"sagemaker_mxnet_toolkit"},
+    "sagemaker_mxnet_serving": {"sagemaker_mxnet_toolkit"},
     "sagemaker_mxnet_container": {"sagemaker_mxnet_training"},
 }
 

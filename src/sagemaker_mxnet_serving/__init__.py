@@ -1,0 +1,5 @@
+"""Serves models that were trained with Apache MXNet behind the SageMaker hosting contract."""
+
+from sagemaker_mxnet_toolkit import __version__
+
+__all__ = ["__version__"]
