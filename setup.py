@@ -50,7 +50,12 @@ setup(
     packages=find_packages("src"),
     cmdclass={"build_py": BuildWithPth},
     package_data={
-        name: ["py.typed"] for name in ("sagemaker_mxnet_toolkit", "sagemaker_mxnet_training")
+        name: ["py.typed"]
+        for name in (
+            "sagemaker_mxnet_serving",
+            "sagemaker_mxnet_toolkit",
+            "sagemaker_mxnet_training",
+        )
     },
     install_requires=[
         "sagemaker-training>=5.1,<6",
