@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -278,32 +278,35 @@ def main() -> None:
     """Take the figures that the command line asks for."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark.sh", description=__doc__)
     names = ("imports", "plain", "requirements", "steps", "fault", "training", "save", "channel")
-    parser.add_argument("--peer", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--earlier", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement; default 5")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=str(names))
     parser.add_argument("--json", action="store_true", help="for machines, with every value")
     options = parser.parse_args()
-    ours = Toolkit(
-        "ours",
-        Path(sys.executable),
-        ("sagemaker-mxnet-training", "train"),
-        "sagemaker_mxnet_training.training",
-    )
-    peer = Toolkit(
-        "peer",
-        options.peer.absolute(),
-        ("train",),
-        "sagemaker_mxnet_container.training",
-        {"SAGEMAKER_TRAINING_MODULE": "sagemaker_mxnet_container.training:main"},
-    )
+    command = ("sagemaker-mxnet-training", "train")
+    module = "sagemaker_mxnet_training.training"
+    ours = Toolkit("ours", Path(sys.executable), command, module)
+    if options.earlier is not None:
+        reference = Toolkit("earlier", options.earlier.absolute(), command, module)
+    else:
+        reference = Toolkit(
+            "peer",
+            options.peer.absolute(),
+            ("train",),
+            "sagemaker_mxnet_container.training",
+            {"SAGEMAKER_TRAINING_MODULE": "sagemaker_mxnet_container.training:main"},
+        )
     rows: List[Row] = []
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
-        benchmark = Benchmark(ours, peer, directory / "job", options.rounds)
+        benchmark = Benchmark(ours, reference, directory / "job", options.rounds)
         for name in options.only or names:
             print(f"{time.monotonic() - began:5.0f} s  {name} ...", file=sys.stderr, flush=True)
             for row in getattr(benchmark, name)():
+                if options.earlier is not None:
+                    row = replace(row, target=0.0)  # noqa: PLW2901  (targets are the peer's)
                 rows.append(row)
                 print(f"        {line(row)}", file=sys.stderr, flush=True)
     minutes = (time.monotonic() - began) / 60

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Measures this toolkit beside AWS's, the released sagemaker-mxnet-training 4.3.0, on the same jobs.
 #
-#   scripts/benchmark.sh [--json] [--rounds N] [--only NAME]...
+#   scripts/benchmark.sh [--against COMMIT] [--json] [--rounds N] [--only NAME]...
+#
+# With --against, the reference is an earlier commit of this toolkit instead.
 #
 # Each toolkit gets an environment of its own, with the same Python, MXNet and NumPy. Ports 8000 and
 # 8001 of the loopback interface must be free. PYTHON names the interpreter (default: python3):
@@ -28,8 +30,19 @@ environment() {
     echo "$stamp" > "$directory/.stamp"
 }
 
-environment .venv-peer "1" sagemaker-mxnet-training==4.3.0 sagemaker-training==5.1.4 \
-    retrying==1.3.3 'mxnet==1.9.1' 'numpy<1.24'
+if [ "${1:-}" = --against ]; then
+    commit=$(git rev-parse --verify "$2^{commit}")
+    shift 2
+    sources=$(mktemp -d)
+    trap 'rm -rf "$sources"' EXIT
+    git archive "$commit" | tar -x -C "$sources"
+    environment .venv-earlier "1 $commit" "$sources[mxnet]" 'mxnet==1.9.1' 'numpy<1.24'
+    reference=(--earlier .venv-earlier/bin/python)
+else
+    environment .venv-peer "1" sagemaker-mxnet-training==4.3.0 sagemaker-training==5.1.4 \
+        retrying==1.3.3 'mxnet==1.9.1' 'numpy<1.24'
+    reference=(--peer .venv-peer/bin/python)
+fi
 environment .venv-benchmark "1 $(cksum < setup.py)" '.[mxnet]' 'mxnet==1.9.1' 'numpy<1.24'
 .venv-benchmark/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
-exec .venv-benchmark/bin/python -m benchmarks --peer .venv-peer/bin/python "$@"
+.venv-benchmark/bin/python -m benchmarks "${reference[@]}" "$@"
