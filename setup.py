@@ -74,11 +74,15 @@ setup(
         ],
         # What draws the page of `sagemaker-mxnet-training report`; a training image needs it not.
         "report": ["plotly>=5,<7"],
+        # `sagemaker-mxnet-training export`; MXNet imports `onnx.mapping`, gone from onnx 1.19.
+        "onnx": ["onnx>=1.13,<1.19", "onnxruntime"],
         "test": [
             "coverage",
             "hypothesis",
             "moto[server,s3]",
             "mypy",
+            "onnx>=1.13,<1.19",
+            "onnxruntime",
             "plotly>=5,<7",
             "pytest",
             "pytest-timeout",

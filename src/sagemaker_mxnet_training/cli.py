@@ -1,4 +1,4 @@
-"""The command line: ``sagemaker-mxnet-training train | local | report | doctor | COMMAND...``."""
+"""The command line: ``sagemaker-mxnet-training COMMAND``, see ``_COMMANDS``."""
 
 import argparse
 import os
@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
         "--output", metavar="FILE", help="the page (default: report.html in RUN_DIR)"
     )
     report.set_defaults(run=_report)
+    export = commands.add_parser(
+        "export", help="write a saved model as ONNX, checked against MXNet"
+    )
+    export.add_argument("model_dir", metavar="MODEL_DIR", help="what training_utils.save wrote")
+    export.add_argument("--onnx", metavar="FILE", required=True, help="the file to write")
+    export.set_defaults(run=_export)
     doctor = commands.add_parser(
         "doctor", help="tell what this environment is, and whether a job could run in it"
     )
@@ -146,6 +152,21 @@ def _report(options: argparse.Namespace) -> int:
     return command.run(options.run_dir, options.output)
 
 
+def _export(options: argparse.Namespace) -> int:
+    from sagemaker_mxnet_training import export  # noqa: PLC0415
+
+    try:
+        done = export.export(options.model_dir, options.onnx)
+    except export.ExportError as error:
+        print(f"sagemaker-mxnet-training export: {error}", file=sys.stderr)
+        return 1
+    inputs = ", ".join(f"{name} {list(shape)}" for name, shape in done.inputs)
+    batch = "any batch size" if done.any_batch else "this batch size only"
+    print(f"{done.path}: inputs {inputs.replace('None', 'batch')}, {batch}")
+    print(f"ONNX Runtime agrees with MXNet to {done.difference:.1e} on random inputs")
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from sagemaker_mxnet_training import doctor  # noqa: PLC0415
 
@@ -168,4 +189,4 @@ def _execute(words: List[str]) -> NoReturn:
         sys.exit(_NOT_FOUND if missing else _NOT_EXECUTABLE)
 
 
-_COMMANDS = ("train", "local", "report", "doctor")
+_COMMANDS = ("train", "local", "report", "export", "doctor")
