@@ -4,60 +4,22 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from benchmarks import control
 from benchmarks.jobs import CODE, Observed, Toolkit, run
+from benchmarks.table import Row, line, machine, table
 
 FAULT_BOUND = 20.0
 """Seconds that a job with a fault has to end before it counts as hanging."""
 
 Sample = Dict[str, float]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure.
-
-    Attributes:
-        name: what was measured.
-        unit: of the values.
-        ours: one value for each round.
-        reference: the same of what ours is compared with; empty where there is nothing.
-        note: instead of the reference, where it has no value.
-        target: what the ratio, ours to the reference, should be; 0 for none.
-        higher_is_better: whether the target is a lower bound.
-    """
-
-    name: str
-    unit: str
-    ours: Sequence[float]
-    reference: Sequence[float] = ()
-    note: str = ""
-    target: float = 0.0
-    higher_is_better: bool = False
-
-    @property
-    def ratio(self) -> Optional[float]:
-        """Return ours to the reference, of the medians."""
-        if not self.ours or not self.reference or not median(self.reference):
-            return None
-        return median(self.ours) / median(self.reference)
-
-    @property
-    def met(self) -> Optional[bool]:
-        """Return whether the target is met, where there is one."""
-        if self.ratio is None or not self.target:
-            return None
-        return self.ratio >= self.target if self.higher_is_better else self.ratio <= self.target
 
 
 class Benchmark:
@@ -252,28 +214,6 @@ def _around(seen: Observed) -> Sample:
     return sample
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return the table in Markdown."""
-    head = "| figure | unit | ours | reference | ratio | target |\n|---|---|---|---|---|---|"
-    return "\n".join([head, *map(line, rows)])
-
-
-def line(row: Row) -> str:
-    """Return a line of the table: median (minimum to maximum), and the ratio of the medians."""
-
-    def spread(values: Sequence[float]) -> str:
-        if not values:
-            return ""
-        return f"{median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-    sign = ">=" if row.higher_is_better else "<="
-    told = {None: "", True: ", met", False: ", **missed**"}[row.met]
-    target = f"{sign} {row.target:g}{told}" if row.target else ""
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    cells = (row.name, row.unit, spread(row.ours), spread(row.reference) or row.note, ratio, target)
-    return f"| {' | '.join(cells)} |"
-
-
 def main() -> None:
     """Take the figures that the command line asks for."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark.sh", description=__doc__)
@@ -310,17 +250,12 @@ def main() -> None:
                 rows.append(row)
                 print(f"        {line(row)}", file=sys.stderr, flush=True)
     minutes = (time.monotonic() - began) / 60
-    machine = {
-        "machine": f"{len(os.sched_getaffinity(0))} CPUs, {platform.platform()}",
-        "python": platform.python_version(),
-        "minutes": round(minutes, 1),
-    }
     if options.json:
         document = [{**row.__dict__, "ratio": row.ratio, "met": row.met} for row in rows]
-        print(json.dumps({**machine, "figures": document}, indent=2))
+        print(json.dumps({"machine": machine(), "minutes": minutes, "figures": document}, indent=2))
         return
     print(table(rows))
-    print(f"\n{machine['machine']}; CPython {machine['python']}; {minutes:.1f} minutes")
+    print(f"\n{machine()}; {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 # Measures this toolkit beside AWS's, the released sagemaker-mxnet-training 4.3.0, on the same jobs.
 #
 #   scripts/benchmark.sh [--against COMMIT] [--json] [--rounds N] [--only NAME]...
+#   scripts/benchmark.sh --serving [--rounds N] [--seconds N] [--only MODEL]...
 #
-# With --against, the reference is an earlier commit of this toolkit instead.
+# With --against, the reference is an earlier commit of this toolkit instead. --serving measures the
+# model server beside AWS's, sagemaker-mxnet-inference 1.5.5 with multi-model-server 1.1.11; it needs
+# java and wrk (Debian: apt-get install default-jre-headless wrk).
 #
 # Each toolkit gets an environment of its own, with the same Python, MXNet and NumPy. Ports 8000 and
 # 8001 of the loopback interface must be free. PYTHON names the interpreter (default: python3):
@@ -30,6 +33,18 @@ environment() {
     echo "$stamp" > "$directory/.stamp"
 }
 
+if [ "${1:-}" = --serving ]; then
+    shift
+    # 1.6.1 is the last sagemaker-inference that this peer works with.
+    environment .venv-peer-serving "1" sagemaker-mxnet-inference==1.5.5 sagemaker-inference==1.6.1 \
+        multi-model-server==1.1.11 'mxnet==1.9.1' 'numpy==1.23.5'
+    environment .venv-benchmark-serving "1 $(cksum < setup.py)" '.[mxnet,onnx,serving]' \
+        'mxnet==1.9.1' 'numpy==1.23.5'
+    .venv-benchmark-serving/bin/pip install --quiet --disable-pip-version-check --no-deps \
+        --force-reinstall .
+    exec .venv-benchmark-serving/bin/python -m benchmarks.serving \
+        --peer .venv-peer-serving/bin/python "$@"
+fi
 if [ "${1:-}" = --against ]; then
     commit=$(git rev-parse --verify "$2^{commit}")
     shift 2
