@@ -20,7 +20,6 @@ import psutil
 
 from sagemaker_mxnet_toolkit import compatibility
 from sagemaker_mxnet_toolkit.container import cgroup, hardware
-from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.mxnet_import import MXNet, import_mxnet
 from sagemaker_mxnet_training import __version__
 from sagemaker_mxnet_training.config import configuration
@@ -232,10 +231,10 @@ def _job(
         # Where not even the base directory exists, nobody means to run a container's job.
         checked = directories[2:] if os.path.isdir(base) else ()
         return (), [*filter(None, map(configuration.check_writable, checked))], directories
-    try:
-        job = configuration.resolve(environ)
-    except ConfigurationError as error:
-        return (), error.faults, directories
+    resolution = configuration.resolve(environ)
+    if resolution.faults:
+        return (), resolution.faults, directories
+    job = resolution.job
     directories = [base, job.code_dir, job.model_dir, job.output_dir, job.output_data_dir]
     return describe(job).splitlines(), (), directories
 

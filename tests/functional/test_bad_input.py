@@ -60,7 +60,9 @@ FAULTS: Dict[str, Fault] = {
     # Malformed JSON, in a variable and in each file.
     "hps": variable("SM_HPS", '{"epochs": 5', '{"epochs": 5', "line 1", "a JSON object"),
     "hps-list": variable("SM_HPS", "[1, 2]", "[1, 2]", "a JSON object"),
-    "hps-not-finite": variable("SM_HPS", '{"rate": NaN}', "not finite", "a JSON object"),
+    "hps-not-finite": variable(
+        "SM_HPS", '{"rate": NaN}', "NaN is NaN, infinite or too large", "a JSON object"
+    ),
     "hosts-json": variable("SM_HOSTS", "algo-1,algo-2", "algo-1,algo-2", "a JSON list"),
     "channels-json": variable("SM_CHANNELS", "train", "'train'", "a JSON list"),
     "framework-json": variable("SM_FRAMEWORK_PARAMS", "{'a': 1}", "{'a': 1}", "a JSON object"),
@@ -74,6 +76,14 @@ FAULTS: Dict[str, Fault] = {
     "no-hosts": variable("SM_HOSTS", "[]", "no hosts", "at least one host name"),
     "duplicate": variable("SM_HOSTS", '["algo-1", "algo-1"]', "named twice", "'algo-1'"),
     "host-number": variable("SM_HOSTS", '["algo-1", 2]', "not a host name", "2"),
+    "host-label": variable("SM_HOSTS", '["algo-1", "algo..2"]', "'algo..2'", "labels of 1 to 63"),
+    "host-label-file": config(
+        "resourceconfig.json",
+        '{"hosts": ["algo-1", "algo..2"], "current_host": "algo-1"}',
+        "'algo..2'",
+        "labels of 1 to 63",
+    ),
+    "current-host": variable("SM_CURRENT_HOST", "algo..1", "'algo..1'", "labels of 1 to 63"),
     "no-hosts-file": config("resourceconfig.json", '{"hosts": []}', "no hosts", "at least one"),
     # Ports and settings.
     "port-text": Fault(("_ps_port", "eighty", "1 to 65535"), {"SM_HPS": '{"_ps_port": "eighty"}'}),
@@ -84,6 +94,14 @@ FAULTS: Dict[str, Fault] = {
     "setting-name": Fault(
         ("sagemaker_mxnet_peer_timout", "did you mean sagemaker_mxnet_peer_timeout"),
         {"SM_FRAMEWORK_PARAMS": '{"sagemaker_mxnet_peer_timout": 3}'},
+    ),
+    "setting-variable": variable(
+        "SAGEMAKER_MXNET_PEER_TIMOUT", "3", "did you mean SAGEMAKER_MXNET_PEER_TIMEOUT?"
+    ),
+    "internal": variable("SAGEMAKER_MXNET_PS_PORT_GIVEN", "true", "is not a setting"),
+    "mpi": Fault(
+        ("MPI", "sagemaker_mpi_enabled", "distribution={'parameter_server': {'enabled': True}}"),
+        {"SM_FRAMEWORK_PARAMS": '{"sagemaker_mpi_enabled": true}'},
     ),
     "flag": Fault(
         ("sagemaker_parameter_server_enabled", "'maybe'", "true or false"),

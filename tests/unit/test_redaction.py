@@ -198,7 +198,7 @@ def test_assignments_are_masked_by_name():
 def job(tmp_path):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "train.py").touch()
-    return resolve(
+    resolution = resolve(
         {
             "SAGEMAKER_BASE_DIR": str(tmp_path),
             "SM_USER_ENTRY_POINT": "train.py",
@@ -220,6 +220,7 @@ def job(tmp_path):
             "SAGEMAKER_MXNET_PEER_TIMEOUT": "3",
         }
     )
+    return resolution.checked()
 
 
 def test_all_secrets_of_a_job(job):

@@ -1,0 +1,153 @@
+"""Settings declared once: a frozen dataclass whose fields say default, kind and help.
+
+A setting ``name`` of a package is the hyperparameter ``<prefix><name>`` or the variable of that
+name in capitals; the hyperparameter takes precedence. The README's table is made of the same
+declarations (``scripts/settings_table.py``).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Dict, FrozenSet, Iterable, Mapping, Optional, Tuple, Type, TypeVar
+
+from sagemaker_mxnet_toolkit.settings import variables
+from sagemaker_mxnet_toolkit.settings.faults import Faults, Found, present
+from sagemaker_mxnet_toolkit.settings.sources import Sources
+from sagemaker_mxnet_toolkit.settings.validation import Kind, Validator
+
+_KEY = "setting"
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is said about one setting, apart from its name and default.
+
+    Attributes:
+        kind: what is valid.
+        help: its meaning, as the README's table has it.
+        default_text: the default as the table has it, if not the value itself.
+        alias: a hyperparameter of another name that takes precedence; may be empty.
+        alias_kind: what is valid for the alias.
+    """
+
+    kind: Kind[Any]
+    help: str
+    default_text: str = ""
+    alias: str = ""
+    alias_kind: Optional[Kind[Any]] = None
+
+
+def setting(
+    default: T,
+    kind: Kind[Any],
+    help: str,
+    *,
+    default_text: str = "",
+    alias: str = "",
+    alias_kind: Optional[Kind[Any]] = None,
+    secret: bool = False,
+) -> T:
+    """Declare a field of a dataclass as a setting. See ``Declaration``.
+
+    Args:
+        default: the value if nobody sets it.
+        kind: see ``Declaration``.
+        help: see ``Declaration``.
+        default_text: see ``Declaration``.
+        alias: see ``Declaration``.
+        alias_kind: see ``Declaration``; ``kind`` by default.
+        secret: leave it out of the dataclass' ``repr``.
+    """
+    declaration = Declaration(kind, help, default_text, alias, alias_kind or kind)
+    options: Dict[str, Any] = {"repr": not secret, "metadata": {_KEY: declaration}}
+    if isinstance(default, dict):
+        given: Dict[Any, Any] = default
+        options["default_factory"] = lambda: dict(given)
+    else:
+        options["default"] = default
+    field: T = dataclasses.field(**options)
+    return field
+
+
+def declared(settings: Type[Any]) -> Dict[str, Declaration]:
+    """Return the declarations of a dataclass, by name. Its other fields are not settings."""
+    return {
+        field.name: field.metadata[_KEY]
+        for field in dataclasses.fields(settings)
+        if _KEY in field.metadata
+    }
+
+
+def read(
+    settings: Type[S],
+    prefix: str,
+    sources: Sources,
+    hyperparameters: Mapping[str, Found],
+    check: Validator,
+) -> Tuple[S, FrozenSet[str]]:
+    """Return the settings, and the names of those that somebody set.
+
+    Args:
+        settings: the dataclass that declares them.
+        prefix: what the names of their hyperparameters begin with, such as ``sagemaker_mxnet_``.
+        sources: has the variables.
+        hyperparameters: all of them, by name; empty for a program that has none.
+        check: gets faults, misspelled names among them.
+    """
+    declarations = declared(settings)
+    _report_unknown(declarations, prefix, sources, hyperparameters, check.faults)
+    given: Dict[str, Any] = {}
+    values: Dict[str, Any] = {}
+    default = settings()
+    for name, declaration in declarations.items():
+        kind = declaration.kind
+        found = present(hyperparameters.get(declaration.alias))
+        if found is not None and declaration.alias_kind is not None:
+            kind = declaration.alias_kind
+        else:
+            found = present(hyperparameters.get(prefix + name))
+            found = found or sources.variable((prefix + name).upper())
+        if found is not None:
+            given[name] = found
+        values[name] = check.value(found, kind, getattr(default, name))
+    return settings(**values), frozenset(given)
+
+
+def _report_unknown(
+    known: Iterable[str],
+    prefix: str,
+    sources: Sources,
+    hyperparameters: Mapping[str, Found],
+    faults: Faults,
+) -> None:
+    """Add a fault for each name with the settings' prefix that is not a setting.
+
+    The value is not shown: it may be that of a misspelled secret.
+    """
+    names = [prefix + name for name in known]
+    for name, found in hyperparameters.items():
+        if name.startswith(prefix) and name not in names:
+            _unknown("hyperparameter", name, names, found.place, faults)
+    variable = prefix.upper()
+    others = [other for other in variables.COMPONENT_PREFIXES if len(other) > len(variable)]
+    names = [name.upper() for name in names]
+    for rest, found in sources.prefixed(variable):
+        name = variable + rest
+        ours = name in names or name in variables.NOT_SETTINGS or name.startswith(tuple(others))
+        if found.value and not ours:
+            _unknown("variable", name, names, "the environment", faults)
+
+
+def _unknown(what: str, name: str, names: Iterable[str], place: str, faults: Faults) -> None:
+    from difflib import get_close_matches  # noqa: PLC0415  (rarely needed)
+
+    near = get_close_matches(name, names, 1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    shown = name if name.isprintable() and len(name) <= 80 else repr(name[:80])
+    faults.add(
+        f"the {what} {shown} in {place} is not a setting{meant}",
+        None,
+        "one of " + ", ".join(sorted(names)),
+    )
