@@ -61,7 +61,7 @@ FAULTS: Dict[str, Fault] = {
     "hps": variable("SM_HPS", '{"epochs": 5', '{"epochs": 5', "line 1", "a JSON object"),
     "hps-list": variable("SM_HPS", "[1, 2]", "[1, 2]", "a JSON object"),
     "hps-not-finite": variable(
-        "SM_HPS", '{"rate": NaN}', "NaN is NaN, infinite or too large", "a JSON object"
+        "SM_HPS", '{"rate": NaN}', "NaN is not a finite number", "a JSON object"
     ),
     "hosts-json": variable("SM_HOSTS", "algo-1,algo-2", "algo-1,algo-2", "a JSON list"),
     "channels-json": variable("SM_CHANNELS", "train", "'train'", "a JSON list"),

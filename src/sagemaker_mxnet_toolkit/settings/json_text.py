@@ -32,7 +32,7 @@ def parse(text: str) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is NaN, infinite or too large")
+        raise ValueError(f"{text[:20]} is not a finite number")
     return number
 
 
