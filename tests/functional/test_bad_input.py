@@ -19,7 +19,7 @@ class Fault:
     """One wrong thing.
 
     Attributes:
-        told: what the error must name: source, offending text, expectation.
+        told: what the error must contain: source, offending text, expectation.
         env: variables that make it.
         files: contents below the base directory that make it.
         prepare: anything else that makes it.
@@ -161,7 +161,7 @@ def test_is_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
     assert len(end.failure.splitlines()) == 1, "one fault, on one line"
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     names = ("hps", "setting", "model-dir", "missing")
     env = {key: text for name in names for key, text in FAULTS[name].env.items()}
     end = ended(tmp_path, Fault((), env))
@@ -172,7 +172,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
             assert text in end.failure
 
 
-def test_a_secret_in_what_is_wrong_is_not_told(tmp_path: Path) -> None:
+def test_a_secret_in_an_invalid_value_is_not_shown(tmp_path: Path) -> None:
     env = {
         "SM_HPS": '{"db_password": "swordfish-1", "epochs": ',
         "SAGEMAKER_MXNET_STOP_GRACE": "swordfish-2",

@@ -68,7 +68,7 @@ def the(faults):
 # Precedence: variable, file, default.
 
 
-def test_nothing_but_an_entry_point_is_one_host_with_defaults(job, base):
+def test_an_entry_point_alone_gives_one_host_with_defaults(job, base):
     resolved = job()
     assert resolved.hosts == (socket.gethostname(),)
     assert resolved.is_leader
@@ -168,7 +168,7 @@ def test_files_as_sagemaker_writes_them(job, base):
     assert resolved.resource_config["hosts"] == ["algo-2", "algo-1"]
 
 
-def test_variables_go_before_files(job, base):
+def test_variables_take_precedence_over_files(job, base):
     (base / "elsewhere").mkdir()
     (base / "elsewhere" / "other.py").touch()
     resolved = job(
@@ -239,7 +239,7 @@ def test_sagemaker_trainings_own_variables(job, base):
     assert (resolved.job_name, resolved.region) == ("job-7", "us-east-1")
 
 
-def test_a_submit_directory_of_the_job_goes_before_one_of_the_image(job):
+def test_a_submit_directory_of_the_job_takes_precedence_over_the_images(job):
     resolved = job(
         {"SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/code"},
         hyperparameters={"sagemaker_submit_directory": '"s3://b/k.tar.gz"'},
@@ -250,7 +250,7 @@ def test_a_submit_directory_of_the_job_goes_before_one_of_the_image(job):
 # Hyperparameters.
 
 
-def test_sm_hps_may_hold_what_is_the_platforms(job):
+def test_sm_hps_may_hold_hyperparameters_of_the_platform(job):
     resolved = job(
         {"SM_HPS": {"sagemaker_program": "train.py", "lr": 1, "_tuning_objective_metric": "x"}},
         program=None,
@@ -258,7 +258,7 @@ def test_sm_hps_may_hold_what_is_the_platforms(job):
     assert (resolved.entry_point, resolved.hyperparameters) == ("train.py", {"lr": 1})
 
 
-def test_sm_framework_params_takes_the_place_of_the_files_set_but_not_of_the_code(job):
+def test_sm_framework_params_replaces_the_files_set_except_the_code(job):
     resolved = job(
         {"SM_FRAMEWORK_PARAMS": {"sagemaker_own": 1}},
         program=None,
@@ -299,7 +299,7 @@ def test_a_dash_in_a_name_is_an_underscore_in_its_variable(job):
     assert job(variables).hyperparameters == {"batch-size": 64}
 
 
-def test_a_single_hyperparameter_can_be_the_platforms(job):
+def test_a_single_hyperparameter_can_be_of_the_platform(job):
     variables = {"SM_HP_SAGEMAKER_PARAMETER_SERVER_ENABLED": "true", "SM_HP__PS_PORT": "9000"}
     resolved = job(variables)
     assert resolved.parameter_server
@@ -307,7 +307,7 @@ def test_a_single_hyperparameter_can_be_the_platforms(job):
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", "[" * 99 + "]" * 99, '"'])
-def test_a_hyperparameter_that_is_no_json_stays_a_text(job, text):
+def test_a_hyperparameter_that_is_not_json_is_a_text(job, text):
     assert job(hyperparameters={"x": text}).hyperparameters == {"x": text}
 
 
@@ -327,13 +327,13 @@ def test_a_hyperparameter_that_is_no_json_stays_a_text(job, text):
         (None, False),
     ],
 )
-def test_the_parameter_server_is_on_only_when_it_is(job, value, expected):
+def test_values_of_the_parameter_servers_switch(job, value, expected):
     files = {"hyperparameters": {"sagemaker_parameter_server_enabled": value}}
     assert job(**files).parameter_server is expected
 
 
 @pytest.mark.parametrize("value", ["maybe", 2, [], {"on": True}, "yes please", 0.5])
-def test_a_parameter_server_that_is_neither_on_nor_off(faults, value):
+def test_invalid_values_of_the_parameter_servers_switch(faults, value):
     fault = the(faults(hyperparameters={"sagemaker_parameter_server_enabled": value}))
     assert "sagemaker_parameter_server_enabled" in fault
     assert "true or false" in fault
@@ -378,7 +378,7 @@ def test_ps_port_and_ps_verbose_as_number_or_text(job, port):
     assert resolved.settings.control_port == 9001
 
 
-def test_a_control_port_is_found_below_the_highest_port(job):
+def test_the_control_port_beside_the_highest_port_is_below_it(job):
     assert job(hyperparameters={"_ps_port": 65535}).settings.control_port == 65534
 
 
@@ -394,7 +394,7 @@ def test_servers_per_host(job):
 
 
 @pytest.mark.parametrize("count", ["0", "65", "two", "1.5"])
-def test_a_number_of_servers_that_is_none(faults, count):
+def test_invalid_numbers_of_servers(faults, count):
     fault = the(faults({"SAGEMAKER_MXNET_SERVERS_PER_HOST": count}))
     assert "SAGEMAKER_MXNET_SERVERS_PER_HOST" in fault
     assert "from 1 to 64" in fault
@@ -404,7 +404,7 @@ PORTS = [0, -1, 65536, "http", "80.5", 80.5, True, [], {}, "1" * 50, "", "٨٠"]
 
 
 @pytest.mark.parametrize("port", [port for port in PORTS if port != ""])
-def test_a_port_that_is_no_port(faults, port):
+def test_invalid_ports(faults, port):
     fault = the(faults(hyperparameters={"_ps_port": port}))
     assert "not a port" in fault
     assert "hyperparameters.json: '_ps_port'" in fault
@@ -412,7 +412,7 @@ def test_a_port_that_is_no_port(faults, port):
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "x"])
-def test_an_invalid_control_port(faults, port):
+def test_invalid_control_ports(faults, port):
     fault = the(faults({"SAGEMAKER_MXNET_CONTROL_PORT": port}))
     assert f"not a port: '{port}' (SAGEMAKER_MXNET_CONTROL_PORT)" in fault
 
@@ -425,14 +425,14 @@ def test_the_control_port_cannot_be_that_of_the_kvstore(faults):
 
 @pytest.mark.parametrize("name", ["JOIN_TIMEOUT", "PEER_TIMEOUT", "STOP_GRACE", "STALL_TIMEOUT"])
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e300", "9999999999", "soon", "15s", "[]"])
-def test_a_duration_that_is_none(faults, name, text):
+def test_invalid_durations_in_variables(faults, name, text):
     fault = the(faults({f"SAGEMAKER_MXNET_{name}": text}))
     assert f"'{text}' (SAGEMAKER_MXNET_{name})" in fault
     assert "seconds" in fault
 
 
 @pytest.mark.parametrize("value", [True, [1], {"s": 1}, 10**400, "0"])
-def test_a_timeout_in_a_hyperparameter_that_is_none(faults, value):
+def test_invalid_durations_in_hyperparameters(faults, value):
     name = "sagemaker_mxnet_peer_timeout"
     assert name in the(faults(hyperparameters={name: value}))
 
@@ -509,7 +509,7 @@ def test_the_readme_has_the_table_of_the_settings():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_mpi_ends_with_the_way_out(faults):
+def test_mpi_is_a_fault_that_says_what_to_use_instead(faults):
     """What the SDK makes of distribution={'mpi': {'enabled': True, ...}}."""
     fault = the(
         faults(
@@ -553,7 +553,7 @@ def test_log_levels(job, text, level):
 
 
 @pytest.mark.parametrize("text", ["loud", "-1", "1000", "2.5", "[]"])
-def test_a_log_level_that_is_none(faults, text):
+def test_invalid_log_levels(faults, text):
     assert f"'{text}' (SM_LOG_LEVEL)" in the(faults({"SM_LOG_LEVEL": text}))
 
 
@@ -585,7 +585,7 @@ def test_a_log_level_that_is_none(faults, text):
         (["a", "fe80::1%eth0"], "a", "not a host name"),
     ],
 )
-def test_hosts_that_are_none(faults, hosts, current, said):
+def test_invalid_hosts(faults, hosts, current, said):
     for source, files in (
         ({"SM_HOSTS": hosts, "SM_CURRENT_HOST": current}, {}),
         ({}, {"resourceconfig": {"hosts": hosts, "current_host": current}}),
@@ -596,7 +596,7 @@ def test_hosts_that_are_none(faults, hosts, current, said):
 
 
 @pytest.mark.parametrize("text", ["", "[", "a,b", "{}", "null", '"a"', "5", "NaN"])
-def test_sm_hosts_that_is_no_list(faults, text):
+def test_sm_hosts_that_is_not_a_list(faults, text):
     fault = the(faults({"SM_HOSTS": text}))
     assert "SM_HOSTS" in fault
     assert "expected a JSON list" in fault
@@ -680,7 +680,7 @@ def test_malformed_json_in_a_file(faults, base, name, text):
     assert "expected a JSON object" in fault
 
 
-def test_a_file_that_is_a_directory_or_no_utf8(base, faults):
+def test_files_that_are_a_directory_or_not_utf8(base, faults):
     (base / "input" / "config" / "resourceconfig.json").mkdir()
     (base / "input" / "config" / "hyperparameters.json").write_bytes(b'{"a": "\xff"}')
     first, second = faults()
@@ -723,7 +723,7 @@ def test_a_wrong_type_or_text_in_a_file(faults, file, content):
     fault.encode("utf-8")
 
 
-def test_all_faults_are_told_at_once(faults):
+def test_all_faults_are_reported_at_once(faults):
     told = faults(
         {"SM_HOSTS": "[", "SM_NUM_GPUS": "many", "SM_NUM_CPUS": "0"},
         program="../train.py",
@@ -781,7 +781,7 @@ def test_no_entry_point_at_all(faults, value):
         "x" * 999,
     ],
 )
-def test_an_entry_point_that_is_none(faults, base, name):
+def test_invalid_entry_points(faults, base, name):
     (base / "code" / "lib").mkdir()
     fault = the(faults(program=name))
     assert "entry point" in fault
@@ -801,7 +801,7 @@ def test_a_missing_entry_point_lists_what_is_there(tmp_path):
         check_entry_point(str(tmp_path), "train.py")
 
 
-def test_code_that_is_not_there_at_all(tmp_path):
+def test_code_that_does_not_exist(tmp_path):
     with pytest.raises(CodeError, match="cannot be found"):
         check_entry_point(str(tmp_path / "code"), "train.py")
 
@@ -814,13 +814,13 @@ def test_an_entry_point_that_leaves_through_a_link(tmp_path):
         check_entry_point(str(tmp_path / "code"), "train.py")
 
 
-def test_a_link_inside_of_the_code_is_fine(tmp_path):
+def test_a_link_inside_the_code_is_valid(tmp_path):
     (tmp_path / "real.py").touch()
     (tmp_path / "train.py").symlink_to("real.py")
     check_entry_point(str(tmp_path), "train.py")
 
 
-def test_a_fifo_is_no_program(tmp_path):
+def test_a_fifo_is_not_a_program(tmp_path):
     os.mkfifo(tmp_path / "train.py")
     with pytest.raises(CodeError, match="not a regular file"):
         check_entry_point(str(tmp_path), "train.py")
@@ -840,7 +840,7 @@ def test_code_in_s3_is_not_looked_for_here(job):
 @pytest.mark.parametrize(
     "place", ["/no/such/place", "https://host/x.tar.gz", "s3://bucket", "s3:///k"]
 )
-def test_a_place_of_code_that_is_none(faults, place):
+def test_invalid_sources_of_code(faults, place):
     fault = the(faults({"SM_MODULE_DIR": place}, program="x.py"))
     assert f"'{place}' (SM_MODULE_DIR)" in fault
     assert "s3://bucket/key" in fault
@@ -867,18 +867,18 @@ def test_a_directory_that_is_a_file(faults, base, name):
         assert f"{path} cannot be written" in "\n".join(faults({name: str(path)}))
 
 
-def test_a_directory_that_can_be_written_or_made(tmp_path):
+def test_a_directory_that_can_be_written_or_created(tmp_path):
     assert check_writable(str(tmp_path)) is None
     assert check_writable(str(tmp_path / "not" / "yet")) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dangling_link_is_no_directory(tmp_path):
+def test_a_dangling_link_is_not_a_directory(tmp_path):
     (tmp_path / "model").symlink_to(tmp_path / "gone")
     assert "is not a directory" in str(check_writable(str(tmp_path / "model")))
 
 
-def test_a_file_system_that_can_only_be_read():
+def test_a_read_only_file_system():
     assert "read-only" in str(check_writable("/proc/sys/kernel/nothing")) or (
         "cannot be written" in str(check_writable("/proc/sys/kernel/nothing"))
     )
@@ -886,7 +886,7 @@ def test_a_file_system_that_can_only_be_read():
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
-def test_a_read_only_mount_is_told_to_root_too(tmp_path):
+def test_a_read_only_mount_is_a_fault_for_root_too(tmp_path):
     target = tmp_path / "model"
     target.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(target)]
@@ -940,7 +940,7 @@ def test_an_entry_point_that_cannot_be_read(others):
     assert "cannot be read" in as_nobody(lambda: check_entry_point(others, "train.py"))
 
 
-# Channels, CPUs, GPUs, and what is known without a job.
+# Channels, CPUs, GPUs, and jobs with faults.
 
 
 def test_a_channel_in_pipe_mode_is_never_opened(job, base):
