@@ -161,6 +161,15 @@ def test_is_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
     assert len(end.failure.splitlines()) == 1, "one fault, on one line"
 
 
+def test_an_invalid_list_of_hosts_ends_every_host_at_once(tmp_path: Path) -> None:
+    """No host waits for the others: none knows who they are."""
+    env = {"SM_HOSTS": '["algo-1", "algo..2"]'}
+    with job(tmp_path, 'say("the script runs")', hosts=2, env=env) as cluster:
+        for end, name in zip(cluster.ended(), ("algo-1", "algo-2")):
+            assert end.status == 1
+            assert end.cause.startswith(f"{name}: entrypoint failed: configuration: not a host")
+
+
 def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     names = ("hps", "setting", "model-dir", "missing")
     env = {key: text for name in names for key, text in FAULTS[name].env.items()}

@@ -327,7 +327,9 @@ def test_a_full_disk(environ, tmp_path):
     answer = run(environ, "--json", prefix=prefix)
     assert answer.returncode == 1, answer.stderr
     (reason,) = json.loads(answer.stdout)["reasons"]
-    assert reason.startswith(f"no disk space at {model}: 0.1 MiB free of 0.1 MiB; expected 16.0")
+    assert reason.startswith(
+        f"no disk space at {model}: 0.1 MiB free of 0.1 MiB; expected at least"
+    )
 
 
 def test_what_the_terminal_cannot_print_is_escaped(environ, tmp_path):

@@ -122,32 +122,29 @@ def _report_unknown(
     hyperparameters: Mapping[str, Found],
     faults: Faults,
 ) -> None:
-    """Add a fault for each name with the settings' prefix that is not a setting.
+    """Add a fault for each name with the settings' prefix that is not a setting."""
+    for name, found in hyperparameters.items():
+        if name.startswith(prefix) and name[len(prefix) :] not in known:
+            faults.add(*_unknown(name, prefix, found.place, known))
+    variable = prefix.upper()
+    others = tuple(other for other in variables.COMPONENT_PREFIXES if len(other) > len(variable))
+    known = [name.upper() for name in known]
+    for rest, found in sources.prefixed(variable):
+        ours = rest in known or found.name in variables.NOT_SETTINGS
+        if found.value and not ours and not found.name.startswith(others):
+            faults.add(*_unknown(found.name, variable, "a variable", known))
+
+
+def _unknown(name: str, prefix: str, place: str, known: Iterable[str]) -> Tuple[str, None, str]:
+    """Return the fault of a name that is not a setting.
 
     The value is not shown: it may be that of a misspelled secret.
     """
-    names = [prefix + name for name in known]
-    for name, found in hyperparameters.items():
-        if name.startswith(prefix) and name not in names:
-            _unknown("hyperparameter", name, names, found.place, faults)
-    variable = prefix.upper()
-    others = [other for other in variables.COMPONENT_PREFIXES if len(other) > len(variable)]
-    names = [name.upper() for name in names]
-    for rest, found in sources.prefixed(variable):
-        name = variable + rest
-        ours = name in names or name in variables.NOT_SETTINGS or name.startswith(tuple(others))
-        if found.value and not ours:
-            _unknown("variable", name, names, "the environment", faults)
-
-
-def _unknown(what: str, name: str, names: Iterable[str], place: str, faults: Faults) -> None:
     from difflib import get_close_matches  # noqa: PLC0415  (rarely needed)
 
-    near = get_close_matches(name, names, 1)
-    meant = f" (did you mean {near[0]}?)" if near else ""
     shown = name if name.isprintable() and len(name) <= 80 else repr(name[:80])
-    faults.add(
-        f"the {what} {shown} in {place} is not a setting{meant}",
-        None,
-        "one of " + ", ".join(sorted(names)),
-    )
+    near = get_close_matches(name[len(prefix) :], known, 1)
+    if near:
+        return f"{shown} is not a setting ({place}); did you mean {prefix}{near[0]}?", None, ""
+    choice = ", ".join(sorted(known))
+    return f"{shown} is not a setting ({place})", None, f"{prefix} and one of {choice}"
