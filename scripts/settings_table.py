@@ -21,7 +21,8 @@ def table(settings):
     for name, declaration in declared(settings).items():
         default = getattr(settings(), name)
         text = declaration.default_text or f"{default:g} {declaration.kind.unit}".rstrip()
-        lines.append(f"| `{name}` | {text} | {declaration.help} |")
+        label = declaration.variables[0] if declaration.variables else name
+        lines.append(f"| `{label}` | {text} | {declaration.help} |")
     return "\n".join(lines)
 
 

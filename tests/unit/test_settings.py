@@ -86,6 +86,26 @@ def test_each_package_checks_the_names_of_its_own_variables():
     assert "SAGEMAKER_MXNET_JOIN_TIMOUT" in fault
 
 
+def test_a_setting_can_have_variables_of_other_names():
+    @dataclass(frozen=True)
+    class Named:
+        timeout: float = setting(
+            1.0,
+            validation.seconds(),
+            "",
+            variables=("SAGEMAKER_MXNET_LIMIT", "SAGEMAKER_TIMEOUT_SECONDS"),
+        )
+
+    def timeout(**environ):
+        values, _, faults = read(environ, None, "sagemaker_mxnet_", Named)
+        return faults or values.timeout
+
+    assert timeout(SAGEMAKER_TIMEOUT_SECONDS="2") == 2
+    assert timeout(SAGEMAKER_TIMEOUT_SECONDS="2", SAGEMAKER_MXNET_LIMIT="3") == 3
+    (fault,) = timeout(SAGEMAKER_MXNET_LIMITS="4")
+    assert "did you mean SAGEMAKER_MXNET_LIMIT?" in fault
+
+
 def test_a_field_without_a_declaration_cannot_be_set():
     _, _, (fault,) = read({"SAGEMAKER_MXNET_SERVING_STARTED": "1"})
     assert "is not a setting" in fault

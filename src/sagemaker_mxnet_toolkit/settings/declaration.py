@@ -9,10 +9,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Dict, FrozenSet, Iterable, Mapping, Optional, Tuple, Type, TypeVar
 
-from sagemaker_mxnet_toolkit.settings import variables
 from sagemaker_mxnet_toolkit.settings.faults import Faults, Found, present
 from sagemaker_mxnet_toolkit.settings.sources import Sources
 from sagemaker_mxnet_toolkit.settings.validation import Kind, Validator
+from sagemaker_mxnet_toolkit.settings.variables import COMPONENT_PREFIXES, NOT_SETTINGS
 
 _KEY = "setting"
 
@@ -30,6 +30,8 @@ class Declaration:
         default_text: the default as the table has it, if not the value itself.
         alias: a hyperparameter of another name that takes precedence; may be empty.
         alias_kind: what is valid for the alias.
+        variables: names of its variables, the first takes precedence; if empty, there is one, with
+            the settings' prefix.
     """
 
     kind: Kind[Any]
@@ -37,6 +39,7 @@ class Declaration:
     default_text: str = ""
     alias: str = ""
     alias_kind: Optional[Kind[Any]] = None
+    variables: Tuple[str, ...] = ()
 
 
 def setting(
@@ -47,6 +50,7 @@ def setting(
     default_text: str = "",
     alias: str = "",
     alias_kind: Optional[Kind[Any]] = None,
+    variables: Tuple[str, ...] = (),
     secret: bool = False,
 ) -> T:
     """Declare a field of a dataclass as a setting. See ``Declaration``.
@@ -58,9 +62,10 @@ def setting(
         default_text: see ``Declaration``.
         alias: see ``Declaration``.
         alias_kind: see ``Declaration``; ``kind`` by default.
+        variables: see ``Declaration``.
         secret: leave it out of the dataclass' ``repr``.
     """
-    declaration = Declaration(kind, help, default_text, alias, alias_kind or kind)
+    declaration = Declaration(kind, help, default_text, alias, alias_kind or kind, variables)
     options: Dict[str, Any] = {"repr": not secret, "metadata": {_KEY: declaration}}
     if isinstance(default, dict):
         given: Dict[Any, Any] = default
@@ -108,7 +113,8 @@ def read(
             kind = declaration.alias_kind
         else:
             found = present(hyperparameters.get(prefix + name))
-            found = found or sources.variable((prefix + name).upper())
+            for variable in _variables(prefix, name, declaration):
+                found = found or sources.variable(variable)
         if found is not None:
             given[name] = found
         values[name] = check.value(found, kind, getattr(default, name))
@@ -116,7 +122,7 @@ def read(
 
 
 def _report_unknown(
-    known: Iterable[str],
+    declarations: Mapping[str, Declaration],
     prefix: str,
     sources: Sources,
     hyperparameters: Mapping[str, Found],
@@ -124,15 +130,24 @@ def _report_unknown(
 ) -> None:
     """Add a fault for each name with the settings' prefix that is not a setting."""
     for name, found in hyperparameters.items():
-        if name.startswith(prefix) and name[len(prefix) :] not in known:
-            faults.add(*_unknown(name, prefix, found.place, known))
-    variable = prefix.upper()
-    others = tuple(other for other in variables.COMPONENT_PREFIXES if len(other) > len(variable))
-    known = [name.upper() for name in known]
-    for rest, found in sources.prefixed(variable):
-        ours = rest in known or found.name in variables.NOT_SETTINGS
+        if name.startswith(prefix) and name[len(prefix) :] not in declarations:
+            faults.add(*_unknown(name, prefix, found.place, declarations))
+    prefix = prefix.upper()
+    others = tuple(other for other in COMPONENT_PREFIXES if len(other) > len(prefix))
+    names = {
+        variable
+        for name, declaration in declarations.items()
+        for variable in _variables(prefix, name, declaration)
+    }
+    known = sorted(name[len(prefix) :] for name in names if name.startswith(prefix))
+    for rest, found in sources.prefixed(prefix):
+        ours = rest in known or found.name in NOT_SETTINGS
         if found.value and not ours and not found.name.startswith(others):
-            faults.add(*_unknown(found.name, variable, "a variable", known))
+            faults.add(*_unknown(found.name, prefix, "a variable", known))
+
+
+def _variables(prefix: str, name: str, declaration: Declaration) -> Tuple[str, ...]:
+    return declaration.variables or ((prefix + name).upper(),)
 
 
 def _unknown(name: str, prefix: str, place: str, known: Iterable[str]) -> Tuple[str, None, str]:

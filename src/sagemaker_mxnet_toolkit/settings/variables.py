@@ -21,6 +21,11 @@ NOT_SETTINGS = frozenset(
         "SAGEMAKER_MXNET_JOB_ID",
         # The pipe on which a child process reports.
         "SAGEMAKER_MXNET_REPORT_FD",
+        # For the user's script and the helpers that it calls, which read the environment.
+        "SAGEMAKER_MXNET_RESTART_COUNT",
+        "SAGEMAKER_MXNET_RESUME",
+        # Read where MXNet is imported, in any Python process.
+        "SAGEMAKER_MXNET_IMPORT_CACHE",
     }
 )
 """Variables that processes of this project set for each other, or that are read before a job."""
