@@ -6,8 +6,18 @@ declarations (``scripts/settings_table.py``).
 """
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, Iterable, Mapping, Optional, Tuple, Type, TypeVar
+from typing import (
+    Any,
+    Dict,
+    FrozenSet,
+    Iterable,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+)
 
 from sagemaker_mxnet_toolkit.settings.faults import Faults, Found, present
 from sagemaker_mxnet_toolkit.settings.sources import Sources
@@ -20,8 +30,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Declaration:
+class Declaration(NamedTuple):
     """What is said about one setting, apart from its name and default.
 
     Attributes:

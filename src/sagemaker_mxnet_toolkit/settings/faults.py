@@ -5,8 +5,7 @@ Only at the end are all secrets known that no message may show.
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any, Iterable, List, Mapping, Optional, Set, Tuple
+from typing import Any, Iterable, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from sagemaker_mxnet_toolkit.redaction import (
     is_secret,
@@ -19,8 +18,7 @@ from sagemaker_mxnet_toolkit.redaction import (
 _EXCERPT = 80
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A value and where it was found.
 
     Attributes:

@@ -1,6 +1,5 @@
 """How values are checked: each ``Kind`` says what is valid, and ``Validator`` collects faults."""
 
-import dataclasses
 import math
 import os
 import re
@@ -24,7 +23,7 @@ _SAMPLE = 3
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Kind(Generic[T]):
     """What values of one kind are.
 
@@ -76,14 +75,14 @@ class Validator:
             try:
                 kind.convert(item)
             except ValueError as error:
-                problems.append((str(error), dataclasses.replace(found, value=item)))
+                problems.append((str(error), found._replace(value=item)))
         for problem, where in problems[:_SAMPLE]:
             self.faults.add(problem, where, expected)
         if problems:
             return None
         twice = [name for name, count in Counter(found.value).items() if count > 1]
         for name in twice[:_SAMPLE]:
-            where = dataclasses.replace(found, value=name)
+            where = found._replace(value=name)
             self.faults.add(f"a {what} named twice", where, f"a JSON list of different {what}s")
         return None if twice else list(found.value)
 

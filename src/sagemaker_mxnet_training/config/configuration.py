@@ -7,8 +7,7 @@ sagemaker-training 5.1.4 reads other variables too, its order is kept
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.container.hardware import count_cpus, count_gpus, visible_cpus
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
@@ -76,8 +75,7 @@ _PASSED_ON = {
 _LONGEST_VARIABLE = 32 * 4096
 
 
-@dataclass(frozen=True)
-class Resolution:
+class Resolution(NamedTuple):
     """What an environment describes.
 
     Attributes:

@@ -1,15 +1,13 @@
 """The directories that a job writes to."""
 
 import os
-from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from sagemaker_mxnet_toolkit.settings.sources import Sources
 from sagemaker_mxnet_toolkit.settings.validation import Validator
 
 
-@dataclass(frozen=True)
-class Directories:
+class Directories(NamedTuple):
     """Absolute paths, as in ``Job``: model, output, its data and what is uploaded meanwhile."""
 
     model: str

@@ -1,6 +1,5 @@
 """The hosts of a job, as the variables or ``resourceconfig.json`` list them."""
 
-import dataclasses
 import re
 import socket
 from typing import Any, Mapping, Tuple
@@ -34,7 +33,7 @@ def _is_ipv6(value: str) -> bool:
 
 _EXPECTED = "labels of 1 to 63 letters, digits, '-' and '_', with dots between them, or an address"
 HOST_NAME = Kind(_host_name, f"a host name: {_EXPECTED}")
-_LISTED = dataclasses.replace(HOST_NAME, expected=_EXPECTED)
+_LISTED = Kind(_host_name, _EXPECTED)
 _INTERFACE = matching(
     re.compile(r"[!-.0-~]{1,255}"), "the name of a network interface", "a name such as eth0"
 )
@@ -58,7 +57,7 @@ def read(
     if found is None:
         return current, (current,)
     if found.name == "hosts" and found.value is None:
-        found = dataclasses.replace(found, value=[])
+        found = found._replace(value=[])
     hosts = check.names(found, _LISTED, "host name")
     if hosts is not None and not hosts:
         check.faults.add("no hosts", found, "at least one host name, and this host's among them")

@@ -1,7 +1,6 @@
 """The hyperparameters of a job: the user's, and the platform's (``sagemaker_*``)."""
 
-from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, NamedTuple, Optional
 
 from sagemaker_mxnet_toolkit.settings.faults import Faults, Found, present
 from sagemaker_mxnet_toolkit.settings.json_text import decode, variable_text, walk
@@ -30,8 +29,7 @@ _NAMED = _PLATFORM | {
 _JOB_KEY = "sagemaker_mxnet_job_key"
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
+class Hyperparameters(NamedTuple):
     """All hyperparameters of a job, each with its place.
 
     Attributes:
