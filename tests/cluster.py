@@ -1,7 +1,7 @@
-"""Real jobs for tests: real entrypoints, one per host, that can be watched, hurt and measured.
+"""Real jobs for tests: an entrypoint per host, whose output and end can be observed.
 
-Hosts are processes on the loopback interface, or, with ``Network``, network namespaces that have
-addresses of their own and can be cut off.
+Hosts are processes on the loopback interface or, with ``Network``, in network namespaces of their
+own, which can be disconnected.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 import psutil
 
 ENDS = 60.0
-"""Seconds that any job in a test may take. No test measures time against this."""
+"""Seconds after which a job in a test counts as hung. No test measures time with it."""
 
 
 def eventually(check: Callable[[], Any], what: str, timeout: float = ENDS) -> Any:
@@ -67,7 +67,7 @@ class Ended:
 
 
 class Host:
-    """One entrypoint with its base directory and what it has printed so far."""
+    """One entrypoint, its base directory, and the lines that it has printed so far."""
 
     def __init__(self, name: str, base: Path, argv: Sequence[str], env: Mapping[str, str]) -> None:
         self.name = name
@@ -101,7 +101,7 @@ class Host:
         return "\n".join(self.lines)
 
     def wait_for(self, pattern: str, timeout: float = ENDS) -> "re.Match[str]":
-        """Wait until a line that matches has been printed."""
+        """Wait until a matching line has been printed."""
 
         def look() -> Optional["re.Match[str]"]:
             if self.process.poll() is not None and not self._reader.is_alive():
@@ -121,7 +121,7 @@ class Host:
         return int(self.wait_for(rf"{self.name} {role}: started \(process (\d+)\)").group(1))
 
     def kill(self, role: str, number: int = signal.SIGKILL) -> float:
-        """Send a signal to a role; return when."""
+        """Send a signal to the process of a role; return the time (monotonic, seconds)."""
         pid = self.pid(role)
         now = time.monotonic()
         os.kill(pid, number)
@@ -147,7 +147,7 @@ class Host:
 
 
 class Cluster:
-    """A job of some hosts. As a context manager it makes sure that nothing is left of it."""
+    """The hosts of a job. As a context manager, it kills all processes of the job at the end."""
 
     def __init__(self, hosts: Sequence[Host], run_dir: Path) -> None:
         self.hosts = list(hosts)
@@ -169,7 +169,7 @@ class Cluster:
                 process.kill()
 
     def processes(self) -> List[psutil.Process]:
-        """Return every living process that carries this job's run directory in its environment."""
+        """Return all living processes of the job: those with its run directory in a variable."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -186,7 +186,7 @@ class Cluster:
         return ends
 
     def wait_for(self, pattern: str) -> None:
-        """Wait until every host has printed a line that matches."""
+        """Wait until every host has printed a matching line."""
         for host in self.hosts:
             host.wait_for(pattern)
 
@@ -220,12 +220,12 @@ def push_and_pull():
 
 
 def script(body: str, kvstore: bool = False) -> str:
-    """Return a user's script: helpers, the kvstore if wanted, and a body."""
+    """Return a user's script: helpers, the kvstore on request, and a body."""
     return PREAMBLE + (KVSTORE if kvstore else "") + textwrap.dedent(body)
 
 
 PASSED_ON = ("COVERAGE_", "LD_LIBRARY_PATH", "OPENBLAS_", "PIP_", "PYTHONPATH", "SSL_")
-"""How the variables begin that a job has from whoever tests it, and no container would have."""
+"""Prefixes of the variables that jobs inherit from the test run, unlike jobs in a container."""
 
 IN_GROUP = """
 import os, sys
@@ -234,14 +234,14 @@ with open(os.environ["GROUP"] + "/cgroup.procs", "w") as file:
 from sagemaker_mxnet_training.cli import main
 main(["train"])
 """
-"""The entrypoint, in the control group that the variable GROUP names, if it does."""
+"""The entrypoint, in the control group that the variable GROUP names."""
 
 
 class Network:
     """Hosts in network namespaces of their own, on one bridge. Needs root and iproute2.
 
-    The bridge has a namespace too: in the machine's own, a Docker engine's rules would drop what
-    it forwards.
+    The bridge has a namespace, too: in the machine's own, the rules of a Docker engine would drop
+    the packets that it forwards.
     """
 
     _numbers = itertools.count(1)
@@ -276,11 +276,11 @@ class Network:
         return {name: self.address(i) for i, name in enumerate(self.names, 1)}
 
     def cut(self, index: int) -> None:
-        """Take a host off the network."""
+        """Disconnect a host from the network."""
         _ip("-n", self._switch, "link", "set", f"port{index}", "down")
 
     def heal(self, index: int) -> None:
-        """Put a host back."""
+        """Connect a host again."""
         _ip("-n", self._switch, "link", "set", f"port{index}", "up")
 
     def slow(self, index: int, kilobits: int) -> None:
@@ -294,7 +294,7 @@ class Network:
     def run(
         self, index: int, command: Sequence[str], env: Optional[Mapping[str, str]] = None
     ) -> "subprocess.Popen[bytes]":
-        """Start something of the test's own on a host; it ends with the network."""
+        """Start another program in a host's namespace; it is killed with the network."""
         process = subprocess.Popen(
             ["ip", "netns", "exec", self.space(index), *command],
             env={**os.environ, **(env or {})},
@@ -337,11 +337,23 @@ def job(
     per_host: Optional[Callable[[int], Mapping[str, str]]] = None,
     prepare: Optional[Callable[[int, Path], None]] = None,
 ) -> Iterator[Cluster]:
-    """Start a job and see it out.
+    """Start a job, and kill what is left of it at the end.
 
-    The same script and ``files`` go into every host's code directory. With ``kvstore`` the script
-    opens it first; ``parameter_server`` is the same by default. ``prepare`` may change a host's
-    base directory before it starts, ``per_host`` its environment; hosts in ``absent`` never start.
+    Args:
+        tmp_path: holds the base directory of each host.
+        body: of the user's script, which is the same on every host.
+        hosts: number of hosts, ``algo-1`` and so on.
+        kvstore: let the script create a kvstore first.
+        parameter_server: switch the parameter server on; as ``kvstore`` by default.
+        env: variables of every host; an empty one is not set.
+        hyperparameters: of the job.
+        files: other files of the code directory.
+        entry_point: name of the script; ``body`` is its whole text if it is not a ``.py`` file.
+        network: namespaces to run the hosts in.
+        command: arguments of Python that start the entrypoint.
+        absent: numbers of hosts that are never started.
+        per_host: returns variables of one host.
+        prepare: may change a host's base directory before it is started.
     """
     use_kvstore = bool(kvstore)
     server = use_kvstore if parameter_server is None else parameter_server

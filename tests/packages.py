@@ -1,4 +1,4 @@
-"""Tiny packages and a real package index on this machine that serves them."""
+"""Small packages, and a package index on this machine that serves them."""
 
 import base64
 import contextlib
@@ -43,7 +43,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 
 def source_files(folder, name, version, build_requires=(), check="pass", requires=()):
-    """Return the files of a source tree that builds itself, without any tool from elsewhere."""
+    """Return the files of a source tree with a build backend of its own."""
     built = wheel(folder, name, version, requires)
     project = f"[build-system]\nrequires = {list(build_requires)!r}\n"
     project += 'build-backend = "backend"\nbackend-path = ["."]\n'
@@ -73,9 +73,9 @@ class Index:
     """A simple package index (PEP 503) of the files in a folder.
 
     Attributes:
-        requests: paths that were asked for.
-        command_lines: what every process of the machine showed at each request.
-        login: user and password that it demands, if any.
+        requests: the requested paths.
+        command_lines: command lines of all processes of the machine at each request.
+        login: user and password that it requires, if any.
         broken: how many of the next requests fail with status 503.
     """
 

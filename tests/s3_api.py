@@ -1,4 +1,4 @@
-"""A real S3 API on this machine: moto's server, on a port of its own."""
+"""An S3 API on this machine: moto's server."""
 
 import contextlib
 

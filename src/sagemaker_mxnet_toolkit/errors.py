@@ -4,7 +4,7 @@ They are raised where the fault is seen and turned, once, into a message, a fail
 exit status (see ``result``). Their text is complete: cause, source, what was expected, what to do.
 """
 
-from typing import Any, Sequence
+from typing import Sequence
 
 
 class JobError(Exception):
@@ -16,12 +16,10 @@ class ConfigurationError(JobError):
 
     Attributes:
         faults: one complete sentence for each fault, in the order they were found.
-        job: the ``Job`` with a default in each faulty place, good for telling its other hosts.
     """
 
-    def __init__(self, faults: Sequence[str], job: Any = None) -> None:
+    def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
-        self.job = job
         if len(self.faults) == 1:
             text = f"configuration: {self.faults[0]}"
         else:

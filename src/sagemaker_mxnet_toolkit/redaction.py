@@ -1,32 +1,32 @@
-"""What must not be seen: which names say secret, and how secrets are masked."""
+"""Redaction: which names mean that a value is secret, and how secrets are masked in output."""
 
 import json
 import re
 from typing import Any, Dict, FrozenSet, Iterable, Iterator, Mapping, Set
 
 MASK = "***"
-"""What stands where a secret stood."""
+"""Replaces a secret."""
 
 SHORTEST = 4
-"""Characters that a value needs to be masked inside free text; anything shorter is everywhere."""
+"""Length from which a value is masked inside free text. Shorter ones occur everywhere by chance."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
-# Parts of a name that say secret, however they are joined to others (PGPASSWORD, authtoken).
+# Words in a name that mean a secret, however they are joined to others (PGPASSWORD, authtoken).
 _SECRET = re.compile(
     r".*(passw(or)?d|passphrase|passcode|secret|credential|privatekey|apikey|accesskey)s?"
     r"|.+token|auth|oauth|authorization|authentication|pwd|pass|creds?|private"
     r"|signature|bearer|jwt|cookie"
 )
 
-# "key" and "token" say secret, unless the name counts or describes them as a model does.
+# "key" and "token" mean a secret, unless the name counts or describes them, as a model does.
 _AMBIGUOUS = frozenset({"key", "keys", "token", "tokens"})
 _MODEL_WORDS = frozenset(
     {"num", "n", "max", "min", "count", "counts", "len", "length", "size", "sort", "vocab"}
     | {"pad", "eos", "bos", "unk", "sep", "cls", "mask"}
 )
 
-# Working directories; every path in a log would be masked.
+# Working directories: with them, every path in a log would be masked.
 _HARMLESS_NAMES = frozenset({"PWD", "OLDPWD"})
 
 _HARMLESS_VALUES = frozenset({"true", "false", "none", "null"})
@@ -41,9 +41,9 @@ _WEB_TOKEN = re.compile(r"\beyJ[\w-]{16,}(?:\.[\w-]*)*")
 
 
 def is_secret(name: str) -> bool:
-    """Tell whether a name says that its value is a secret.
+    """Tell whether a name means that its value is a secret.
 
-    Names are taken apart at underscores, other signs and changes of case.
+    Names are split into words at underscores, other signs and changes of case.
 
     >>> [is_secret(name) for name in ("api_key", "dbPassword", "AWS_SECRET_ACCESS_KEY")]
     [True, True, True]
@@ -79,15 +79,15 @@ def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
 
     Args:
         text: any text, such as the output of pip.
-        secrets: values to mask, also as JSON, Python or a URL would spell them; those of
-            fewer than ``SHORTEST`` characters are left alone.
+        secrets: values to mask, also in the spellings of JSON, Python and URLs; those of fewer
+            than ``SHORTEST`` characters are not masked.
 
     Returns:
         The text without these values, without credentials in URLs, and without tokens of
         CodeArtifact's form.
     """
     spellings = {form for secret in secrets for form in _spellings(secret)}
-    # The longest first: one secret may hold another.
+    # The longest first: one secret may contain another.
     for form in sorted(spellings, key=lambda form: (-len(form), form)):
         text = text.replace(form, MASK)
     text = _URL_LOGIN.sub(f"{MASK}@", text)
@@ -100,10 +100,10 @@ def _redact_field(match: "re.Match[str]") -> str:
 
 
 def redact_assignments(text: str) -> str:
-    """Mask what follows a name that says secret and ``:`` or ``=``, as in JSON or in a shell.
+    """Mask values after the name of a secret and ``:`` or ``=``, as in JSON or in a shell.
 
-    For texts that may quote a user's input, not for any text: an honest ``invalid token: x`` would
-    lose its point.
+    For texts that may quote a user's input, not for any text: ``invalid token: x`` in a program's
+    own message would lose its point.
     """
     return _ASSIGNMENT.sub(
         lambda match: match[1] + match[2] + (MASK if is_secret(match[1]) else match[3]), text

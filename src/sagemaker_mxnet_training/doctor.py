@@ -1,7 +1,7 @@
-"""One screen about this environment, and whether a job could run in it.
+"""``sagemaker-mxnet-training doctor`` tells whether a job could run in this environment.
 
-``diagnose`` collects, ``reasons`` judges, ``render`` puts into words. Nothing is created, and no
-other host and no index is asked.
+``diagnose`` collects facts, ``reasons`` says what would stop a job, ``render`` makes a screen of
+both. Nothing is created, and no other host and no package index is asked.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import sys
 import textwrap
 from contextlib import suppress
@@ -20,7 +19,6 @@ import psutil
 
 from sagemaker_mxnet_toolkit import compatibility
 from sagemaker_mxnet_toolkit.container import cgroup, hardware
-from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.mxnet_import import MXNet, import_mxnet
 from sagemaker_mxnet_training import __version__
 from sagemaker_mxnet_training.config import configuration
@@ -30,7 +28,7 @@ IMPORT_SECONDS = 60.0
 """Seconds that importing MXNet may take; 1 to 4 are usual."""
 
 LEAST_FREE = 16 * 2**20
-"""Bytes that a file system of the job must have free: for code, a small model and the result."""
+"""Free bytes that each file system of the job needs, for code, a small model and the result."""
 
 _LABEL = 15
 _FEATURES = {"kvstore": "DIST_KVSTORE", "CUDA": "CUDA", "MKLDNN": "MKLDNN"}
@@ -38,27 +36,25 @@ _FEATURES = {"kvstore": "DIST_KVSTORE", "CUDA": "CUDA", "MKLDNN": "MKLDNN"}
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """Everything that is known about this environment, under the keys of ``--json``.
+    """What is known about this environment, under the keys of ``--json``.
 
     Attributes:
         python: ``version`` and ``executable`` of this interpreter.
-        packages: version of each package that matters; ``None`` for one that is missing.
-        uv: path of uv, where there is one.
-        mxnet: what came of importing MXNet.
+        packages: version of each package that a job needs; ``None`` if it is missing.
+        mxnet: the result of importing MXNet.
         cpus: ``usable`` whole CPUs, ``quota`` of the control group, ``machine`` in all.
         memory: bytes: ``used`` and ``limit`` of the control group, ``available`` and ``machine``.
-        gpus: NVIDIA devices that this container can see.
+        gpus: number of NVIDIA devices in this container.
         interfaces: IPv4 addresses by network interface.
-        base_dir: what ``/opt/ml`` is here.
-        disks: bytes ``free`` and in all, ``size``, by a directory of the job on each file system.
+        base_dir: ``/opt/ml``, or what ``SAGEMAKER_BASE_DIR`` names.
+        disks: bytes ``free`` and ``size`` of each file system, by a directory of the job on it.
         configured: whether anything describes a job here.
-        job: the lines of ``description.describe``, where the job can be resolved.
+        job: the lines of ``description.describe``; empty if the job has faults.
         faults: what is wrong with its configuration or its directories.
     """
 
     python: Mapping[str, str]
     packages: Mapping[str, Optional[str]]
-    uv: Optional[str]
     mxnet: MXNet
     cpus: Mapping[str, Optional[float]]
     memory: Mapping[str, Optional[int]]
@@ -99,8 +95,6 @@ def diagnose(environ: Mapping[str, str], import_seconds: float = IMPORT_SECONDS)
     base = configuration.base_directory(environ)
     configured = _is_configured(environ, base)
     job, faults, directories = _job(environ, base, configured)
-    # As the installation looks for it.
-    search = os.pathsep.join([os.path.dirname(sys.executable), environ.get("PATH", os.defpath)])
     memory = psutil.virtual_memory()
     cpus = {"quota": cgroup.cpu_quota(), "machine": os.cpu_count()}
     own = {"used": cgroup.memory_usage(), "limit": cgroup.memory_limit()}
@@ -110,7 +104,6 @@ def diagnose(environ: Mapping[str, str], import_seconds: float = IMPORT_SECONDS)
             "sagemaker-mxnet-training": __version__,
             **{name: _version(name) for name in ("sagemaker-training", "numpy", "pip")},
         },
-        uv=shutil.which("uv", path=search),
         mxnet=import_mxnet(environ, import_seconds),
         cpus={"usable": hardware.count_cpus(), **cpus},
         memory={**own, "available": memory.available, "machine": memory.total},
@@ -128,16 +121,16 @@ def diagnose(environ: Mapping[str, str], import_seconds: float = IMPORT_SECONDS)
 
 
 def reasons(diagnosis: Diagnosis) -> List[str]:
-    """Return why a job could not run here; nothing where it can."""
+    """Return why a job could not run here; an empty list if it can."""
     found = list(diagnosis.faults)
     if diagnosis.mxnet.error:
         found.append(
             f"import mxnet fails in {diagnosis.python['executable']}: {diagnosis.mxnet.error}; "
-            "expected MXNet 1.9.1: install it as README.md says, or use the image that brings it"
+            "expected MXNet 1.9.1: install it as README.md describes, or use an image that has it"
         )
     found += (
         f"no disk space at {path}: {_size(disk['free'])} free of {_size(disk['size'])}; "
-        f"expected {_size(LEAST_FREE)} at the least: free some, or mount a larger volume"
+        f"expected at least {_size(LEAST_FREE)}: free some, or mount a larger volume"
         for path, disk in diagnosis.disks.items()
         if disk["free"] < LEAST_FREE
     )
@@ -145,10 +138,10 @@ def reasons(diagnosis: Diagnosis) -> List[str]:
 
 
 def render(diagnosis: Diagnosis, width: int = 80, height: int = 40) -> str:
-    """Return a screen of text. The job's description is cut to it; what is wrong never is.
+    """Return a screen of text. The job's description is cut to fit; reasons are never cut.
 
     Args:
-        diagnosis: what to put into words.
+        diagnosis: the facts.
         width: columns.
         height: lines.
     """
@@ -178,7 +171,7 @@ def _rows(diagnosis: Diagnosis) -> Iterator[Tuple[str, str]]:
         told = (f"{k} {'yes' if v in mxnet.features else 'no'}" for k, v in _FEATURES.items())
         yield "", ", ".join(told)
     yield "compatibility", _compatibility(mxnet)
-    yield "installers", f"pip {packages['pip']}, uv {diagnosis.uv or '(missing)'}"
+    yield "pip", packages["pip"]
     quota = "no quota" if cpus["quota"] is None else f"quota {cpus['quota']:g}"
     yield "CPUs", f"{cpus['usable']} of the machine's {cpus['machine']} ({quota})"
     limit = "no limit" if memory["limit"] is None else f"limit {_size(memory['limit'])}"
@@ -202,7 +195,7 @@ def _compatibility(mxnet: MXNet) -> str:
         return f"off, by {compatibility.VARIABLE}"
     where = "in every Python process" if did["hook"] else "in jobs only: its .pth file is not read"
     lent, repaired = len(did["lent"]), len(did["repaired"])
-    return f"{where}; {lent} names of NumPy lent to MXNet, {repaired} of its modules repaired"
+    return f"{where}; {lent} NumPy names provided to MXNet, {repaired} of its modules patched"
 
 
 def _wrap(label: str, text: str, width: int, indent: int = _LABEL) -> List[str]:
@@ -229,13 +222,13 @@ def _job(
     """Return what a job would get, its faults, and the directories that it would write to."""
     directories = [base, *(os.path.join(base, name) for name in ("code", "model", "output"))]
     if not configured:
-        # Where not even the base directory exists, nobody means to run a container's job.
+        # Without a base directory, this is not meant to be a container.
         checked = directories[2:] if os.path.isdir(base) else ()
         return (), [*filter(None, map(configuration.check_writable, checked))], directories
-    try:
-        job = configuration.resolve(environ)
-    except ConfigurationError as error:
-        return (), error.faults, directories
+    resolution = configuration.resolve(environ)
+    if resolution.faults:
+        return (), resolution.faults, directories
+    job = resolution.job
     directories = [base, job.code_dir, job.model_dir, job.output_dir, job.output_data_dir]
     return describe(job).splitlines(), (), directories
 
@@ -247,7 +240,7 @@ def _is_configured(environ: Mapping[str, str], base: str) -> bool:
         return bool(os.listdir(os.path.join(base, "input", "config")))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # there is something, which a job could not read either
+    except OSError:  # it exists, and a job could not read it either
         return True
 
 
@@ -261,7 +254,7 @@ def _disks(directories: Iterable[str]) -> Dict[str, Mapping[str, int]]:
             there = os.path.dirname(there)
         with suppress(OSError):
             device, disk = os.stat(there).st_dev, os.statvfs(there)
-            # One that is read-only is full by design; where that is a fault, it is told as such.
+            # One that is read-only is always full; if that is a fault, it has one of its own.
             if device not in seen and not disk.f_flag & os.ST_RDONLY:
                 free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
                 found[directory] = {"free": free, "size": size}

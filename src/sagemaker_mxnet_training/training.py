@@ -10,10 +10,12 @@ import time
 from typing import Mapping, Optional
 
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
-from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster.ending import Verdict
 from sagemaker_mxnet_training.config import configuration, description
+from sagemaker_mxnet_training.config.configuration import Resolution
+from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import result
 from sagemaker_mxnet_training.host.supervisor import Supervisor
 from sagemaker_mxnet_training.host.timeline import Timeline
@@ -29,43 +31,43 @@ def train(environ: Mapping[str, str], since: Optional[float] = None) -> int:
     Returns:
         The exit status of the entrypoint, as README.md ("How jobs end") lists them.
     """
-    started = time.monotonic()
-    host = configuration.host_name(environ)
-    timeline = Timeline(host)
-    timeline.phase("resolve", since)
-    fault = ""
-    try:
-        job = configuration.resolve(environ)
-    except ConfigurationError as error:
-        if error.job is None or len(error.job.hosts) == 1 or host not in error.job.hosts:
-            return _refuse(environ, timeline, str(error), started)
-        job, fault = error.job, str(error)
+    started = time.monotonic() if since is None else since
+    return _run(configuration.resolve(environ), started)
+
+
+def _run(resolution: Resolution, started: float) -> int:
+    """Run a job that has no faults, or end it on all its hosts with its faults as the cause."""
+    job = resolution.job
+    timeline = Timeline(job.current_host)
+    timeline.phase("resolve", started)
     log = Log(job.current_host, job.log_level, description.secrets_of(job))
-    if not fault:
-        log("entrypoint", description.describe(job))
+    fault = str(ConfigurationError(resolution.faults)) if resolution.faults else ""
     try:
+        if fault and (len(job.hosts) == 1 or job.current_host not in job.hosts):
+            return _refuse(job, log, timeline, fault, started)
+        if not fault:
+            log("entrypoint", description.describe(job))
         return Supervisor(job, log, timeline).run(fault)
     finally:
         log.close()
 
 
-def _refuse(environ: Mapping[str, str], timeline: Timeline, reason: str, started: float) -> int:
-    """End a job that cannot even be described, and that no other host is part of."""
-    host = timeline.host
-    log = Log(host)
-    failure = Failure(host, Role.ENTRYPOINT, log.redact(reason))
+def _refuse(job: Job, log: Log, timeline: Timeline, reason: str, started: float) -> int:
+    """End a job that has faults, and of which no other host is part."""
+    failure = Failure(
+        job.current_host, Role.ENTRYPOINT, log.redact(reason), kind=FailureKind.CONFIGURATION
+    )
     timeline.failure(failure, time.monotonic())
     timeline.phase(None)
-    directory = configuration.output_directory(environ)
-    result.clear(directory)
-    trouble = result.write_failure(directory, failure.text())
+    result.clear(job.output_dir)
+    trouble = result.write_failure(job.output_dir, failure.text())
     if trouble is not None:
         log.error("entrypoint", trouble)
     seconds = time.monotonic() - started
-    log.error("entrypoint", result.last_words(failure, host, seconds, ""))
-    verdict = Verdict(Outcome.FAILURE, failure)
-    timeline.write(os.path.join(directory, "data"), verdict, {"hosts": [host], "exit status": 1})
-    log.close()
+    log.error("entrypoint", result.last_words(failure, job.current_host, seconds, ""))
+    facts = {"hosts": [job.current_host], "exit status": 1}
+    directory = os.path.join(job.output_dir, "data")
+    timeline.write(directory, Verdict(Outcome.FAILURE, failure), facts)
     return 1
 
 
@@ -76,24 +78,22 @@ def main() -> None:
     process itself: the outer program would turn every status into its own, write its own failure
     file, and take a stopped job for a successful one.
     """
-    status = train(os.environ)
-    if status == 0 and os.path.exists(_success_file()):
+    started = time.monotonic()
+    resolution = configuration.resolve(os.environ)
+    output_dir = resolution.job.output_dir
+    status = _run(resolution, started)
+    if status == 0 and os.path.exists(os.path.join(output_dir, "success")):
         return
-    _wait_for_siblings()
+    if os.path.exists(result.failure_path(output_dir)):
+        _wait_for_siblings()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def _success_file() -> str:
-    return os.path.join(configuration.output_directory(os.environ), "success")
-
-
 def _wait_for_siblings() -> None:
     """Let sagemaker-training's own S3 sync, a child of this process, do its last pass."""
     module = sys.modules.get("multiprocessing")
-    if module is not None and os.path.exists(
-        result.failure_path(configuration.output_directory(os.environ))
-    ):
+    if module is not None:
         for child in module.active_children():
             child.join(30)

@@ -1,8 +1,8 @@
 """What MXNet does, as numbers: the program that test_mxnet_behaviour.py runs and compares.
 
-``python tests/functional/mxnet_behaviour.py FILE`` writes one JSON object with the outcome of each
-scenario below. ``mxnet_behaviour.json`` is its output on CPython 3.11.7 with NumPy 1.23.5, the
-newest that MXNet 1.9.1 works with by itself, with the compatibility layer switched off:
+``python tests/functional/mxnet_behaviour.py FILE`` writes one JSON object with the outcomes of each
+scenario below, one on a line. ``mxnet_behaviour.json`` is its output on CPython 3.11.7 with NumPy
+1.23.5, the newest that MXNet 1.9.1 works with by itself, with the compatibility layer switched off:
 
     SAGEMAKER_MXNET_COMPATIBILITY=0 python tests/functional/mxnet_behaviour.py \
         tests/functional/mxnet_behaviour.json
@@ -837,13 +837,29 @@ def tools():
     return {"monitor": seen, "features": bool(mx.runtime.Features().is_enabled("OPENMP"))}
 
 
+def one_outcome_a_line(scenarios):
+    """Return JSON in which a change of one outcome is a change of one line, sorted by name."""
+    blocks = []
+    for name, outcome in sorted(scenarios.items()):
+        if isinstance(outcome, dict):
+            rows = [f"{json.dumps(key)}: {dumped(outcome[key])}" for key in sorted(outcome)]
+            text = "{\n" + ",\n".join(rows) + "\n}"
+        else:
+            text = dumped(outcome)
+        blocks.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def dumped(outcome):
+    return json.dumps(outcome, default=str, sort_keys=True)
+
+
 def main():
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     outcome = {name: function() for name, function in SCENARIOS.items()}
     with open(sys.argv[1], "w") as file:
-        json.dump(outcome, file, indent=0, default=str)
-        file.write("\n")
+        file.write(one_outcome_a_line(outcome))
 
 
 if __name__ == "__main__":

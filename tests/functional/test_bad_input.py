@@ -19,7 +19,7 @@ class Fault:
     """One wrong thing.
 
     Attributes:
-        told: what the error must name: source, offending text, expectation.
+        told: what the error must contain: source, offending text, expectation.
         env: variables that make it.
         files: contents below the base directory that make it.
         prepare: anything else that makes it.
@@ -60,7 +60,9 @@ FAULTS: Dict[str, Fault] = {
     # Malformed JSON, in a variable and in each file.
     "hps": variable("SM_HPS", '{"epochs": 5', '{"epochs": 5', "line 1", "a JSON object"),
     "hps-list": variable("SM_HPS", "[1, 2]", "[1, 2]", "a JSON object"),
-    "hps-not-finite": variable("SM_HPS", '{"rate": NaN}', "not finite", "a JSON object"),
+    "hps-not-finite": variable(
+        "SM_HPS", '{"rate": NaN}', "NaN is not a finite number", "a JSON object"
+    ),
     "hosts-json": variable("SM_HOSTS", "algo-1,algo-2", "algo-1,algo-2", "a JSON list"),
     "channels-json": variable("SM_CHANNELS", "train", "'train'", "a JSON list"),
     "framework-json": variable("SM_FRAMEWORK_PARAMS", "{'a': 1}", "{'a': 1}", "a JSON object"),
@@ -74,6 +76,14 @@ FAULTS: Dict[str, Fault] = {
     "no-hosts": variable("SM_HOSTS", "[]", "no hosts", "at least one host name"),
     "duplicate": variable("SM_HOSTS", '["algo-1", "algo-1"]', "named twice", "'algo-1'"),
     "host-number": variable("SM_HOSTS", '["algo-1", 2]', "not a host name", "2"),
+    "host-label": variable("SM_HOSTS", '["algo-1", "algo..2"]', "'algo..2'", "labels of 1 to 63"),
+    "host-label-file": config(
+        "resourceconfig.json",
+        '{"hosts": ["algo-1", "algo..2"], "current_host": "algo-1"}',
+        "'algo..2'",
+        "labels of 1 to 63",
+    ),
+    "current-host": variable("SM_CURRENT_HOST", "algo..1", "'algo..1'", "labels of 1 to 63"),
     "no-hosts-file": config("resourceconfig.json", '{"hosts": []}', "no hosts", "at least one"),
     # Ports and settings.
     "port-text": Fault(("_ps_port", "eighty", "1 to 65535"), {"SM_HPS": '{"_ps_port": "eighty"}'}),
@@ -84,6 +94,14 @@ FAULTS: Dict[str, Fault] = {
     "setting-name": Fault(
         ("sagemaker_mxnet_peer_timout", "did you mean sagemaker_mxnet_peer_timeout"),
         {"SM_FRAMEWORK_PARAMS": '{"sagemaker_mxnet_peer_timout": 3}'},
+    ),
+    "setting-variable": variable(
+        "SAGEMAKER_MXNET_PEER_TIMOUT", "3", "did you mean SAGEMAKER_MXNET_PEER_TIMEOUT?"
+    ),
+    "internal": variable("SAGEMAKER_MXNET_PS_PORT_GIVEN", "true", "is not a setting"),
+    "mpi": Fault(
+        ("MPI", "sagemaker_mpi_enabled", "distribution={'parameter_server': {'enabled': True}}"),
+        {"SM_FRAMEWORK_PARAMS": '{"sagemaker_mpi_enabled": true}'},
     ),
     "flag": Fault(
         ("sagemaker_parameter_server_enabled", "'maybe'", "true or false"),
@@ -143,7 +161,16 @@ def test_is_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
     assert len(end.failure.splitlines()) == 1, "one fault, on one line"
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_an_invalid_list_of_hosts_ends_every_host_at_once(tmp_path: Path) -> None:
+    """No host waits for the others: none knows who they are."""
+    env = {"SM_HOSTS": '["algo-1", "algo..2"]'}
+    with job(tmp_path, 'say("the script runs")', hosts=2, env=env) as cluster:
+        for end, name in zip(cluster.ended(), ("algo-1", "algo-2")):
+            assert end.status == 1
+            assert end.cause.startswith(f"{name}: entrypoint failed: configuration: not a host")
+
+
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     names = ("hps", "setting", "model-dir", "missing")
     env = {key: text for name in names for key, text in FAULTS[name].env.items()}
     end = ended(tmp_path, Fault((), env))
@@ -154,7 +181,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
             assert text in end.failure
 
 
-def test_a_secret_in_what_is_wrong_is_not_told(tmp_path: Path) -> None:
+def test_a_secret_in_an_invalid_value_is_not_shown(tmp_path: Path) -> None:
     env = {
         "SM_HPS": '{"db_password": "swordfish-1", "epochs": ',
         "SAGEMAKER_MXNET_STOP_GRACE": "swordfish-2",

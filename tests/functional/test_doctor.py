@@ -21,7 +21,7 @@ BOUND = 100
 SECRET = "hunter2-is-no-password"
 
 KEYS = {
-    *("ok", "reasons", "python", "packages", "uv", "mxnet", "cpus", "memory", "gpus"),
+    *("ok", "reasons", "python", "packages", "mxnet", "cpus", "memory", "gpus"),
     *("interfaces", "base_dir", "disks", "configured", "job", "faults"),
 }
 
@@ -280,7 +280,7 @@ def test_an_environment_in_which_everything_is_missing(environ, tmp_path):
     assert reason.startswith(f"import mxnet fails in {python}: ModuleNotFoundError: ")
     del found["packages"]["sagemaker-mxnet-training"]
     assert found["packages"] == {"sagemaker-training": None, "numpy": None, "pip": None}
-    assert run(environ, python=python).stdout.count("(missing)") == 4
+    assert run(environ, python=python).stdout.count("(missing)") == 3
 
 
 def test_an_mxnet_that_hangs_is_given_up_with_all_its_processes(environ, tmp_path):
@@ -327,7 +327,9 @@ def test_a_full_disk(environ, tmp_path):
     answer = run(environ, "--json", prefix=prefix)
     assert answer.returncode == 1, answer.stderr
     (reason,) = json.loads(answer.stdout)["reasons"]
-    assert reason.startswith(f"no disk space at {model}: 0.1 MiB free of 0.1 MiB; expected 16.0")
+    assert reason.startswith(
+        f"no disk space at {model}: 0.1 MiB free of 0.1 MiB; expected at least"
+    )
 
 
 def test_what_the_terminal_cannot_print_is_escaped(environ, tmp_path):

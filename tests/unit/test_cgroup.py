@@ -10,7 +10,7 @@ from sagemaker_mxnet_toolkit.container import cgroup
 
 
 class Tree:
-    """A false /sys/fs/cgroup and /proc/self/cgroup."""
+    """A fake /sys/fs/cgroup and /proc/self/cgroup."""
 
     def __init__(self, directory):
         self.root = directory / "cgroup"

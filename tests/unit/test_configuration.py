@@ -1,9 +1,12 @@
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,13 +14,15 @@ from hypothesis import strategies as st
 
 from sagemaker_mxnet_toolkit.container.hardware import count_cpus, count_gpus
 from sagemaker_mxnet_toolkit.errors import CodeError, ConfigurationError
-from sagemaker_mxnet_training.config.configuration import (
-    check_entry_point,
-    check_writable,
-    host_name,
-    output_directory,
-    resolve,
-)
+from sagemaker_mxnet_toolkit.settings import variables
+from sagemaker_mxnet_toolkit.settings.declaration import declared
+from sagemaker_mxnet_training.config.configuration import resolve
+from sagemaker_mxnet_training.config.description import describe
+from sagemaker_mxnet_training.config.directories import check_writable
+from sagemaker_mxnet_training.config.environment import base_environment, script_arguments
+from sagemaker_mxnet_training.config.hosts import HOST_NAME
+from sagemaker_mxnet_training.config.settings import Settings
+from sagemaker_mxnet_training.config.user_code import check_entry_point
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def job(base):
         if program is not None:
             environ.setdefault("SM_USER_ENTRY_POINT", program)
         texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in environ.items()}
-        return resolve(texts)
+        return resolve(texts).checked()
 
     return resolved
 
@@ -63,7 +68,7 @@ def the(faults):
 # Precedence: variable, file, default.
 
 
-def test_nothing_but_an_entry_point_is_one_host_with_defaults(job, base):
+def test_an_entry_point_alone_gives_one_host_with_defaults(job, base):
     resolved = job()
     assert resolved.hosts == (socket.gethostname(),)
     assert resolved.is_leader
@@ -99,7 +104,7 @@ def test_the_same_input_gives_equal_jobs(job):
 
 
 def test_without_a_base_directory_the_root_is_used(base):
-    assert resolve({"SM_USER_ENTRY_POINT": "train.py"}, str(base)).base_dir == str(base)
+    assert resolve({"SM_USER_ENTRY_POINT": "train.py"}, str(base)).job.base_dir == str(base)
 
 
 def test_files_as_sagemaker_writes_them(job, base):
@@ -163,7 +168,7 @@ def test_files_as_sagemaker_writes_them(job, base):
     assert resolved.resource_config["hosts"] == ["algo-2", "algo-1"]
 
 
-def test_variables_go_before_files(job, base):
+def test_variables_take_precedence_over_files(job, base):
     (base / "elsewhere").mkdir()
     (base / "elsewhere" / "other.py").touch()
     resolved = job(
@@ -234,7 +239,7 @@ def test_sagemaker_trainings_own_variables(job, base):
     assert (resolved.job_name, resolved.region) == ("job-7", "us-east-1")
 
 
-def test_a_submit_directory_of_the_job_goes_before_one_of_the_image(job):
+def test_a_submit_directory_of_the_job_takes_precedence_over_the_images(job):
     resolved = job(
         {"SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/code"},
         hyperparameters={"sagemaker_submit_directory": '"s3://b/k.tar.gz"'},
@@ -245,7 +250,7 @@ def test_a_submit_directory_of_the_job_goes_before_one_of_the_image(job):
 # Hyperparameters.
 
 
-def test_sm_hps_may_hold_what_is_the_platforms(job):
+def test_sm_hps_may_hold_hyperparameters_of_the_platform(job):
     resolved = job(
         {"SM_HPS": {"sagemaker_program": "train.py", "lr": 1, "_tuning_objective_metric": "x"}},
         program=None,
@@ -253,7 +258,7 @@ def test_sm_hps_may_hold_what_is_the_platforms(job):
     assert (resolved.entry_point, resolved.hyperparameters) == ("train.py", {"lr": 1})
 
 
-def test_sm_framework_params_takes_the_place_of_the_files_set_but_not_of_the_code(job):
+def test_sm_framework_params_replaces_the_files_set_except_the_code(job):
     resolved = job(
         {"SM_FRAMEWORK_PARAMS": {"sagemaker_own": 1}},
         program=None,
@@ -294,7 +299,7 @@ def test_a_dash_in_a_name_is_an_underscore_in_its_variable(job):
     assert job(variables).hyperparameters == {"batch-size": 64}
 
 
-def test_a_single_hyperparameter_can_be_the_platforms(job):
+def test_a_single_hyperparameter_can_be_of_the_platform(job):
     variables = {"SM_HP_SAGEMAKER_PARAMETER_SERVER_ENABLED": "true", "SM_HP__PS_PORT": "9000"}
     resolved = job(variables)
     assert resolved.parameter_server
@@ -302,7 +307,7 @@ def test_a_single_hyperparameter_can_be_the_platforms(job):
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", "[" * 99 + "]" * 99, '"'])
-def test_a_hyperparameter_that_is_no_json_stays_a_text(job, text):
+def test_a_hyperparameter_that_is_not_json_is_a_text(job, text):
     assert job(hyperparameters={"x": text}).hyperparameters == {"x": text}
 
 
@@ -322,13 +327,13 @@ def test_a_hyperparameter_that_is_no_json_stays_a_text(job, text):
         (None, False),
     ],
 )
-def test_the_parameter_server_is_on_only_when_it_is(job, value, expected):
+def test_values_of_the_parameter_servers_switch(job, value, expected):
     files = {"hyperparameters": {"sagemaker_parameter_server_enabled": value}}
     assert job(**files).parameter_server is expected
 
 
 @pytest.mark.parametrize("value", ["maybe", 2, [], {"on": True}, "yes please", 0.5])
-def test_a_parameter_server_that_is_neither_on_nor_off(faults, value):
+def test_invalid_values_of_the_parameter_servers_switch(faults, value):
     fault = the(faults(hyperparameters={"sagemaker_parameter_server_enabled": value}))
     assert "sagemaker_parameter_server_enabled" in fault
     assert "true or false" in fault
@@ -346,14 +351,14 @@ def test_a_setting_comes_from_the_hyperparameter_or_else_from_the_variable(job):
             "SAGEMAKER_MXNET_JOB_KEY": "0123456789",
             "SAGEMAKER_MXNET_CONTROL_PORT": "7777",
             "SAGEMAKER_MXNET_CONTROL_FD": "5",
-            "SAGEMAKER_MXNET_HOST_ADDRESSES": {"a": "10.0.0.1", "b": "::1"},
+            "SAGEMAKER_MXNET_HOST_ADDRESSES": {"a": "10.0.0.1", "b": "10.0.0.2"},
         },
         hyperparameters={"sagemaker_mxnet_join_timeout": "20", "_ps_port": '"9000"'},
     )
     found = resolved.settings
     assert (found.join_timeout, found.peer_timeout, found.stop_grace) == (20, 2.5, 0)
     assert (found.ps_port, found.ps_port_given, found.control_port) == (9000, True, 7777)
-    assert found.host_addresses == {"a": "10.0.0.1", "b": "::1"}
+    assert found.host_addresses == {"a": "10.0.0.1", "b": "10.0.0.2"}
     assert found.control_fd == 5
     assert found.job_key == "0123456789"
     assert "0123456789" not in repr(found)
@@ -373,7 +378,7 @@ def test_ps_port_and_ps_verbose_as_number_or_text(job, port):
     assert resolved.settings.control_port == 9001
 
 
-def test_a_control_port_is_found_below_the_highest_port(job):
+def test_the_control_port_beside_the_highest_port_is_below_it(job):
     assert job(hyperparameters={"_ps_port": 65535}).settings.control_port == 65534
 
 
@@ -389,7 +394,7 @@ def test_servers_per_host(job):
 
 
 @pytest.mark.parametrize("count", ["0", "65", "two", "1.5"])
-def test_a_number_of_servers_that_is_none(faults, count):
+def test_invalid_numbers_of_servers(faults, count):
     fault = the(faults({"SAGEMAKER_MXNET_SERVERS_PER_HOST": count}))
     assert "SAGEMAKER_MXNET_SERVERS_PER_HOST" in fault
     assert "from 1 to 64" in fault
@@ -399,42 +404,153 @@ PORTS = [0, -1, 65536, "http", "80.5", 80.5, True, [], {}, "1" * 50, "", "٨٠"]
 
 
 @pytest.mark.parametrize("port", [port for port in PORTS if port != ""])
-def test_a_port_that_is_no_port(faults, port):
+def test_invalid_ports(faults, port):
     fault = the(faults(hyperparameters={"_ps_port": port}))
     assert "not a port" in fault
     assert "hyperparameters.json: '_ps_port'" in fault
     assert "from 1 to 65535" in fault
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "x", "8000"])
-def test_a_control_port_that_is_no_port_or_the_kvstores(faults, port):
+@pytest.mark.parametrize("port", ["0", "65536", "x"])
+def test_invalid_control_ports(faults, port):
     fault = the(faults({"SAGEMAKER_MXNET_CONTROL_PORT": port}))
+    assert f"not a port: '{port}' (SAGEMAKER_MXNET_CONTROL_PORT)" in fault
+
+
+def test_the_control_port_cannot_be_that_of_the_kvstore(faults):
+    fault = the(faults({"SAGEMAKER_MXNET_CONTROL_PORT": "8000"}))
+    assert "control_port and ps_port are both 8000" in fault
     assert "SAGEMAKER_MXNET_CONTROL_PORT" in fault
-    assert repr(port) in fault
 
 
 @pytest.mark.parametrize("name", ["JOIN_TIMEOUT", "PEER_TIMEOUT", "STOP_GRACE", "STALL_TIMEOUT"])
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "1e300", "9999999999", "soon", "15s", "[]"])
-def test_a_duration_that_is_none(faults, name, text):
+def test_invalid_durations_in_variables(faults, name, text):
     fault = the(faults({f"SAGEMAKER_MXNET_{name}": text}))
     assert f"'{text}' (SAGEMAKER_MXNET_{name})" in fault
     assert "seconds" in fault
 
 
 @pytest.mark.parametrize("value", [True, [1], {"s": 1}, 10**400, "0"])
-def test_a_timeout_in_a_hyperparameter_that_is_none(faults, value):
+def test_invalid_durations_in_hyperparameters(faults, value):
     name = "sagemaker_mxnet_peer_timeout"
     assert name in the(faults(hyperparameters={name: value}))
 
 
-def test_a_misspelled_setting_is_not_ignored(faults):
+def test_a_misspelled_hyperparameter_is_a_fault(faults):
     fault = the(faults(hyperparameters={"sagemaker_mxnet_join_timout": "3"}))
     assert "did you mean sagemaker_mxnet_join_timeout?" in fault
+    assert "hyperparameters.json" in fault
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"a": "not an address"}', '{"a": 5}', "x"])
-def test_addresses_that_are_none(faults, text):
-    assert "SAGEMAKER_MXNET_HOST_ADDRESSES" in the(faults({"SAGEMAKER_MXNET_HOST_ADDRESSES": text}))
+def test_a_misspelled_variable_is_a_fault(faults):
+    fault = the(faults({"SAGEMAKER_MXNET_JOIN_TIMOUT": "3"}))
+    assert fault == (
+        "SAGEMAKER_MXNET_JOIN_TIMOUT is not a setting (a variable); "
+        "did you mean SAGEMAKER_MXNET_JOIN_TIMEOUT?"
+    )
+
+
+def test_a_name_that_is_like_no_setting_is_a_fault_that_lists_them(faults):
+    fault = the(faults({"SAGEMAKER_MXNET_XYZ": "3"}))
+    assert "expected SAGEMAKER_MXNET_ and one of CONTROL_PORT, DRAIN_TIMEOUT, " in fault
+
+
+@pytest.mark.parametrize("name", ["PS_PORT_GIVEN", "CONTROL_FD"])
+def test_internal_fields_are_not_settings(faults, name):
+    fault = the(faults(hyperparameters={f"sagemaker_mxnet_{name.lower()}": "1"}))
+    assert f"sagemaker_mxnet_{name.lower()}" in fault
+    assert "is not a setting" in fault
+
+
+def test_an_internal_field_is_not_a_variable(faults):
+    assert "is not a setting" in the(faults({"SAGEMAKER_MXNET_PS_PORT_GIVEN": "true"}))
+
+
+def test_the_value_of_a_misspelled_secret_is_not_shown(faults):
+    told = faults(
+        {"SAGEMAKER_MXNET_JOB_KYE": "hunter-2222"},
+        hyperparameters={"sagemaker_mxnet_jobkee": "hunter-3333"},
+    )
+    assert len(told) == 2
+    assert "hunter" not in "\n".join(told)
+
+
+def test_our_variables_that_are_not_settings_are_no_faults(job):
+    resolved = job(
+        {
+            **dict.fromkeys(variables.NOT_SETTINGS, "5"),
+            "SAGEMAKER_MXNET_SERVING_ANYTHING": "of another package",
+            "SAGEMAKER_MXNET_MISSPELLED": "",
+        }
+    )
+    assert resolved.settings.control_fd == 5
+
+
+def test_every_variable_that_the_source_names_is_known():
+    """The list of variables that are not settings is complete."""
+    source = Path(variables.__file__).parents[2]
+    named = {
+        name
+        for path in source.glob("sagemaker_mxnet_*/**/*.py")
+        for name in re.findall(r"SAGEMAKER_MXNET_[A-Z_]*[A-Z]\b", path.read_text(encoding="utf-8"))
+    }
+    declarations = {f"SAGEMAKER_MXNET_{name.upper()}" for name in declared(Settings)}
+    unknown = named - declarations - variables.NOT_SETTINGS
+    assert {name for name in unknown if not name.startswith("SAGEMAKER_MXNET_SERVING")} == set()
+    assert not declarations & variables.NOT_SETTINGS
+
+
+def test_every_default_is_valid():
+    for name, declaration in declared(Settings).items():
+        default = getattr(Settings(), name)
+        if default is not None:
+            assert declaration.kind.convert(default) == default
+
+
+def test_the_readme_has_the_table_of_the_settings():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "scripts" / "settings_table.py"), "--check"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_mpi_is_a_fault_that_says_what_to_use_instead(faults):
+    """What the SDK makes of distribution={'mpi': {'enabled': True, ...}}."""
+    fault = the(
+        faults(
+            hyperparameters={
+                "sagemaker_mpi_enabled": "true",
+                "sagemaker_mpi_num_of_processes_per_host": "4",
+                "sagemaker_mpi_custom_mpi_options": '""',
+            }
+        )
+    )
+    assert "MPI" in fault
+    assert "hyperparameters.json: 'sagemaker_mpi_enabled'" in fault
+    assert "distribution={'parameter_server': {'enabled': True}}" in fault
+    assert "mx.kv.create('dist_sync')" in fault
+
+
+def test_mpi_that_is_switched_off_is_no_fault(job):
+    assert job(hyperparameters={"sagemaker_mpi_enabled": "false"})
+
+
+def test_hyperparameters_that_no_variable_can_hold(faults):
+    """They would pass every check, and no program could be started with them (E2BIG)."""
+    values = {f"parameter-{number}": "x" * 2000 for number in range(100)}
+    fault = the(faults(hyperparameters=values))
+    assert "131,072 bytes" in fault
+    assert "input channel" in fault
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"a": "not an address"}', '{"a": 5}', "x", '{"a": "::1"}']
+)
+def test_invalid_addresses(faults, text):
+    fault = the(faults({"SAGEMAKER_MXNET_HOST_ADDRESSES": text}))
+    assert "(SAGEMAKER_MXNET_HOST_ADDRESSES)" in fault
+    assert "IPv4" in fault
 
 
 @pytest.mark.parametrize(("text", "level"), [("10", 10), ("INFO", 20), ("warning", 30), ("0", 0)])
@@ -443,7 +559,7 @@ def test_log_levels(job, text, level):
 
 
 @pytest.mark.parametrize("text", ["loud", "-1", "1000", "2.5", "[]"])
-def test_a_log_level_that_is_none(faults, text):
+def test_invalid_log_levels(faults, text):
     assert f"'{text}' (SM_LOG_LEVEL)" in the(faults({"SM_LOG_LEVEL": text}))
 
 
@@ -463,9 +579,19 @@ def test_a_log_level_that_is_none(faults, text):
         (["a", "b/../c"], "a", "not a host name"),
         (["a", "b\n"], "a", "not a host name"),
         (["a", ["b"]], "a", "not a host name"),
+        (["a", "algo..1"], "a", "not a host name: 'algo..1'"),
+        (["a", ".algo"], "a", "not a host name"),
+        (["a", "algo."], "a", "not a host name"),
+        (["a", "x" * 64], "a", "not a host name"),
+        (["a", "-b"], "a", "not a host name"),
+        (["a", "b-"], "a", "not a host name"),
+        (["a", "b.-c"], "a", "not a host name"),
+        (["a", ".".join(["x" * 50] * 6)], "a", "not a host name"),
+        (["a", "ä"], "a", "not a host name"),
+        (["a", "fe80::1%eth0"], "a", "not a host name"),
     ],
 )
-def test_hosts_that_are_none(faults, hosts, current, said):
+def test_invalid_hosts(faults, hosts, current, said):
     for source, files in (
         ({"SM_HOSTS": hosts, "SM_CURRENT_HOST": current}, {}),
         ({}, {"resourceconfig": {"hosts": hosts, "current_host": current}}),
@@ -476,10 +602,51 @@ def test_hosts_that_are_none(faults, hosts, current, said):
 
 
 @pytest.mark.parametrize("text", ["", "[", "a,b", "{}", "null", '"a"', "5", "NaN"])
-def test_sm_hosts_that_is_no_list(faults, text):
+def test_sm_hosts_that_is_not_a_list(faults, text):
     fault = the(faults({"SM_HOSTS": text}))
     assert "SM_HOSTS" in fault
     assert "expected a JSON list" in fault
+
+
+@pytest.mark.parametrize("name", ["a..b", "a/b", "x" * 64, "a b"])
+def test_an_invalid_name_of_this_host_is_one_fault(base, name):
+    resolution = resolve(
+        {
+            "SAGEMAKER_BASE_DIR": str(base),
+            "SM_USER_ENTRY_POINT": "train.py",
+            "SM_CURRENT_HOST": name,
+            "SM_HOSTS": '["a", "b"]',
+        }
+    )
+    assert f"not a host name: '{name}' (SM_CURRENT_HOST)" in the(resolution.faults)
+    assert resolution.job.current_host == socket.gethostname(), "a name that files can have"
+
+
+@pytest.mark.parametrize(
+    "name", ["algo-1", "web_1", "x" * 63, "a.b.c", "10.0.0.1", "::1", "7", "A-1.svc.cluster.local"]
+)
+def test_host_names_as_dns_and_docker_have_them(job, name):
+    resolved = job({"SM_HOSTS": [name], "SM_CURRENT_HOST": name})
+    assert resolved.hosts == (name,)
+
+
+@given(st.text(st.sampled_from("aA0-_.:"), min_size=1, max_size=70) | st.text(max_size=10))
+@settings(deadline=None)
+def test_a_host_name_that_is_valid_can_be_looked_up(name):
+    """Python's resolver encodes a name with IDNA, which raises UnicodeError for a bad label."""
+    try:
+        HOST_NAME.convert(name)
+    except ValueError:
+        return
+    if ":" not in name:
+        name.encode("idna")
+    assert os.path.basename(f"timeline-{name}.json") == f"timeline-{name}.json"
+
+
+@pytest.mark.parametrize("name", ["a b", "eth0/1", "\udc80", "ä"])
+def test_an_invalid_network_interface(faults, name):
+    fault = the(faults(resourceconfig={"network_interface_name": name}))
+    assert "not the name of a network interface" in fault
 
 
 def test_hosts_without_this_machines_name(faults):
@@ -519,7 +686,7 @@ def test_malformed_json_in_a_file(faults, base, name, text):
     assert "expected a JSON object" in fault
 
 
-def test_a_file_that_is_a_directory_or_no_utf8(base, faults):
+def test_files_that_are_a_directory_or_not_utf8(base, faults):
     (base / "input" / "config" / "resourceconfig.json").mkdir()
     (base / "input" / "config" / "hyperparameters.json").write_bytes(b'{"a": "\xff"}')
     first, second = faults()
@@ -542,6 +709,8 @@ def test_a_file_that_is_a_directory_or_no_utf8(base, faults):
         ("hyperparameters", {"sagemaker_program": 5}),
         ("hyperparameters", {"sagemaker_submit_directory": []}),
         ("hyperparameters", {"sagemaker_region": 5}),
+        ("hyperparameters", {"sagemaker_region": "eu west"}),
+        ("hyperparameters", {"sagemaker_s3_output": "s3://"}),
         ("hyperparameters", {"sagemaker_job_name": {}}),
         ("hyperparameters", {"sagemaker_s3_output": "/local"}),
         ("hyperparameters", {"sagemaker_distribution_instance_groups": "g"}),
@@ -560,7 +729,7 @@ def test_a_wrong_type_or_text_in_a_file(faults, file, content):
     fault.encode("utf-8")
 
 
-def test_all_faults_are_told_at_once(faults):
+def test_all_faults_are_reported_at_once(faults):
     told = faults(
         {"SM_HOSTS": "[", "SM_NUM_GPUS": "many", "SM_NUM_CPUS": "0"},
         program="../train.py",
@@ -618,7 +787,7 @@ def test_no_entry_point_at_all(faults, value):
         "x" * 999,
     ],
 )
-def test_an_entry_point_that_is_none(faults, base, name):
+def test_invalid_entry_points(faults, base, name):
     (base / "code" / "lib").mkdir()
     fault = the(faults(program=name))
     assert "entry point" in fault
@@ -638,7 +807,7 @@ def test_a_missing_entry_point_lists_what_is_there(tmp_path):
         check_entry_point(str(tmp_path), "train.py")
 
 
-def test_code_that_is_not_there_at_all(tmp_path):
+def test_code_that_does_not_exist(tmp_path):
     with pytest.raises(CodeError, match="cannot be found"):
         check_entry_point(str(tmp_path / "code"), "train.py")
 
@@ -651,15 +820,15 @@ def test_an_entry_point_that_leaves_through_a_link(tmp_path):
         check_entry_point(str(tmp_path / "code"), "train.py")
 
 
-def test_a_link_inside_of_the_code_is_fine(tmp_path):
+def test_a_link_inside_the_code_is_valid(tmp_path):
     (tmp_path / "real.py").touch()
     (tmp_path / "train.py").symlink_to("real.py")
     check_entry_point(str(tmp_path), "train.py")
 
 
-def test_a_fifo_is_no_program(tmp_path):
+def test_a_fifo_is_not_a_program(tmp_path):
     os.mkfifo(tmp_path / "train.py")
-    with pytest.raises(CodeError, match="no regular file"):
+    with pytest.raises(CodeError, match="not a regular file"):
         check_entry_point(str(tmp_path), "train.py")
 
 
@@ -677,7 +846,7 @@ def test_code_in_s3_is_not_looked_for_here(job):
 @pytest.mark.parametrize(
     "place", ["/no/such/place", "https://host/x.tar.gz", "s3://bucket", "s3:///k"]
 )
-def test_a_place_of_code_that_is_none(faults, place):
+def test_invalid_sources_of_code(faults, place):
     fault = the(faults({"SM_MODULE_DIR": place}, program="x.py"))
     assert f"'{place}' (SM_MODULE_DIR)" in fault
     assert "s3://bucket/key" in fault
@@ -704,18 +873,18 @@ def test_a_directory_that_is_a_file(faults, base, name):
         assert f"{path} cannot be written" in "\n".join(faults({name: str(path)}))
 
 
-def test_a_directory_that_can_be_written_or_made(tmp_path):
+def test_a_directory_that_can_be_written_or_created(tmp_path):
     assert check_writable(str(tmp_path)) is None
     assert check_writable(str(tmp_path / "not" / "yet")) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dangling_link_is_no_directory(tmp_path):
+def test_a_dangling_link_is_not_a_directory(tmp_path):
     (tmp_path / "model").symlink_to(tmp_path / "gone")
-    assert "is no directory" in str(check_writable(str(tmp_path / "model")))
+    assert "is not a directory" in str(check_writable(str(tmp_path / "model")))
 
 
-def test_a_file_system_that_can_only_be_read():
+def test_a_read_only_file_system():
     assert "read-only" in str(check_writable("/proc/sys/kernel/nothing")) or (
         "cannot be written" in str(check_writable("/proc/sys/kernel/nothing"))
     )
@@ -723,7 +892,7 @@ def test_a_file_system_that_can_only_be_read():
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
-def test_a_read_only_mount_is_told_to_root_too(tmp_path):
+def test_a_read_only_mount_is_a_fault_for_root_too(tmp_path):
     target = tmp_path / "model"
     target.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(target)]
@@ -777,7 +946,7 @@ def test_an_entry_point_that_cannot_be_read(others):
     assert "cannot be read" in as_nobody(lambda: check_entry_point(others, "train.py"))
 
 
-# Channels, CPUs, GPUs, and what is known without a job.
+# Channels, CPUs, GPUs, and jobs with faults.
 
 
 def test_a_channel_in_pipe_mode_is_never_opened(job, base):
@@ -813,12 +982,22 @@ def test_gpus_are_counted_by_their_devices(tmp_path):
     assert count_gpus(str(tmp_path / "gone")) == 0
 
 
-def test_host_and_output_directory_are_known_without_a_job(base):
+def test_a_job_with_faults_has_a_host_and_an_output_directory(base):
     broken = {"SAGEMAKER_BASE_DIR": str(base), "SM_RESOURCE_CONFIG": "{", "SM_HOSTS": "["}
-    assert host_name(broken) == socket.gethostname()
-    assert host_name({**broken, "SM_CURRENT_HOST": "algo-3"}) == "algo-3"
-    assert output_directory(broken) == str(base / "output")
-    assert output_directory({**broken, "SM_OUTPUT_DIR": "/elsewhere"}) == "/elsewhere"
+
+    def job(**more):
+        resolution = resolve({**broken, **more})
+        assert len(resolution.faults) > 1
+        return resolution.job
+
+    assert job().current_host == socket.gethostname()
+    assert job(SM_CURRENT_HOST="algo-3").current_host == "algo-3"
+    assert job().output_dir == str(base / "output")
+    assert job(SM_OUTPUT_DIR="/elsewhere").output_dir == "/elsewhere"
+
+
+def test_s3_in_capitals_is_the_same_place(job):
+    assert job({"SM_MODULE_DIR": "S3://b/k.tar.gz"}).module_dir == "s3://b/k.tar.gz"
 
 
 # Anything, anywhere.
@@ -840,6 +1019,12 @@ VARIABLES = [
     "SM_NUM_CPUS",
     "SM_LOG_LEVEL",
     "SM_IS_HETERO",
+    "SM_OUTPUT_DIR",
+    "AWS_REGION",
+    "TRAINING_JOB_NAME",
+    "SAGEMAKER_SUBMIT_DIRECTORY",
+    "SAGEMAKER_MXNET_ANYTHING",
+    "SAGEMAKER_MXNET_CONTROL_FD",
     "SAGEMAKER_MXNET_PEER_TIMEOUT",
     "SAGEMAKER_MXNET_CONTROL_PORT",
     "SAGEMAKER_MXNET_HOST_ADDRESSES",
@@ -859,6 +1044,11 @@ KEYS = st.text(max_size=8) | st.sampled_from(
         "sagemaker_parameter_server_enabled",
         "sagemaker_distribution_instance_groups",
         "sagemaker_mxnet_stop_grace",
+        "sagemaker_mxnet_ps_port",
+        "sagemaker_mpi_enabled",
+        "sagemaker_region",
+        "sagemaker_s3_output",
+        "sagemaker_job_name",
         "sagemaker_mxnet_host_addresses",
         "_ps_port",
         "_ps_verbose",
@@ -872,7 +1062,7 @@ SCALARS = (
     | st.integers()
     | st.floats()
     | st.text(max_size=12)
-    | st.sampled_from(["train.py", "algo-1", "True", "s3://b/k", "..", "/"])
+    | st.sampled_from(["train.py", "algo-1", "algo..1", "True", "s3://b/k", "..", "/", "\udc80"])
 )
 
 
@@ -899,7 +1089,7 @@ VARIABLE_TEXTS = TEXTS | st.text(
     ),
 )
 @settings(max_examples=300, deadline=None)
-def test_any_json_anywhere_gives_a_job_or_one_error(variables, files):
+def test_any_json_anywhere_gives_a_job_or_its_faults(variables, files):
     with tempfile.TemporaryDirectory() as base:
         config = os.path.join(base, "input", "config")
         os.makedirs(config)
@@ -910,13 +1100,20 @@ def test_any_json_anywhere_gives_a_job_or_one_error(variables, files):
             with open(os.path.join(config, f"{name}.json"), "w", encoding="utf-8") as file:
                 file.write(text)
         environ = {"SAGEMAKER_BASE_DIR": base, **variables}
-        try:
-            job = resolve(environ)
-        except ConfigurationError as error:
-            assert error.faults
-            assert SECRET not in str(error)
-            str(error).encode("utf-8")
+        resolution = resolve(environ)
+        job = resolution.job
+        assert list(job.hosts) == sorted(set(job.hosts))
+        assert resolution == resolve(environ)
+        assert describe(job)
+        if resolution.faults:
+            with pytest.raises(ConfigurationError) as caught:
+                resolution.checked()
+            assert SECRET not in str(caught.value)
+            str(caught.value).encode("utf-8")
         else:
             assert job.current_host in job.hosts
-            assert list(job.hosts) == sorted(set(job.hosts))
-            assert job == resolve(environ)
+            # Whatever passes can be handed to a program.
+            for name, value in base_environment(job).items():
+                assert "=" not in name
+                assert b"\0" not in os.fsencode(f"{name}={value}")
+            assert b"\0" not in os.fsencode("".join(script_arguments(job)))

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sagemaker_mxnet_toolkit.settings.json_text import variable_text
 from sagemaker_mxnet_training.config.configuration import resolve
 from sagemaker_mxnet_training.config.environment import (
     arguments,
     base_environment,
     script_arguments,
     script_environment,
-    variable_text,
 )
 
 mapping = pytest.importorskip("sagemaker_training.mapping")
@@ -31,7 +31,7 @@ def base(tmp_path):
 
 def resolved(base, **variables):
     environ = {"SAGEMAKER_BASE_DIR": str(base), "SM_USER_ENTRY_POINT": "train.py", **variables}
-    return resolve(environ)
+    return resolve(environ).checked()
 
 
 # The peer itself, in a process of its own: importing it creates directories.
@@ -150,7 +150,7 @@ def test_variables_and_arguments_are_those_of_sagemaker_training(base, name, var
         [sys.executable, "-c", PEER], env=environ, stdout=subprocess.PIPE, check=True, timeout=60
     )
     theirs = json.loads(peer.stdout)
-    job = resolve(environ)
+    job = resolve(environ).checked()
     ours = script_environment(job)
 
     assert script_arguments(job) == theirs["arguments"]
@@ -214,7 +214,7 @@ def test_the_types_of_hyperparameters_survive_a_job_inside_a_job(values):
         (base / "code" / "train.py").touch()
         outer = resolved(base, SM_HPS=json.dumps(values))
         assert outer.hyperparameters == values
-        inner = resolve(base_environment(outer))
+        inner = resolve(base_environment(outer)).checked()
         assert inner.hyperparameters == values
         assert script_environment(inner) == script_environment(outer)
 

@@ -28,7 +28,7 @@ def make(tmp_path: Path, host: str = "algo-1", **variables: str) -> Job:
         "SM_HPS": '{"epochs": 3, "_ps_verbose": 2}',
         **variables,
     }
-    return resolve(environ)
+    return resolve(environ).checked()
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ from sagemaker_mxnet_training.config.description import describe, secrets_of
         "SAGEMAKER_MXNET_JOB_KEY",
     ],
 )
-def test_names_that_say_secret(name):
+def test_names_that_mean_a_secret(name):
     assert is_secret(name)
 
 
@@ -91,7 +91,7 @@ def test_names_that_say_secret(name):
         "CA_REPOSITORY_ARN",
     ],
 )
-def test_names_that_do_not(name):
+def test_names_that_do_not_mean_a_secret(name):
     assert not is_secret(name)
 
 
@@ -166,7 +166,7 @@ def test_the_longer_of_two_secrets_is_masked_whole():
     assert redact_text("abcdefgh abcd", ["abcd", "abcdefgh"]) == "*** ***"
 
 
-def test_values_that_are_everywhere_are_left_alone():
+def test_values_that_occur_everywhere_are_not_masked():
     assert redact_text("abc is abc", ["abc", ""]) == "abc is abc"
     assert secrets_in({"token": True, "key": "None", "auth": "abc"}) == frozenset()
 
@@ -198,7 +198,7 @@ def test_assignments_are_masked_by_name():
 def job(tmp_path):
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "train.py").touch()
-    return resolve(
+    resolution = resolve(
         {
             "SAGEMAKER_BASE_DIR": str(tmp_path),
             "SM_USER_ENTRY_POINT": "train.py",
@@ -220,6 +220,7 @@ def job(tmp_path):
             "SAGEMAKER_MXNET_PEER_TIMEOUT": "3",
         }
     )
+    return resolution.checked()
 
 
 def test_all_secrets_of_a_job(job):

@@ -1,1 +1,1 @@
-"""What this container may use: CPUs, GPUs and memory."""
+"""The CPUs, GPUs and memory that a container may use."""

@@ -1,8 +1,8 @@
-"""What this container may use: CPU time and memory, as the kernel's control groups say.
+"""The container's CPU quota and memory limit, from the kernel's control groups.
 
-Version 1 and version 2 are read, alone or together, in a container and on a bare host. Where the
-kernel says nothing, or nothing that can be read, the answer is ``None``. Sources: the kernel's
-documents admin-guide/cgroup-v1/memory.rst, scheduler/sched-bwc.rst and admin-guide/cgroup-v2.rst.
+Versions 1 and 2 are read, alone or together, in a container and on a bare host. The answer is
+``None`` if there is no limit, or if it cannot be read. Sources: the kernel's documents
+admin-guide/cgroup-v1/memory.rst, scheduler/sched-bwc.rst and admin-guide/cgroup-v2.rst.
 """
 
 import os
@@ -55,9 +55,9 @@ def memory_usage(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int
 
 
 def oom_kills(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
-    """Return how many processes of this group the kernel has killed for want of memory.
+    """Return how many processes of this group the kernel has killed because memory ran out.
 
-    The number only grows; compare it with an earlier one.
+    The count only grows; compare it with an earlier one.
 
     Args:
         root: where control groups are mounted.
@@ -73,16 +73,16 @@ def oom_kills(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
 
 
 def _groups(controller: str, root: str, membership: str) -> List[str]:
-    """Return the directories that rule this process, its own first, then those above it.
+    """Return the directories of this process' groups, its own first, then those above it.
 
-    In a container the path in ``/proc/self/cgroup`` may be the host's, which is not to be seen
-    inside: what is mounted there is the container's own group already.
+    In a container the path in ``/proc/self/cgroup`` may be the host's, which does not exist inside:
+    the container's own group is mounted at the root there.
     """
     for line in (_read("", membership) or "").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
-            # Version 2, unless a version 1 line is to come; its line is the last.
+            # Version 2, whose line is the last. A line of version 1 for the controller comes first.
             mounts = [root]
         elif controller in controllers.split(","):
             mounts = [os.path.join(root, name) for name in (controller, controllers)]
@@ -95,7 +95,7 @@ def _groups(controller: str, root: str, membership: str) -> List[str]:
 
 
 def _chain(mount: str, path: str) -> List[str]:
-    # normpath: a process outside of its namespace's root has a path that begins with "/..".
+    # normpath: a process outside its namespace's root has a path that begins with "/..".
     parts = [part for part in os.path.normpath("/" + path).split("/") if part]
     if not os.path.isdir(os.path.join(mount, *parts)):
         return [mount]
@@ -125,7 +125,7 @@ def _memory_limit(group: str) -> Optional[int]:
 
 
 def _number(text: Optional[str]) -> Optional[int]:
-    """Return a whole number that is not negative; ``None`` for anything else."""
+    """Return a non-negative whole number; ``None`` for anything else."""
     text = (text or "").strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 

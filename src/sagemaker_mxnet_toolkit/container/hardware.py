@@ -1,4 +1,4 @@
-"""The CPUs and GPUs that a container may use, which are fewer than the machine has."""
+"""The CPUs and GPUs that a container may use, which may be fewer than the machine has."""
 
 import math
 import os
@@ -15,7 +15,7 @@ def visible_cpus() -> int:
 def count_cpus(root: str = cgroup.ROOT, membership: str = cgroup.MEMBERSHIP) -> int:
     """Return how many CPUs this process may use: by its affinity and its control group's quota.
 
-    A quota of one and a half is two: both can be used, for part of the time.
+    A quota of 1.5 CPUs counts as two: both can be used, for part of the time.
     """
     available = visible_cpus()
     quota = cgroup.cpu_quota(root, membership)

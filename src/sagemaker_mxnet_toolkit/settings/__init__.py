@@ -1,1 +1,1 @@
-"""Where settings come from, and how they are checked."""
+"""Settings: how they are declared, where they come from, and how they are checked."""

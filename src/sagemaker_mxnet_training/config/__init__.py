@@ -1,1 +1,1 @@
-"""What a job is: read from the environment and SageMaker's files, checked, described."""
+"""The configuration of a job: read from variables and files, checked, described."""

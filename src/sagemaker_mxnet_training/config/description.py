@@ -4,11 +4,13 @@ import json
 from typing import FrozenSet, Iterator, Mapping, Tuple
 
 from sagemaker_mxnet_toolkit.redaction import redact_mapping, redact_text, secrets_in
-from sagemaker_mxnet_training.config.job import Job, Settings
+from sagemaker_mxnet_toolkit.settings.declaration import declared
+from sagemaker_mxnet_training.config.job import Job
+from sagemaker_mxnet_training.config.settings import Settings
 
 
 def secrets_of(job: Job) -> FrozenSet[str]:
-    """Return every secret value that a job was given: what ``redact_text`` is to mask."""
+    """Return all secret values that a job was given, for ``redact_text`` to mask."""
     key = {"job_key": job.settings.job_key or ""}
     mappings = (job.environ, job.hyperparameters, job.framework_parameters, key)
     return frozenset().union(*map(secrets_in, mappings))
@@ -17,11 +19,11 @@ def secrets_of(job: Job) -> FrozenSet[str]:
 def describe(job: Job) -> str:
     """Return the job description as lines of text, without its secrets."""
     hosts = ", ".join(job.hosts)
-    default = vars(Settings())
+    default = Settings()
     settings = {
-        name: value
-        for name, value in vars(job.settings).items()
-        if name not in ("ps_port_given", "control_fd") and value != default[name]
+        name: getattr(job.settings, name)
+        for name in declared(Settings)
+        if getattr(job.settings, name) != getattr(default, name)
     }
     leads = ", leads" if job.is_leader and len(job.hosts) > 1 else ""
     rows: Tuple[Tuple[str, object], ...] = (

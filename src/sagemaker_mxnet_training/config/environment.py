@@ -1,4 +1,4 @@
-"""What child processes are given: variables and arguments. Pure: from a job to plain data.
+"""The variables and arguments of child processes, made from a job without side effects.
 
 The variables are those of sagemaker-training 5.1.4 (its ENVIRONMENT_VARIABLES document and
 ``Environment.to_env_vars``), so that scripts written for it run unchanged. They are made here,
@@ -9,7 +9,8 @@ import json
 import os
 from typing import Any, Dict, List, Mapping
 
-from sagemaker_mxnet_toolkit.settings.sources import variable_text
+from sagemaker_mxnet_toolkit.settings import variables
+from sagemaker_mxnet_toolkit.settings.json_text import variable_text
 from sagemaker_mxnet_training.config.job import Job
 
 _GROUP = "homogeneousCluster"
@@ -24,17 +25,17 @@ _DISTRIBUTIONS = (
     "sagemaker_torch_distributed_enabled",
 )
 
-# ps-lite 1.x takes a bare PORT for the port to bind; the other two are between entrypoints.
-_KEPT_BACK = frozenset({"PORT", "SAGEMAKER_MXNET_JOB_KEY", "SAGEMAKER_MXNET_CONTROL_FD"})
+# ps-lite 1.x takes a bare PORT for the port to bind; the other two are for entrypoints only.
+_REMOVED = frozenset({"PORT", f"{variables.PREFIX}JOB_KEY", variables.CONTROL_FD})
 
 
 def base_environment(job: Job) -> Dict[str, str]:
     """Return the environment that every child process starts from.
 
-    It is the entrypoint's own, plus what ``script_environment`` says, without what would mislead
-    a child.
+    It is the entrypoint's own and ``script_environment``, without variables that would mislead a
+    child.
     """
-    given = {name: text for name, text in job.environ.items() if name not in _KEPT_BACK}
+    given = {name: text for name, text in job.environ.items() if name not in _REMOVED}
     if given.get("PYTHONPATH"):
         # Children have working directories of their own.
         entries = given["PYTHONPATH"].split(os.pathsep)
@@ -45,10 +46,10 @@ def base_environment(job: Job) -> Dict[str, str]:
 def script_environment(job: Job) -> Dict[str, str]:
     """Return the ``SM_*`` variables and ``SAGEMAKER_BASE_DIR``.
 
-    A variable that was set before keeps its text where that means the same; where the job knows
-    better (``SM_HPS`` was changed by an ``SM_HP_<name>``, ``SM_HOSTS`` was not sorted, a path was
-    relative) the job's value is what the script sees. Variables that the job only passes on keep
-    their text always.
+    A variable that was set before keeps its text if that means the same. If the job's value differs
+    (``SM_HPS`` was changed by an ``SM_HP_<name>``, ``SM_HOSTS`` was not sorted, a path was
+    relative), the script gets the job's. Variables that the job only passes on always keep their
+    text.
     """
     resolved = _texts(_resolved(job))
     derived = _texts(_derived(job))
@@ -97,11 +98,11 @@ def _meaning(text: str) -> Any:
 
 
 def _resolved(job: Job) -> Dict[str, Any]:
-    """Return what the job itself decides, by names without ``SM_``."""
+    """Return the values that are fields of the job, by names without ``SM_``."""
     return {
         "hosts": list(job.hosts),
         "current_host": job.current_host,
-        # Scripts that hand it to other libraries need some name; sagemaker-training's is eth0.
+        # Scripts that hand it to other libraries need a name; sagemaker-training's is eth0.
         "network_interface_name": job.network_interface or "eth0",
         "hps": dict(job.hyperparameters),
         "user_entry_point": job.entry_point,
@@ -121,7 +122,7 @@ def _resolved(job: Job) -> Dict[str, Any]:
 
 
 def _derived(job: Job) -> Dict[str, Any]:
-    """Return what follows from the job, or is only passed on."""
+    """Return the values that are derived from the job or only passed on."""
     groups = _instance_groups(job)
     program = job.entry_point
     shared = {

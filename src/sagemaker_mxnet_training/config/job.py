@@ -1,57 +1,18 @@
-"""The job description: everything that one host knows about its job, resolved once, then passed on.
+"""The job description: everything that one host knows about its job.
 
-``configuration.resolve`` builds it, ``description.describe`` puts it into words, ``environment``
-turns it into what child processes get.
+``configuration.resolve`` builds it once, ``description.describe`` puts it into words,
+``environment`` makes the variables and arguments of child processes from it.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Mapping, Optional, Tuple
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What can be set about this toolkit itself.
-
-    Each comes from the hyperparameter ``sagemaker_mxnet_<name>``, or else from the variable
-    ``SAGEMAKER_MXNET_<NAME>``; ``ps_port`` and ``ps_verbose`` come from the hyperparameters
-    ``_ps_port`` and ``_ps_verbose``, as in sagemaker-mxnet-training 4.x.
-
-    Attributes:
-        join_timeout: seconds that hosts wait for each other, DNS included.
-        peer_timeout: seconds of silence after which a host counts as lost.
-        stop_grace: seconds that the user's script has after SIGTERM. SageMaker kills the
-            container 120 s after its own SIGTERM.
-        drain_timeout: seconds that scheduler and servers have to leave after the last worker.
-        stall_timeout: seconds without progress, while others have finished, after which the job
-            fails; 0 means never.
-        ps_port: TCP port of MXNet's kvstore scheduler on the first host; 0 for any free one.
-        ps_port_given: whether somebody asked for that very port.
-        ps_verbose: ps-lite's log level, 0 to 2.
-        servers_per_host: kvstore servers on each host; the first host's value is the job's.
-        control_port: TCP port of the control channel on the first host; ``ps_port`` + 1.
-        host_addresses: host name to IP address, where names do not resolve.
-        job_key: secret that the hosts share, where somebody handed them one.
-        control_fd: a listening socket inherited from the parent process, for ``local``.
-    """
-
-    join_timeout: float = 900.0
-    peer_timeout: float = 15.0
-    stop_grace: float = 110.0
-    drain_timeout: float = 30.0
-    stall_timeout: float = 0.0
-    ps_port: int = 8000
-    ps_port_given: bool = False
-    ps_verbose: int = 0
-    servers_per_host: int = 1
-    control_port: int = 8001
-    host_addresses: Mapping[str, str] = field(default_factory=dict)
-    job_key: Optional[str] = field(default=None, repr=False)
-    control_fd: Optional[int] = None
+from sagemaker_mxnet_training.config.settings import Settings
 
 
 @dataclass(frozen=True)
 class Job:
-    """One host's view of one training job. Paths are absolute; nothing of them is created.
+    """One host's view of one training job. Paths are absolute; none of them is created.
 
     Attributes:
         base_dir: what ``/opt/ml`` is in a SageMaker container.
@@ -81,7 +42,7 @@ class Job:
         s3_output: S3 URL that intermediate output is copied to.
         region: AWS region, where one is known.
         job_name: SageMaker's name for this job; may be empty.
-        settings: what was set about this toolkit.
+        settings: of this toolkit.
         environ: the environment that the entrypoint was given.
     """
 

@@ -1,0 +1,50 @@
+"""Writes the tables of settings into the documents, from the settings' declarations.
+
+python scripts/settings_table.py            # writes them
+python scripts/settings_table.py --check    # fails if one is not up to date
+"""
+
+import sys
+from pathlib import Path
+
+from sagemaker_mxnet_toolkit.settings.declaration import declared
+from sagemaker_mxnet_training.config.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Document, name of the markers around its table, and the dataclass that declares the settings.
+TABLES = [("README.md", "settings", Settings)]
+
+
+def table(settings):
+    lines = ["| name | default | meaning |", "|---|---|---|"]
+    for name, declaration in declared(settings).items():
+        default = getattr(settings(), name)
+        text = declaration.default_text or f"{default:g} {declaration.kind.unit}".rstrip()
+        label = declaration.variables[0] if declaration.variables else name
+        lines.append(f"| `{label}` | {text} | {declaration.help} |")
+    return "\n".join(lines)
+
+
+def updated(text, marker, settings):
+    begin, end = f"<!-- {marker}: begin -->\n", f"\n<!-- {marker}: end -->"
+    before, found, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise SystemExit(f"the markers of the table {marker!r} are missing")
+    return before + begin + "\n" + table(settings) + "\n" + end + after
+
+
+def main(check):
+    for document, marker, settings in TABLES:
+        path = ROOT / document
+        text = path.read_text(encoding="utf-8")
+        new = updated(text, marker, settings)
+        if new != text and check:
+            raise SystemExit(f"{document} is not up to date: run scripts/settings_table.py")
+        if new != text:
+            path.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main("--check" in sys.argv[1:])

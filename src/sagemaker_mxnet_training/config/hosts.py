@@ -1,0 +1,106 @@
+"""The hosts of a job, as the variables or ``resourceconfig.json`` list them."""
+
+import re
+import socket
+from typing import Any, Mapping, Tuple
+
+from sagemaker_mxnet_toolkit.settings.faults import Found, present
+from sagemaker_mxnet_toolkit.settings.sources import Sources
+from sagemaker_mxnet_toolkit.settings.validation import Kind, Validator, matching, text
+
+FILE = "resourceconfig.json"
+"""The configuration file that describes the hosts."""
+
+# Labels of 1 to 63 characters, as DNS has them (RFC 1035, 2.3.4; RFC 1123, 2.1), and underscores,
+# which docker-compose writes. Python's resolver raises UnicodeError for any other label.
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+
+
+def _host_name(value: Any) -> str:
+    if not isinstance(value, str) or not (_NAME.fullmatch(value) or _is_ipv6(value)):
+        raise ValueError("not a host name")
+    return value
+
+
+def _is_ipv6(value: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6, value)
+    except (OSError, ValueError):
+        return False
+    return "%" not in value
+
+
+_EXPECTED = "labels of 1 to 63 letters, digits, '-' and '_', with dots between them, or an address"
+HOST_NAME = Kind(_host_name, f"a host name: {_EXPECTED}")
+_LISTED = Kind(_host_name, _EXPECTED)
+_INTERFACE = matching(
+    re.compile(r"[!-.0-~]{1,255}"), "the name of a network interface", "a name such as eth0"
+)
+
+
+def read(
+    sources: Sources, resources: Mapping[str, Found], check: Validator
+) -> Tuple[str, Tuple[str, ...]]:
+    """Return this host's name, and the names of all hosts, sorted.
+
+    Args:
+        sources: has ``SM_CURRENT_HOST`` and ``SM_HOSTS``, which take precedence.
+        resources: the members of ``resourceconfig.json``.
+        check: gets the faults.
+    """
+    named = sources.variable("SM_CURRENT_HOST") or present(resources.get("current_host"))
+    current = check.value(named, HOST_NAME, "")
+    invalid = named is not None and not current
+    current = current or _machine()
+    found = sources.json("SM_HOSTS", list) or resources.get("hosts")
+    if found is None:
+        return current, (current,)
+    if found.name == "hosts" and found.value is None:
+        found = found._replace(value=[])
+    hosts = check.names(found, _LISTED, "host name")
+    if hosts is not None and not hosts:
+        check.faults.add("no hosts", found, "at least one host name, and this host's among them")
+    elif hosts is not None and current not in hosts and not invalid:
+        check.faults.add(
+            f"this host, {current!r}, is not among the hosts",
+            found,
+            f"a list with the current host (SM_CURRENT_HOST, or current_host in {FILE})",
+        )
+    return current, tuple(sorted(hosts or [current]))
+
+
+def interface(sources: Sources, resources: Mapping[str, Found], check: Validator) -> str:
+    """Return the name of the network interface towards the other hosts; may be empty."""
+    found = sources.variable("SM_NETWORK_INTERFACE_NAME")
+    return check.value(found or present(resources.get("network_interface_name")), _INTERFACE, "")
+
+
+def _machine() -> str:
+    """Return this machine's name, or ``localhost`` if it has one that no network would know."""
+    name = socket.gethostname()
+    return name if _NAME.fullmatch(name) else "localhost"
+
+
+def check_resources(resources: Mapping[str, Found], check: Validator) -> None:
+    """Note faults in the optional part of ``resourceconfig.json``, which scripts get."""
+    for name in ("current_instance_type", "current_instance_group", "current_group_name"):
+        check.value(present(resources.get(name)), text("text"), "")
+    groups = present(resources.get("instance_groups"))
+    if groups is not None and not (
+        isinstance(groups.value, list) and all(map(_is_group, groups.value))
+    ):
+        check.faults.add(
+            "not instance groups",
+            groups,
+            'a JSON list of {"instance_group_name": ..., "instance_type": ..., "hosts": [...]}',
+        )
+
+
+def _is_group(group: Any) -> bool:
+    return (
+        isinstance(group, dict)
+        and isinstance(group.get("instance_group_name"), str)
+        and isinstance(group.get("hosts"), list)
+        and all(isinstance(host, str) for host in group["hosts"])
+    )
