@@ -10,11 +10,12 @@ import time
 from typing import Mapping, Optional
 
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
-from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_training.cluster.coordination import Verdict
 from sagemaker_mxnet_training.config import configuration, description
-from sagemaker_mxnet_training.host import result
+from sagemaker_mxnet_training.host import result, verdict_text
+from sagemaker_mxnet_training.host.phase import HostPhase
 from sagemaker_mxnet_training.host.supervisor import Supervisor
 from sagemaker_mxnet_training.host.timeline import Timeline
 
@@ -32,7 +33,7 @@ def train(environ: Mapping[str, str], since: Optional[float] = None) -> int:
     started = time.monotonic()
     host = configuration.host_name(environ)
     timeline = Timeline(host)
-    timeline.phase("resolve", since)
+    timeline.phase(HostPhase.RESOLVE, since)
     fault = ""
     try:
         job = configuration.resolve(environ)
@@ -50,10 +51,11 @@ def train(environ: Mapping[str, str], since: Optional[float] = None) -> int:
 
 
 def _refuse(environ: Mapping[str, str], timeline: Timeline, reason: str, started: float) -> int:
-    """End a job that cannot even be described, and that no other host is part of."""
+    """End a job that cannot be described, or whose only host cannot run it."""
     host = timeline.host
     log = Log(host)
-    failure = Failure(host, Role.ENTRYPOINT, log.redact(reason))
+    reason = log.redact(reason)
+    failure = Failure(host, Role.ENTRYPOINT, reason, kind=FailureKind.CONFIGURATION)
     timeline.failure(failure, time.monotonic())
     timeline.phase(None)
     directory = configuration.output_directory(environ)
@@ -62,7 +64,7 @@ def _refuse(environ: Mapping[str, str], timeline: Timeline, reason: str, started
     if trouble is not None:
         log.error("entrypoint", trouble)
     seconds = time.monotonic() - started
-    log.error("entrypoint", result.last_words(failure, host, seconds, ""))
+    log.error("entrypoint", verdict_text.failure_block(failure, host, seconds, ""))
     verdict = Verdict(Outcome.FAILURE, failure)
     timeline.write(os.path.join(directory, "data"), verdict, {"hosts": [host], "exit status": 1})
     log.close()
