@@ -4,6 +4,8 @@ from types import SimpleNamespace
 from typing import Any, List
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_training.cluster.coordination import Step, Stop
@@ -193,3 +195,32 @@ def test_after_a_stop_servers_are_ended_at_once() -> None:
     assert host.table.asked == [["server"]]
     drain.tick(1e15)
     assert host.lines == []
+
+
+EVENTS = ("started", "stepped", "finished", "succeeded", "failed", "killed", "stop", "tick")
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=12))
+def test_whatever_happens_finishing_is_reported_once_and_for_a_reason(events: List[str]) -> None:
+    host = Host(Role.WORKER, Role.SERVER)
+    attempt, worker = host.attempt, host.child(Role.WORKER)
+    reason = False
+    for number, event in enumerate(events):
+        if event == "started":
+            attempt.on_started(worker)
+        elif event == "stepped":
+            attempt.on_stepped()
+        elif event == "finished":
+            attempt.on_script_finished(worker)
+            reason = reason or attempt.stop is None
+        elif event == "stop":
+            attempt.stop = Stop("algo-1", 15)
+        elif event == "tick":
+            attempt.tick(1e9 + number)
+        else:
+            worker.stopped = event == "killed"
+            attempt.on_exit(worker, {"succeeded": 0, "failed": 3, "killed": 137}[event])
+            reason = reason or event == "succeeded" or (worker.stopped and attempt.stop is not None)
+        assert host.reported == ([Step.FINISHED] if reason else [])
+        assert attempt.finished == reason
+        assert worker.killed == 0 or attempt.stop is not None

@@ -131,7 +131,8 @@ class Attempt:
         """Report, once, that the work of this host is done."""
         if not self.finished:
             self.finished = True
-            self._timeline.phase(HostPhase.HOLD)
+            if self._timeline.current is not HostPhase.END:
+                self._timeline.phase(HostPhase.HOLD)
             self._coordinator.report_step(Step.FINISHED)
 
     def tick(self, now: float) -> float:

@@ -204,7 +204,9 @@ class Steps:
         self._record(child, status)
         self._log(child.spec.name, f"ended with {diagnosis.ending(child.returncode or 0)}")
         self.attempt.on_exit(child, status)
-        if not child.stopped and status != 0:
+        if child.stopped:
+            return
+        if status != 0:
             self.failures.report_child(child)
         elif role is Role.FETCH and not self._ending():
             self._install()
