@@ -18,15 +18,16 @@ from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role,
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes import process
 from sagemaker_mxnet_toolkit.processes.signals import STOP_SIGNALS, SignalPipe
-from sagemaker_mxnet_training.cluster import coordination
 from sagemaker_mxnet_training.cluster.coordination import Stop, Verdict
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import result
 from sagemaker_mxnet_training.host.conclusion import conclude
-from sagemaker_mxnet_training.host.drain import TERMINATE_GRACE
 from sagemaker_mxnet_training.host.steps import Steps
 from sagemaker_mxnet_training.host.timeline import Timeline
 from sagemaker_mxnet_training.host.watchdog import JOB_VARIABLE, Watchdog
+
+ABORT_TIMEOUT = 4.0
+"""Seconds to tell the other hosts, and to end all processes, after an error in the entrypoint."""
 
 
 class Supervisor:
@@ -136,7 +137,7 @@ class Supervisor:
         host, redact, steps = self._job.current_host, self._log.redact, self._steps
         failure = Failure(host, Role.ENTRYPOINT, redact(reason), None, redact(trace), kind=kind)
         now = time.monotonic()
-        deadline = now + coordination.TELL + TERMINATE_GRACE
+        deadline = now + ABORT_TIMEOUT
         if steps is None:
             self._timeline.failure(failure, now)
             return Verdict(Outcome.FAILURE, failure)
