@@ -6,9 +6,17 @@ exit status (see ``result``). Their text is complete: cause, source, what was ex
 
 from typing import Sequence
 
+from sagemaker_mxnet_toolkit.failure import FailureKind
+
 
 class JobError(Exception):
-    """A fault that ends the job, told in words a user can act on."""
+    """A fault that ends the job, told in words a user can act on.
+
+    Attributes:
+        kind: the kind of the failure that it becomes.
+    """
+
+    kind = FailureKind.INTERNAL
 
 
 class ConfigurationError(JobError):
@@ -17,6 +25,8 @@ class ConfigurationError(JobError):
     Attributes:
         faults: one complete sentence for each fault, in the order they were found.
     """
+
+    kind = FailureKind.CONFIGURATION
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
@@ -31,14 +41,22 @@ class ConfigurationError(JobError):
 class CodeError(JobError):
     """The user's code cannot be fetched, unpacked or found."""
 
+    kind = FailureKind.CODE
+
 
 class RequirementsError(JobError):
     """The user's requirements cannot be installed, or would break the job."""
+
+    kind = FailureKind.REQUIREMENTS
 
 
 class NetworkError(JobError):
     """A port, an address or a name that the job needs cannot be had."""
 
+    kind = FailureKind.NETWORK
+
 
 class StartError(JobError):
     """A process of the job cannot be started."""
+
+    kind = FailureKind.CODE

@@ -1,7 +1,7 @@
-"""The entrypoint's own voice: one line on stderr for every transition, with host and role.
+"""The entrypoint's log: one line on stderr for every transition, with host and role.
 
-Lines are written by a thread of their own. A reader of our stderr that stalls must not stall the
-supervisor, whose hosts would take its silence for its death.
+Lines are written by a thread: a stalled reader of stderr must not stall the supervisor, which the
+other hosts would then take for dead.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class Log:
         self._thread.start()
 
     def __call__(self, role: str, text: str, level: int = _INFO) -> None:
-        """Say that something happened to a role of this host."""
+        """Log that something happened to a role of this host."""
         if level < self.level:
             return
         clock = time.strftime("%H:%M:%S", time.gmtime())
@@ -67,15 +67,15 @@ class Log:
         return redact_text(text, self.secrets)
 
     def warning(self, role: str, text: str) -> None:
-        """Say that something is not as it should be, though the job goes on."""
+        """Log something that is wrong, though the job goes on."""
         self(role, text, _WARNING)
 
     def error(self, role: str, text: str) -> None:
-        """Say that something failed."""
+        """Log a failure."""
         self(role, text, _ERROR)
 
     def close(self) -> None:
-        """Write what is left, unless nobody reads it."""
+        """Write what is left, unless nobody reads it within two seconds."""
         self._lines.put(None)
         self._thread.join(_CLOSE_SECONDS)
 

@@ -17,19 +17,23 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from sagemaker_mxnet_toolkit.container import hardware
 from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.failure import exit_status
+from sagemaker_mxnet_toolkit.failure import Outcome, exit_status
 from sagemaker_mxnet_toolkit.log import write_all
+from sagemaker_mxnet_toolkit.processes.signals import STOP_SIGNALS, SignalPipe
 from sagemaker_mxnet_training.config import configuration
-from sagemaker_mxnet_training.host import result, timeline
+from sagemaker_mxnet_training.host import result, timeline, verdict_text
+from sagemaker_mxnet_training.host.phase import HostPhase
+
+if TYPE_CHECKING:
+    from sagemaker_mxnet_training.report.timelines import HostTimeline
 
 ADDRESS = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
 _COLOURS = (36, 33, 32, 35, 34, 31)
-_PHASES = ("resolve", "fetch", "install", "join", "roles", "first step", "train", "hold", "drain")
 
 
 class UsageError(JobError):
@@ -187,25 +191,21 @@ class _LocalJob:
         self._signals: List[int] = []
 
     def run(self) -> int:
-        reader, writer = socket.socketpair()
-        writer.setblocking(False)
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)
-        self._selector.register(reader, selectors.EVENT_READ)
-        try:
-            self._start()
-            while any(host.partial for host in self._hosts):
-                for key, _ in self._selector.select():
-                    if key.fileobj is reader:
-                        for received in reader.recv(64):
-                            self._signal(received)
-                    else:
-                        self._pass_on(key.data, key.fd)
-            return self._sum_up([host.process.wait() for host in self._hosts])
-        finally:
-            for host in self._hosts:
-                host.process.kill()
+        with SignalPipe(STOP_SIGNALS) as signals:
+            self._selector.register(signals, selectors.EVENT_READ)
+            try:
+                self._start()
+                while any(host.partial for host in self._hosts):
+                    for key, _ in self._selector.select():
+                        if key.fileobj is signals:
+                            for received in signals.read():
+                                self._signal(received)
+                        else:
+                            self._pass_on(key.data, key.fd)
+                return self._sum_up([host.process.wait() for host in self._hosts])
+            finally:
+                for host in self._hosts:
+                    host.process.kill()
 
     def _start(self) -> None:
         # The socket is made here and inherited, so that two runs at once cannot meet.
@@ -279,7 +279,7 @@ class _LocalJob:
         self._signals.append(number)
         if len(self._signals) == 2:
             # The entrypoint that is asked twice kills everything. One that had no time yet for the
-            # first signal would hear a second of the same kind as one: the kernel merges them.
+            # first signal would see a second of the same kind as one: the kernel merges them.
             number = signal.SIGTERM if self._signals[0] != signal.SIGTERM else signal.SIGINT
         elif len(self._signals) > 2:
             number = signal.SIGKILL  # for one that is frozen
@@ -292,14 +292,19 @@ class _LocalJob:
         own = [status for status in statuses if status not in (0, 1)]
         status = own[0] if own else max(statuses)
         seconds = time.monotonic() - self._started
-        word = "SUCCEEDED" if status == 0 and not self._signals else "STOPPED"
+        hosts = self._timelines()
         cause = self._cause()
+        outcome = Outcome.SUCCESS if status == 0 and not self._signals else Outcome.STOP
         if cause:
-            word = "FAILED"
-        lines = [f"job {word} after {seconds:.1f} s (exit status {status})"]
+            outcome = Outcome.FAILURE
+        lines = [f"{verdict_text.headline(outcome, seconds)} (exit status {status})"]
         if cause:
             lines.append(f"  cause   {cause}")
-        lines.append(f"  phases  {self._phases()}")
+        failure = next((host.failure for host in hosts if host.failure is not None), None)
+        if failure is not None:
+            advice = verdict_text.advice(failure, failure.host, self._job.source_dir)
+            lines.append(f"  next    {advice}")
+        lines.append(f"  phases  {_phases(hosts)}")
         model = os.path.join(self._job.run_dir, self._job.hosts[0], "model")
         files = sorted(os.listdir(model)) if os.path.isdir(model) else []
         lines.append(f"  model   {model} ({', '.join(files) or 'empty'})")
@@ -314,17 +319,34 @@ class _LocalJob:
                 return f.readline().strip() or "(the failure file is empty)"
         return None
 
-    def _phases(self) -> str:
-        longest: Dict[str, float] = {}
+    def _timelines(self) -> "List[HostTimeline]":
+        """Return the timelines of the hosts that have left one."""
+        from sagemaker_mxnet_training.report import timelines  # noqa: PLC0415
+
+        found = []
         for name in self._job.hosts:
-            data = os.path.join(self._job.run_dir, name, "output", "data")
-            for phase, seconds in timeline.read_phases(data, name).items():
-                longest[phase] = max(seconds, longest.get(phase, 0.0))
-        # A tenth of a second is what the line can tell; what took less only makes it longer.
-        known = [
-            f"{phase} {longest[phase]:.1f} s" for phase in _PHASES if longest.get(phase, 0) > 0.05
-        ]
-        return ", ".join(known) or "unknown"
+            with contextlib.suppress(timelines.ReportError):
+                found.append(timelines.read(_timeline_path(self._job, name)))
+        return found
+
+
+def _timeline_path(job: Run, host: str) -> str:
+    return timeline.path(os.path.join(job.run_dir, host, "output", "data"), host)
+
+
+def _phases(hosts: "Sequence[HostTimeline]") -> str:
+    """Return the phases with the seconds that they took on the slowest host."""
+    longest: Dict[str, float] = {}
+    for host in hosts:
+        for phase in host.phases:
+            longest[phase.name] = max(phase.end - phase.start, longest.get(phase.name, 0.0))
+    # Shown in tenths of a second: what took less would be 0.0.
+    known = [
+        f"{phase.value} {longest[phase.value]:.1f} s"
+        for phase in HostPhase
+        if phase is not HostPhase.END and longest.get(phase.value, 0.0) > 0.05
+    ]
+    return ", ".join(known) or "unknown"
 
 
 def _lay_out(base_dir: str, job: Run, host: str) -> None:
@@ -336,6 +358,8 @@ def _lay_out(base_dir: str, job: Run, host: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(link)
         os.symlink(os.path.realpath(directory), link)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_timeline_path(job, host))  # an earlier run's: this one may be killed
     _write_config(base_dir, "hyperparameters", job.hyperparameters)
     _write_config(base_dir, "resourceconfig", {"current_host": host, "hosts": job.hosts})
     channels = {name: {"TrainingInputMode": "File"} for name in job.channels}

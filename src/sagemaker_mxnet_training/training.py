@@ -12,11 +12,12 @@ from typing import Mapping, Optional
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_training.cluster.coordination import Verdict
 from sagemaker_mxnet_training.config import configuration, description
 from sagemaker_mxnet_training.config.configuration import Resolution
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.host import result
+from sagemaker_mxnet_training.host import result, verdict_text
+from sagemaker_mxnet_training.host.phase import HostPhase
 from sagemaker_mxnet_training.host.supervisor import Supervisor
 from sagemaker_mxnet_training.host.timeline import Timeline
 
@@ -39,7 +40,7 @@ def _run(resolution: Resolution, started: float) -> int:
     """Run a job that has no faults, or end it on all its hosts with its faults as the cause."""
     job = resolution.job
     timeline = Timeline(job.current_host)
-    timeline.phase("resolve", started)
+    timeline.phase(HostPhase.RESOLVE, started)
     log = Log(job.current_host, job.log_level, description.secrets_of(job))
     fault = str(ConfigurationError(resolution.faults)) if resolution.faults else ""
     try:
@@ -64,7 +65,7 @@ def _refuse(job: Job, log: Log, timeline: Timeline, reason: str, started: float)
     if trouble is not None:
         log.error("entrypoint", trouble)
     seconds = time.monotonic() - started
-    log.error("entrypoint", result.last_words(failure, job.current_host, seconds, ""))
+    log.error("entrypoint", verdict_text.failure_block(failure, job.current_host, seconds, ""))
     facts = {"hosts": [job.current_host], "exit status": 1}
     directory = os.path.join(job.output_dir, "data")
     timeline.write(directory, Verdict(Outcome.FAILURE, failure), facts)

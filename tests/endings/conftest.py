@@ -1,5 +1,6 @@
 """What the tests of endings share: who must end how, and how long it took."""
 
+import contextlib
 import json
 import os
 import re
@@ -75,11 +76,25 @@ class Verdicts:
         self._test.user_properties.append((SECONDS, seconds))
 
 
-CGROUP = Path("/sys/fs/cgroup/memory")
+def _memory_controller() -> Optional[Path]:
+    """Return where control groups with a memory limit can be made: version 1, or version 2."""
+    version_1, version_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    if os.geteuid() != 0:
+        return None
+    if (version_1 / "memory.limit_in_bytes").exists():
+        return version_1
+    with contextlib.suppress(OSError):
+        if "memory" in (version_2 / "cgroup.controllers").read_text().split():
+            # Refused where the group at the root of a container has processes.
+            (version_2 / "cgroup.subtree_control").write_text("+memory")
+            return version_2
+    return None
+
+
+CGROUP = _memory_controller() or Path("/nowhere")
 
 needs_memory_limit = pytest.mark.skipif(
-    not (CGROUP / "memory.limit_in_bytes").exists() or os.geteuid() != 0,
-    reason="needs root and the cgroup v1 memory controller",
+    not CGROUP.exists(), reason="needs root and the memory controller of cgroup version 1 or 2"
 )
 
 
@@ -90,7 +105,13 @@ def limited(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
 
     def make(megabytes: int) -> str:
         group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(megabytes * 2**20))
+        limit = str(megabytes * 2**20)
+        if (group / "memory.max").exists():
+            (group / "memory.max").write_text(limit)
+            with contextlib.suppress(OSError):  # a kernel without swap has no such file
+                (group / "memory.swap.max").write_text("0")
+        else:
+            (group / "memory.limit_in_bytes").write_text(limit)
         return str(group)
 
     yield make

@@ -41,6 +41,71 @@ def test_internal_error(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit:
     assert "please report it" in ends[culprit - 1].output
 
 
+SLOW_DISK = """
+import os, sys, time
+from sagemaker_mxnet_training import cli
+from sagemaker_mxnet_training.host import result
+
+def slow(call):
+    def wait(*arguments):
+        os.write(2, b"waiting for the disk\\n")
+        time.sleep(7)
+        return call(*arguments)
+    return wait
+
+if os.environ["SM_CURRENT_HOST"] == sys.argv[1]:
+    os.fsync = slow(os.fsync)
+    result.prepare_success = slow(result.prepare_success)
+cli.main(["train"])
+"""
+PATIENCE = {"SAGEMAKER_MXNET_PEER_TIMEOUT": "3"}
+
+
+@pytest.mark.parametrize(("hosts", "culprit"), [(1, 1), (2, 1), (2, 2)])
+def test_a_slow_disk_does_not_hide_the_cause(
+    tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int
+) -> None:
+    """``fsync`` takes longer than ``peer_timeout``: neither the watchdog nor a host minds."""
+    body = f"""
+    say("now", time.monotonic())
+    if host == "algo-{culprit}":
+        raise ValueError("boom")
+    wait_for_ever()
+    """
+    program = tmp_path / "slow_disk.py"
+    program.write_text(SLOW_DISK)
+    command = (str(program), f"algo-{culprit}")
+    with job(tmp_path, body, hosts, command=command, env=PATIENCE) as cluster:
+        since = float(cluster[culprit].wait_for(r"^now (\S+)").group(1))
+        cause = rf"^algo-{culprit}: worker failed: ValueError: boom \(exit status 1\)$"
+        ends = verdicts.failed(cluster, since, cause)
+    assert "waiting for the disk" in ends[culprit - 1].output
+
+
+@pytest.mark.parametrize(("hosts", "culprit"), [(1, 1), (2, 1), (2, 2)])
+def test_a_slow_disk_does_not_cost_a_success(
+    tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int
+) -> None:
+    program = tmp_path / "slow_disk.py"
+    program.write_text(SLOW_DISK)
+    command = (str(program), f"algo-{culprit}")
+    with job(tmp_path, 'say("done")', hosts, command=command, env=PATIENCE) as cluster:
+        ends = verdicts.succeeded(cluster)
+    assert "waiting for the disk" in ends[culprit - 1].output
+
+
+def test_a_supervisor_that_is_frozen_while_it_writes_is_noticed(tmp_path: Path) -> None:
+    program = tmp_path / "slow_disk.py"
+    program.write_text(SLOW_DISK)
+    command = (str(program), "algo-1")
+    with job(tmp_path, 'raise ValueError("boom")', command=command, env=PATIENCE) as cluster:
+        cluster[1].wait_for("waiting for the disk")
+        cluster[1].kill("entrypoint", signal.SIGSTOP)
+        (end,) = cluster.ended()
+    assert end.status == 137
+    assert "was silent for 3 s (frozen?)" in end.cause
+
+
 @pytest.mark.parametrize(("hosts", "culprit"), [(2, 1), (2, 2), (3, 1), (3, 3)])
 def test_sigkill(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
     with job(tmp_path, training(), hosts, kvstore=True) as cluster:

@@ -1,11 +1,12 @@
 """SIGTERM and SIGINT: the script hears of them, has its time, and nobody calls it a failure."""
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import job
+from tests.cluster import eventually, job
 from tests.endings.conftest import Verdicts, everywhere
 
 HANDLER = """
@@ -85,6 +86,21 @@ def test_second_signal_kills_at_once(tmp_path: Path, verdicts: Verdicts) -> None
         cluster[1].wait_for("^heard")
         since = cluster[1].kill("entrypoint", signal.SIGTERM)
         verdicts.stopped(cluster, since, {1: 137})
+
+
+@pytest.mark.parametrize("absent", [1, 2])
+def test_second_signal_ends_a_host_that_waits_for_another(
+    tmp_path: Path, verdicts: Verdicts, absent: int
+) -> None:
+    """No other host is there to give an order, or to be waited for."""
+    with job(tmp_path, "wait_for_ever()", 2, absent=[absent]) as cluster:
+        (host,) = cluster.hosts
+        eventually(lambda: len(cluster.processes()) == 2, "the watchdog, which starts last")
+        since = time.monotonic()
+        host.process.send_signal(signal.SIGTERM)
+        host.wait_for("the job stops")
+        host.process.send_signal(signal.SIGTERM)  # to nobody where the first was enough
+        verdicts.stopped(cluster, since, {1: 143})
 
 
 def test_children_of_a_shell_script_hear_it_too(tmp_path: Path, verdicts: Verdicts) -> None:

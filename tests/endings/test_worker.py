@@ -8,6 +8,7 @@ from typing import Callable
 
 import pytest
 
+from sagemaker_mxnet_toolkit.container.oom import WINDOW
 from tests.cluster import IN_GROUP, job
 from tests.endings.conftest import (
     CGROUP,
@@ -182,6 +183,33 @@ def test_out_of_memory(
             r"300 MiB was reached \(killed by SIGKILL\) \(exit status 137\)"
         )
         verdicts.failed(cluster, since, cause, status={culprit: 137})
+
+
+@needs_root
+@needs_memory_limit
+def test_a_memory_kill_that_the_script_survived_is_not_the_cause_later(
+    tmp_path: Path, verdicts: Verdicts, limited: Callable[[int], str]
+) -> None:
+    """As with a process of a data loader, which another one replaces."""
+    body = f"""
+    import subprocess
+    hog = "hog = [bytearray(1 << 20) for _ in range(2000)]"
+    status = subprocess.call([sys.executable, "-c", hog])
+    killed_at = time.monotonic()
+    say("survived", status)
+    while time.monotonic() < killed_at + {WINDOW} + 2:
+        time.sleep(0.05)
+    say("now", time.monotonic())
+    raise ValueError("boom")
+    """
+    group = limited(300)
+    with job(tmp_path, body, command=("-c", IN_GROUP), env={"GROUP": group}) as cluster:
+        cluster[1].wait_for("^survived -9")
+        cluster[1].wait_for(r"WARNING: out of memory: the container's limit of 300 MiB was reached")
+        since = float(cluster[1].wait_for(r"^now (\S+)").group(1))
+        cause = r"^algo-1: worker failed: ValueError: boom \(exit status 1\)$"
+        (end,) = verdicts.failed(cluster, since, cause)
+    assert "was killed for want of memory" in (end.failure or "")
 
 
 @everywhere

@@ -149,8 +149,8 @@ def test_preparation_runs_programs_of_this_package(tmp_path: Path) -> None:
         assert os.path.isabs(spec.argv[2])
         assert os.path.isfile(spec.argv[2])
         assert "DMLC_ROLE" not in spec.environment
-    assert plan.sync(job).held, "it ends when it is let go"
-    assert not plan.fetch(job).held
+    assert plan.sync(job).stdin_open, "it ends when its stdin is closed"
+    assert not plan.fetch(job).stdin_open
 
 
 def test_what_is_between_entrypoints_stays_there(tmp_path: Path) -> None:

@@ -65,11 +65,11 @@ def test_child_leads_a_session_and_has_what_its_spec_says(tmp_path: Path) -> Non
         assert child.stderr.text() == f"{child.pid} {tmp_path} True"
 
 
-def test_held_child_ends_when_it_is_let_go() -> None:
-    with running("import sys; sys.stdin.read()", held=True) as child:
+def test_held_child_ends_when_it_is_close_stdin() -> None:
+    with running("import sys; sys.stdin.read()", stdin_open=True) as child:
         assert child.poll() is None
-        child.let_go()
-        child.let_go()
+        child.close_stdin()
+        child.close_stdin()
         assert ended(child) == 0
 
 
@@ -100,7 +100,9 @@ os.write(fd, b'son": "boom"}\n{"event": 3}\n' + b"[" * 100000 + b'\n{"event": "t
 def test_events_arrive_and_what_is_no_event_is_passed_over() -> None:
     with running(EVENTS) as child:
         heard: List[Mapping[str, Any]] = []
-        eventually(lambda: heard.extend(child.events()) or child.deaf, "the end of the report")
+        eventually(
+            lambda: heard.extend(child.events()) or child.report_closed, "the end of the report"
+        )
         assert heard == [{"event": "started"}, {"event": "failed", "reason": "boom"}]
         assert child.failure == heard[1]
 
@@ -219,7 +221,7 @@ def test_signals_that_were_sent_are_remembered_once() -> None:
     with running("import signal; signal.pause()") as child:
         for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
             child.signal(number)
-        child.abandon()
+        child.kill_leader()
         assert [number for _, number in child.signals] == [signal.SIGTERM, signal.SIGKILL]
         assert child.started <= child.signals[0][0] <= child.signals[1][0]
 
@@ -357,7 +359,7 @@ process.become_subreaper()
 ended = []
 table = ProcessTable(selectors.DefaultSelector(), lambda *_: None, ended.append)
 disowned = subprocess.Popen(["sleep", "60"])
-table.disown(disowned.pid)
+table.exclude(disowned.pid)
 daemon = "setsid sh -c 'trap : TERM; touch {tmp_path}/up; while true; do sleep 0.05; done' &"
 table.start(ProcessSpec(Role.WORKER, "worker", ("/bin/sh", "-c", daemon), dict(os.environ)))
 while not (ended and os.path.exists("{tmp_path}/up")):

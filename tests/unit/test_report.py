@@ -8,16 +8,19 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
-from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.processes.usage import Track, Usage
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_training.cluster.coordination import Verdict
+from sagemaker_mxnet_training.host.phase import HostPhase
 from sagemaker_mxnet_training.host.timeline import Timeline
+from sagemaker_mxnet_training.host.verdict_text import duration
 from sagemaker_mxnet_training.report import command, page, summary, timelines
 from sagemaker_mxnet_training.report.timelines import JobTimeline, ReportError
 
 HOSTS = ("algo-1", "algo-2", "algo-10")
 EVIL = "boom <script>alert(1)</script> </script><img src=http://evil.example/x> %{y} & \x1b[31m"
-FAILURE = Failure("algo-2", Role.WORKER, EVIL, 3, f"Traceback\n  {EVIL}")
+EXCEPTION = FailureKind.EXCEPTION
+FAILURE = Failure("algo-2", Role.WORKER, EVIL, 3, f"Traceback\n  {EVIL}", kind=EXCEPTION)
 STARTED = 1000.0  # on the clock that timelines are written by
 WALL = 1700000000.0  # the same moment, as all hosts tell it
 
@@ -34,9 +37,9 @@ def write(
     track = Track(STARTED + 2)
     for second in range(3, 20):
         track.add(STARTED + second, Usage(cpu=0.5 * (second - 2), memory=second * 10_000_000))
-    timeline.phase("resolve", STARTED)
-    timeline.phase("first step", STARTED + 2)
-    timeline.phase("train", STARTED + 10)
+    timeline.phase(HostPhase.RESOLVE, STARTED)
+    timeline.phase(HostPhase.FIRST_STEP, STARTED + 2)
+    timeline.phase(HostPhase.TRAIN, STARTED + 10)
     if failure is not None:
         timeline.failure(failure, STARTED + at, 77)
     timeline.phase(None, STARTED + 20)
@@ -73,6 +76,8 @@ def test_summary_tells_it_all(failed: JobTimeline) -> None:
     text = summary.text(failed)
     assert text.startswith("job FAILED after ")
     assert "cause   algo-2: worker failed: boom" in text
+    assert "kind    exception" in text
+    assert "next    read the log of algo-2" in text
     assert "\x1b" not in text, "a failure does nothing to the terminal"
     (row,) = [line.split() for line in text.splitlines() if line.startswith("  algo-10  ")]
     assert row[:4] == ["algo-10", "2.0", "8.0", "10.0"]
@@ -82,7 +87,8 @@ def test_summary_tells_it_all(failed: JobTimeline) -> None:
 
 def test_a_host_that_left_nothing_is_named(tmp_path: Path) -> None:
     """Its entrypoint was killed: the others say so, and when they heard of it."""
-    lost = Failure("algo-2", Role.ENTRYPOINT, "lost: its connection closed without a goodbye")
+    reason = "lost: its connection closed without a goodbye"
+    lost = Failure("algo-2", Role.ENTRYPOINT, reason, kind=FailureKind.LOST)
     for host in ("algo-1", "algo-10"):
         write(tmp_path, host, Verdict(Outcome.FAILURE, lost))
     found = job(tmp_path)
@@ -90,6 +96,7 @@ def test_a_host_that_left_nothing_is_named(tmp_path: Path) -> None:
     verdicts = [m.when for each in found.hosts for m in each.marks if m.kind == "verdict"]
     assert found.moment == min(verdicts)
     assert "algo-2: no timeline" in summary.text(found)
+    assert "at the machine of algo-2" in summary.facts(found)["next"]
     rows = page.figure(found).layout.yaxis.ticktext
     assert "algo-2" in rows[-1] and "#b42318" in rows[-1]
 
@@ -259,4 +266,4 @@ def test_page_that_cannot_be_written(tmp_path: Path, capsys: "pytest.CaptureFixt
     [(0.04, "0.0 s"), (99.0, "99.0 s"), (185, "3 min 05 s"), (7380, "2 h 03 min"), (1e6, "277 h")],
 )
 def test_durations(seconds: float, told: str) -> None:
-    assert summary.duration(seconds).startswith(told)
+    assert duration(seconds).startswith(told)

@@ -1,15 +1,16 @@
-"""Result files and last words."""
+"""Result files and the exit status."""
 
 from pathlib import Path
 from typing import Optional
 
 import pytest
 
-from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
+from sagemaker_mxnet_training.cluster.coordination import Verdict
 from sagemaker_mxnet_training.host import result
 
-BOOM = Failure("algo-2", Role.WORKER, "ValueError: boom", 3, "line 1\nline 2")
+EXCEPTION = FailureKind.EXCEPTION
+BOOM = Failure("algo-2", Role.WORKER, "ValueError: boom", 3, "line 1\nline 2", kind=EXCEPTION)
 
 
 def names(directory: Path) -> list:
@@ -86,9 +87,21 @@ def test_clear_removes_an_earlier_result_and_nothing_else(tmp_path: Path) -> Non
         (Outcome.STOP, None, "algo-1", None, 143),
         (Outcome.FAILURE, BOOM, "algo-2", 3, 3),
         (Outcome.FAILURE, BOOM, "algo-1", 143, 1),
-        (Outcome.FAILURE, Failure("algo-1", Role.SERVER, "lost", 137), "algo-1", 143, 1),
-        (Outcome.FAILURE, Failure("algo-1", Role.WORKER, "odd", 0), "algo-1", 0, 1),
-        (Outcome.FAILURE, Failure("algo-1", Role.ENTRYPOINT, "port"), "algo-1", None, 1),
+        (
+            Outcome.FAILURE,
+            Failure("algo-1", Role.SERVER, "x", 137, kind=FailureKind.SIGNAL),
+            "algo-1",
+            143,
+            1,
+        ),
+        (Outcome.FAILURE, Failure("algo-1", Role.WORKER, "odd", 0, kind=EXCEPTION), "algo-1", 0, 1),
+        (
+            Outcome.FAILURE,
+            Failure("algo-1", Role.ENTRYPOINT, "port", kind=FailureKind.NETWORK),
+            "algo-1",
+            None,
+            1,
+        ),
     ],
 )
 def test_status(
@@ -96,42 +109,3 @@ def test_status(
 ) -> None:
     """The script's own where the script is the cause; 1 for everything else."""
     assert result.process_status(Verdict(outcome, failure), host, worker) == status
-
-
-def test_last_words_say_everything_once(tmp_path: Path) -> None:
-    words = result.last_words(BOOM, "algo-2", 12.34, "/opt/ml/code").splitlines()
-    assert words == [
-        "the job FAILED",
-        "  cause: algo-2: worker failed: ValueError: boom (exit status 3)",
-        "  host:  algo-2 (this host)",
-        "  role:  worker",
-        "  ran:   12.3 s",
-        "  detail:",
-        "    line 1",
-        "    line 2",
-        "  next:  read the lines above; the code is in /opt/ml/code",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("failure", "advice"),
-    [
-        (BOOM, "read the log of algo-2"),
-        (Failure("algo-1", Role.INSTALL, "no pandas", 1), "requirements.txt"),
-        (Failure("algo-1", Role.FETCH, "no archive", 1), "sagemaker_submit_directory"),
-        (Failure("algo-1", Role.ENTRYPOINT, f"{result.INTERNAL}: x"), "please report it"),
-        (Failure("algo-1", Role.ENTRYPOINT, "port 8000 is taken"), "what was expected"),
-        (Failure("algo-2", Role.ENTRYPOINT, "lost"), "the machine of algo-2"),
-        (Failure("algo-2", Role.WORKER, "out of memory: ...", 137), "more memory"),
-        (Failure("algo-1", Role.SERVER, "killed by SIGKILL", 137), "read the lines above"),
-    ],
-)
-def test_advice_is_for_the_cause(failure: Failure, advice: str) -> None:
-    assert advice in result.last_words(failure, "algo-1", 1.0, "/code").splitlines()[-1]
-
-
-def test_long_detail_keeps_its_end() -> None:
-    long = Failure("algo-1", Role.WORKER, "x", 1, "\n".join(f"line {n}" for n in range(100)))
-    words = result.last_words(long, "algo-1", 1.0, "/code")
-    assert "line 99" in words
-    assert "line 79" not in words

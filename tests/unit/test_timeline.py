@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List
 
-import pytest
-
-from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.processes.usage import Track, Usage
-from sagemaker_mxnet_training.cluster.ending import Verdict
-from sagemaker_mxnet_training.host.timeline import Timeline, read_phases
+from sagemaker_mxnet_training.cluster.coordination import Verdict
+from sagemaker_mxnet_training.host.phase import HostPhase
+from sagemaker_mxnet_training.host.timeline import Timeline
 
-FAILURE = Failure("algo-1", Role.WORKER, "ValueError: boom", 1, "Traceback ...")
+EXCEPTION = FailureKind.EXCEPTION
+FAILURE = Failure("algo-1", Role.WORKER, "ValueError: boom", 1, "Trace ...", kind=EXCEPTION)
 
 
 def whole(timeline: Timeline, directory: Path) -> Dict[str, Any]:
@@ -34,35 +34,35 @@ def of(events: List[Dict[str, Any]], kind: str) -> List[Dict[str, Any]]:
 
 def test_phases_follow_each_other_without_a_gap(tmp_path: Path) -> None:
     timeline = Timeline("algo-1")
-    for name in ("fetch", "install", None):
-        timeline.phase(name)
-    assert list(timeline.phases()) == ["fetch", "install"]
+    for phase in (HostPhase.FETCH, HostPhase.INSTALL, None):
+        timeline.phase(phase)
     spans = of(written(timeline, tmp_path), "X")
     assert [span["name"] for span in spans] == ["fetch", "install"]
     assert abs(spans[0]["ts"] + spans[0]["dur"] - spans[1]["ts"]) <= 1, "microseconds"
 
 
-def test_a_phase_may_have_begun_before_we_did() -> None:
+def test_a_phase_may_have_begun_before_the_timeline(tmp_path: Path) -> None:
     timeline = Timeline("algo-1")
-    timeline.phase("resolve", time.monotonic() - 5.0)
+    timeline.phase(HostPhase.RESOLVE, time.monotonic() - 5.0)
     timeline.phase(None)
-    assert timeline.phases()["resolve"] >= 5.0
+    (span,) = of(written(timeline, tmp_path), "X")
+    assert span["dur"] >= 5e6
 
 
-def test_a_phase_may_be_named_when_it_ends() -> None:
+def test_a_phase_may_be_named_when_it_ends(tmp_path: Path) -> None:
     """Whether there was a first step is known after it."""
     timeline = Timeline("algo-1")
-    timeline.phase("train")
-    timeline.phase("train", ended_as="first step")
-    assert timeline.current == "train"
+    timeline.phase(HostPhase.TRAIN)
+    timeline.phase(HostPhase.TRAIN, ended_as=HostPhase.FIRST_STEP)
+    assert timeline.current is HostPhase.TRAIN
     timeline.phase(None)
-    assert list(timeline.phases()) == ["first step", "train"]
+    spans = of(written(timeline, tmp_path), "X")
+    assert [span["name"] for span in spans] == ["first step", "train"]
 
 
 def test_a_phase_that_has_not_ended_is_not_told(tmp_path: Path) -> None:
     timeline = Timeline("algo-1")
-    timeline.phase("train")
-    assert timeline.phases() == {}
+    timeline.phase(HostPhase.TRAIN)
     assert not of(written(timeline, tmp_path), "X")
 
 
@@ -74,7 +74,7 @@ def test_rows_have_names(tmp_path: Path) -> None:
     assert (span["tid"], span["name"]) == (77, "worker")
     assert span["args"] == {"role": "worker", "exit status": 3}
     assert span["dur"] >= 1_500_000
-    assert timeline.phases() == {}, "the life of a process is no phase"
+    assert span["cat"] == "process", "the life of a process is no phase"
     names = {e["tid"]: e["args"]["name"] for e in of(events, "M") if e["name"] == "thread_name"}
     assert names == {os.getpid(): "job", 77: "worker"}
     (host,) = [e["args"]["name"] for e in of(events, "M") if e["name"] == "process_name"]
@@ -131,7 +131,7 @@ def test_every_event_has_what_the_format_asks_for(tmp_path: Path) -> None:
     """As "Trace Event Format" lists it: by phase, names and types."""
     timeline, track = Timeline("algo-1"), Track(time.monotonic())
     track.add(time.monotonic() + 1, Usage(1.0, 1, 1))
-    timeline.phase("train")
+    timeline.phase(HostPhase.TRAIN)
     timeline.phase(None)
     timeline.process(77, "worker", Role.WORKER, time.monotonic(), None, [(1.0, 9)], track)
     timeline.failure(FAILURE, time.monotonic(), 77)
@@ -161,33 +161,3 @@ def test_the_file_says_whose_it_is_and_how_the_job_ended(tmp_path: Path) -> None
         "outcome": "failure",
         "failure": FAILURE.to_json(),
     }
-
-
-def test_phases_can_be_read_back(tmp_path: Path) -> None:
-    timeline = Timeline("algo-1")
-    timeline.phase("train")
-    timeline.phase(None)
-    timeline.write(str(tmp_path))
-    assert read_phases(str(tmp_path), "algo-1") == timeline.phases()
-    assert read_phases(str(tmp_path), "algo-2") == {}
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"traceEvents": 1}', '{"traceEvents": [1]}'])
-def test_phases_of_something_else(tmp_path: Path, content: str) -> None:
-    (tmp_path / "timeline-algo-1.json").write_text(content)
-    assert read_phases(str(tmp_path), "algo-1") == {}
-
-
-def test_nothing_but_the_whole_file_appears(tmp_path: Path) -> None:
-    timeline = Timeline("algo-1")
-    written(timeline, tmp_path / "data")
-    assert os.listdir(tmp_path / "data") == ["timeline-algo-1.json"]
-
-
-def test_a_place_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
-    (tmp_path / "data").write_text("in the way")
-    Timeline("algo-1").write(str(tmp_path / "data"))
-    assert (tmp_path / "data").read_text() == "in the way"
-    (tmp_path / "timeline-algo-1.json").mkdir()
-    Timeline("algo-1").write(str(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == ["data", "timeline-algo-1.json"], "nothing half done"

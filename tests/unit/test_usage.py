@@ -10,11 +10,11 @@ from typing import Iterator
 import pytest
 
 from sagemaker_mxnet_toolkit.processes.usage import (
+    MAX_SHARE,
     PERIOD,
     POINTS,
-    SHARE,
-    Pace,
     Point,
+    SamplingSchedule,
     Track,
     Usage,
     measure,
@@ -86,13 +86,13 @@ def test_nobody_to_look_at() -> None:
 
 @pytest.mark.parametrize("cost", [0.0, 0.0001, 0.003, 0.05, 2.0])
 def test_looking_costs_its_share_and_no_more(cost: float) -> None:
-    pace, now = Pace(100.0), 100.0
-    assert pace.due == now
+    schedule, now = SamplingSchedule(100.0), 100.0
+    assert schedule.due == now
     for _ in range(10):
-        now = pace.due
-        pace.spent(cost, now + cost)
-        assert pace.due - now >= PERIOD
-        assert cost <= SHARE * (pace.due - now)
+        now = schedule.due
+        schedule.sampled(cost, now + cost)
+        assert schedule.due - now >= PERIOD
+        assert cost <= MAX_SHARE * (schedule.due - now)
 
 
 def grown(looks: int) -> Track:

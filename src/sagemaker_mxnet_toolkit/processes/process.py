@@ -1,4 +1,4 @@
-"""Child processes of one host: how they are started, heard, signalled and reaped.
+"""Child processes of one host: how they are started, read, signalled and reaped.
 
 Every child leads a session of its own, so that a signal to its process group reaches what it
 started, and a terminal's Ctrl-C reaches only the supervisor, which decides. The supervisor is a
@@ -45,7 +45,8 @@ class ProcessSpec:
         argv: program and arguments; never a shell line.
         environment: its whole environment.
         directory: its working directory.
-        held: its stdin is a pipe that stays open until ``Child.let_go``; otherwise it is empty.
+        stdin_open: its stdin is a pipe that stays open until ``Child.close_stdin``; otherwise it
+            is empty.
     """
 
     role: Role
@@ -53,7 +54,7 @@ class ProcessSpec:
     argv: Tuple[str, ...]
     environment: Mapping[str, str] = field(repr=False)
     directory: str = "/"
-    held: bool = False
+    stdin_open: bool = False
 
 
 class StderrTail:
@@ -112,16 +113,17 @@ class StderrTail:
 
 
 class Child:
-    """A running child process and what it has said about itself.
+    """A running child process and what it has reported.
 
     Attributes:
         spec: what was asked for.
         pid: its process id, which is also its process group and session.
         returncode: ``None`` while it runs; -N after death by signal N.
-        frozen_since: when it was stopped by a signal such as SIGSTOP (monotonic), or ``None``.
+        frozen_since: when it was suspended by a signal such as SIGSTOP (monotonic), or ``None``.
         failure: the last ``failed`` event it reported, if any.
-        stopped: whether it was asked to end, so that its end is no news.
-        deaf: whether its report's pipe has been closed at the other end.
+        failed_at: when it first reported one (monotonic, seconds), or ``None``.
+        stopped: whether it was asked to end, so that its end is expected.
+        report_closed: whether the child has closed its end of the report's pipe.
         started: when it was started (monotonic, seconds).
         signals: what it was sent: when (monotonic, seconds), and the signal's number.
     """
@@ -132,8 +134,9 @@ class Child:
         self.returncode: Optional[int] = None
         self.frozen_since: Optional[float] = None
         self.failure: Optional[Mapping[str, Any]] = None
+        self.failed_at: Optional[float] = None
         self.stopped = False
-        self.deaf = False
+        self.report_closed = False
         self.started = time.monotonic()
         self.signals: List[Tuple[float, int]] = []
         self.stderr = StderrTail(_take_stderr(popen), 2)
@@ -142,14 +145,14 @@ class Child:
         self._line = b""
 
     def events(self) -> Iterator[Mapping[str, Any]]:
-        """Read what the child has reported so far. A line that is no event is passed over."""
+        """Read what the child has reported so far. A line that is no event is ignored."""
         while True:
             try:
                 block = os.read(self.report, 65536)
             except OSError:
                 return
             if not block:
-                self.deaf = True
+                self.report_closed = True
                 return
             *lines, self._line = (self._line + block).split(b"\n")
             self._line = self._line[:_REPORT_BYTES]
@@ -161,6 +164,7 @@ class Child:
                 if isinstance(event, dict) and isinstance(event.get("event"), str):
                     if event["event"] == "failed":
                         self.failure = event
+                        self.failed_at = self.failed_at or time.monotonic()
                     yield event
 
     def poll(self) -> Optional[int]:
@@ -196,8 +200,8 @@ class Child:
             if number != signal.SIGKILL:
                 os.killpg(self.pid, signal.SIGCONT)
 
-    def abandon(self) -> None:
-        """End the process itself and leave the rest of its group alone.
+    def kill_leader(self) -> None:
+        """Kill the process itself, and nothing else of its group.
 
         A script that has finished after a stop waits in MXNet's exit barrier for workers that may
         have been interrupted anywhere, and so perhaps for ever.
@@ -211,14 +215,14 @@ class Child:
         if not self.signals or self.signals[-1][1] != number:
             self.signals.append((time.monotonic(), number))
 
-    def let_go(self) -> None:
-        """Close the stdin of a child that is held."""
+    def close_stdin(self) -> None:
+        """Close the pipe to the child's stdin, if there is one."""
         if self._popen.stdin is not None:
             self._popen.stdin.close()
 
     def close(self) -> None:
-        """Let go of all pipes to the child."""
-        self.let_go()
+        """Close all pipes to the child."""
+        self.close_stdin()
         os.close(self.report)
 
 
@@ -246,7 +250,7 @@ def spawn(spec: ProcessSpec) -> Child:
             spec.argv,
             env=environment,
             cwd=spec.directory,
-            stdin=subprocess.PIPE if spec.held else subprocess.DEVNULL,
+            stdin=subprocess.PIPE if spec.stdin_open else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=(write_end,),
             start_new_session=True,

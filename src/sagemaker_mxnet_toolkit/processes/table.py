@@ -22,7 +22,7 @@ _POLL = 0.02
 
 
 class ProcessTable:
-    """Starts, hears, stops and reaps the processes of one host.
+    """Starts, stops and reaps the processes of one host, and reads their reports.
 
     Args:
         selector: the supervisor's.
@@ -43,19 +43,19 @@ class ProcessTable:
         self._deadlines: Dict[Child, float] = {}
         self._leaderless: Set[Child] = set()
         self._swept_at: Optional[float] = None
-        # What was there before us belongs to the program that we run in.
+        # Children that exist already belong to the program that this package runs in.
         alone = process.childless()
         self._foreign = set() if alone else {child.pid for child in process.descendants()}
 
-    def disown(self, pid: int) -> None:
-        """Leave a process that we started, and what is below it, out of everything here."""
+    def exclude(self, pid: int) -> None:
+        """Neither reap nor end a child that was started elsewhere, nor anything below it."""
         self._foreign.add(pid)
 
     def start(self, spec: ProcessSpec) -> Child:
         """Start a process; ``StartError`` if that is impossible."""
         child = process.spawn(spec)
         self._running.append(child)
-        self._selector.register(child.report, selectors.EVENT_READ, lambda mask: self._hear(child))
+        self._selector.register(child.report, selectors.EVENT_READ, lambda mask: self._read(child))
         return child
 
     def living(self, *roles: Role) -> List[Child]:
@@ -129,19 +129,19 @@ class ProcessTable:
         self._swept_at = now if self._swept_at is None else self._swept_at
         return False
 
-    def _hear(self, child: Child) -> None:
+    def _read(self, child: Child) -> None:
         for event in child.events():
             self._on_event(child, event)
-        if child.deaf:
-            self._ignore(child)
+        if child.report_closed:
+            self._unregister(child)
 
-    def _ignore(self, child: Child) -> None:
+    def _unregister(self, child: Child) -> None:
         with contextlib.suppress(KeyError):
             self._selector.unregister(child.report)
 
     def _forget(self, child: Child) -> None:
-        self._hear(child)
-        self._ignore(child)
+        self._read(child)
+        self._unregister(child)
         child.stderr.finish(timeout=0.2)
         child.close()
         self._running.remove(child)

@@ -1,7 +1,6 @@
-"""CPU and memory of a host's processes over time, looked at for a bounded share of one core.
+"""CPU and memory of a host's processes over time, sampled at a bounded cost.
 
-One walk over the process table serves everybody who wants to know: the timeline, and whoever tells
-a worker that trains from one that waits.
+One walk over the process table serves the timeline and the check whether a worker makes progress.
 """
 
 import contextlib
@@ -12,10 +11,10 @@ if TYPE_CHECKING:
     import psutil
 
 PERIOD = 1.0
-"""Seconds between two looks, at the least."""
+"""Seconds between two samples, at the least."""
 
-SHARE = 0.004
-"""Share of one core that looking may cost."""
+MAX_SHARE = 0.004
+"""Share of one core that sampling may cost."""
 
 POINTS = 1000
 """Points that a ``Track`` keeps, an even number: about as many as a screen is wide."""
@@ -49,7 +48,7 @@ def measure(leaders: Collection[int]) -> Mapping[int, Usage]:
 
     Returns:
         Usage by process id. What has ended is missing, and what cannot be read counts as nothing:
-        a look is no reason for a job to fail.
+        no job fails because it cannot be measured.
     """
     import psutil  # noqa: PLC0415  (10 ms that the start of a job need not wait for)
 
@@ -84,24 +83,24 @@ def _total(tree: "List[psutil.Process]") -> Usage:
     return Usage(cpu, memory, passed)
 
 
-class Pace:
-    """Says when to look next, so that looking costs less than ``SHARE`` of a core.
+class SamplingSchedule:
+    """Sets the time of the next sample, so that sampling costs less than ``MAX_SHARE`` of a core.
 
     Args:
-        now: the time of the first look (monotonic, seconds).
+        now: the time of the first sample (monotonic, seconds).
     """
 
     def __init__(self, now: float) -> None:
         self.due = now
 
-    def spent(self, cost: float, now: float) -> None:
-        """Set the time of the next look.
+    def sampled(self, cost: float, now: float) -> None:
+        """Set the time of the next sample.
 
         Args:
-            cost: seconds of CPU time that the look took which has just ended.
+            cost: seconds of CPU time that the last sample took.
             now: when it ended.
         """
-        self.due = now + max(PERIOD, cost / SHARE)
+        self.due = now + max(PERIOD, cost / MAX_SHARE)
 
 
 class Point(NamedTuple):
@@ -127,7 +126,7 @@ class Track:
         self._spacing = _SHORTEST
 
     def add(self, when: float, usage: Usage) -> None:
-        """Add what has been seen; CPU time that seems to have been given back counts as none."""
+        """Add a sample. CPU time never decreases here, though that of a lost child is missing."""
         last = self.points[-1]
         point = Point(when, max(usage.cpu, last.cpu), usage.memory)
         if len(self.points) > 1 and last.when - self.points[-2].when < self._spacing:

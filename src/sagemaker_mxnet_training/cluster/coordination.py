@@ -26,12 +26,12 @@ from sagemaker_mxnet_training.cluster.ending import (
     Finished,
     Phase,
     Ready,
-    Stop,
     StopRequested,
     Tick,
-    Verdict,
     advance,
 )
+from sagemaker_mxnet_training.cluster.ending import Stop as Stop  # noqa: PLC0414
+from sagemaker_mxnet_training.cluster.ending import Verdict as Verdict  # noqa: PLC0414
 from sagemaker_mxnet_training.cluster.network import Rendezvous
 from sagemaker_mxnet_training.config.job import Job
 
@@ -89,6 +89,9 @@ class Coordinator(Protocol):
 
     def report_idle(self, idle: float) -> None:
         """Say for how many seconds this host's worker has made no progress."""
+
+    def give_up(self) -> None:
+        """Wait for no other host any more: end alone, with ``Outcome.STOP``."""
 
     def tick(self, now: float) -> float:
         """Do what is due; return when to be called again."""
@@ -205,6 +208,10 @@ class _Leading:
 
     def report_idle(self, idle: float) -> None:
         self._peers[self._job.current_host].idle = idle
+
+    def give_up(self) -> None:
+        self._ended = time.monotonic() - TELL
+        self._orders.end(Verdict(Outcome.STOP))
 
     # What the others report.
 
@@ -510,6 +517,9 @@ class _Following:
     def report_idle(self, idle: float) -> None:
         if self._joined:
             self._send({"type": "idle", "idle": idle})
+
+    def give_up(self) -> None:
+        self._end(Verdict(Outcome.STOP))
 
     def _send(self, body: Mapping[str, Any], when: Optional[float] = None) -> None:
         if self._channel is None or not self._joined:

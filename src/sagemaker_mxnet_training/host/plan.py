@@ -35,7 +35,7 @@ def install(job: Job) -> ProcessSpec:
 def sync(job: Job) -> ProcessSpec:
     """Return the process that copies intermediate output to S3."""
     spec = _program(job, Role.SYNC, "sync", _SYNC, ("--output", str(job.s3_output)))
-    return replace(spec, held=True)
+    return replace(spec, stdin_open=True)
 
 
 def roles(
@@ -94,7 +94,7 @@ def _kvstore(
 ) -> ProcessSpec:
     """Return a process of the kvstore, which waits until it is let go."""
     directory = job.code_dir if role is Role.SERVER else None
-    return replace(_program(job, role, name, _KVSTORE, argv, directory, variables), held=True)
+    return replace(_program(job, role, name, _KVSTORE, argv, directory, variables), stdin_open=True)
 
 
 def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[str, str]:

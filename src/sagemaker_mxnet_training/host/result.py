@@ -1,4 +1,4 @@
-"""What a job leaves behind to say how it ended: the success and failure files, the last words.
+"""What a job leaves behind to say how it ended: the success or failure file, the exit status.
 
 Paths and meanings are SageMaker's: ``/opt/ml/output/failure``, whose first 1,024 characters
 become the job's FailureReason, and ``/opt/ml/output/success``
@@ -7,27 +7,21 @@ become the job's FailureReason, and ``/opt/ml/output/success``
 
 import contextlib
 import os
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_toolkit.failure import FailureKind, Outcome, Role
 
-INTERNAL = "internal error"
-"""How the reason of a failure begins that is a defect of this package."""
+if TYPE_CHECKING:
+    from sagemaker_mxnet_training.cluster.coordination import Verdict
 
-OUT_OF_MEMORY = "out of memory"
-"""How the reason of a failure begins that the container's memory limit brought about."""
-
-_ADVICE = {
-    Role.INSTALL: "correct requirements.txt, or add what it needs to the image",
-    Role.FETCH: "check sagemaker_submit_directory and what it names",
-}
 _PREPARED = ".success.prepared"
 
 
 class ResultError(JobError):
     """The result of the job cannot be written."""
+
+    kind = FailureKind.OUTPUT
 
 
 def failure_path(output_dir: str) -> str:
@@ -36,14 +30,14 @@ def failure_path(output_dir: str) -> str:
 
 
 def clear(output_dir: str) -> None:
-    """Remove the result of an earlier job, so that it is never taken for this one's."""
+    """Remove the result of an earlier job, so that it is not taken for this job's."""
     for name in ("success", "failure", _PREPARED):
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(output_dir, name))
 
 
 def prepare_success(output_dir: str) -> None:
-    """Do all of writing the success file that can fail, and leave the rest to ``commit_success``.
+    """Do everything about the success file that can fail; ``commit_success`` does the rest.
 
     Every host does this before any of them reports success, so that a full disk on one is a
     failure on all.
@@ -54,7 +48,7 @@ def prepare_success(output_dir: str) -> None:
     path = os.path.join(output_dir, _PREPARED)
     try:
         os.makedirs(output_dir, exist_ok=True)
-        # Nothing is in it to be flushed, which may take as long as the job took to write its model.
+        # It is empty, so there is nothing to flush: that could take as long as writing the model.
         with open(path, "wb"):
             pass
     except OSError as error:
@@ -65,7 +59,7 @@ def prepare_success(output_dir: str) -> None:
 
 
 def commit_success(output_dir: str) -> None:
-    """Let the prepared success file appear."""
+    """Rename the prepared success file to its final name."""
     os.rename(os.path.join(output_dir, _PREPARED), os.path.join(output_dir, "success"))
 
 
@@ -95,7 +89,7 @@ def write_failure(output_dir: str, text: str) -> Optional[str]:
     return None
 
 
-def process_status(verdict: Verdict, host: str, worker_status: Optional[int]) -> int:
+def process_status(verdict: "Verdict", host: str, worker_status: Optional[int]) -> int:
     """Return the exit status of the entrypoint.
 
     Args:
@@ -106,41 +100,9 @@ def process_status(verdict: Verdict, host: str, worker_status: Optional[int]) ->
     if verdict.outcome is Outcome.SUCCESS:
         return 0
     if verdict.outcome is Outcome.STOP:
-        # A script that was never started has no status: that of a process which SIGTERM ended.
+        # A script that was never started has no status; 143 is that of a process ended by SIGTERM.
         return 143 if worker_status is None else worker_status
     failure = verdict.failure
     if failure is not None and failure.host == host and failure.role is Role.WORKER:
         return failure.status or 1
     return 1
-
-
-def last_words(failure: Failure, host: str, seconds: float, code_dir: str) -> str:
-    """Return the block with which a failed job ends its log on every host."""
-    lines = [
-        "the job FAILED",
-        f"  cause: {failure.headline()}",
-        f"  host:  {failure.host}{' (this host)' if failure.host == host else ''}",
-        f"  role:  {failure.role.value}",
-        f"  ran:   {seconds:.1f} s",
-    ]
-    if failure.detail:
-        lines.append("  detail:")
-        lines += [f"    {line}" for line in failure.detail.splitlines()[-20:]]
-    lines.append(f"  next:  {_advice(failure, host, code_dir)}")
-    return "\n".join(lines)
-
-
-def _advice(failure: Failure, host: str, code_dir: str) -> str:
-    here = failure.host == host
-    if failure.reason.startswith(INTERNAL):
-        return "this is a defect of sagemaker-mxnet-training: please report it with this log"
-    if failure.role is Role.ENTRYPOINT:
-        there = f"look at the log and at the machine of {failure.host}"
-        return "the cause says what was expected" if here else there
-    if failure.reason.startswith(OUT_OF_MEMORY):
-        return "give the container more memory, or let the script use less (batch size, workers)"
-    if failure.role in _ADVICE:
-        return _ADVICE[failure.role]
-    if not here:
-        return f"read the log of {failure.host} above its own last lines"
-    return f"read the lines above; the code is in {code_dir}"

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 
 from sagemaker_mxnet_toolkit.failure import Failure, Role, signal_name
 from sagemaker_mxnet_training import __version__
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_training.host.phase import HostPhase
 
-if TYPE_CHECKING:  # who only reads a timeline needs no psutil
+if TYPE_CHECKING:
     from sagemaker_mxnet_toolkit.processes.usage import Track
+    from sagemaker_mxnet_training.cluster.coordination import Verdict
 
 PROGRAM = "sagemaker-mxnet-training"
 """Value of ``otherData.program``, by which a timeline of ours is known."""
@@ -38,8 +39,8 @@ class Timeline:
 
     Args:
         host: names the file and the rows.
-        clock: tells the time as ``time.monotonic`` does.
-        wall_clock: as ``time.time`` does; asked once.
+        clock: returns the time as ``time.monotonic`` does.
+        wall_clock: returns the time as ``time.time`` does; called once.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Timeline:
     ) -> None:
         self.host = host
         self._clock = clock
-        self.current: Optional[str] = None
+        self.current: Optional[HostPhase] = None
         """The phase in progress."""
         # Wall time once, and the monotonic clock from there: hosts share only the former.
         self._offset = wall_clock() - clock()
@@ -64,19 +65,23 @@ class Timeline:
         self._name(self._job_row, "job")
 
     def phase(
-        self, name: Optional[str], since: Optional[float] = None, ended_as: Optional[str] = None
+        self,
+        phase: Optional[HostPhase],
+        since: Optional[float] = None,
+        ended_as: Optional[HostPhase] = None,
     ) -> None:
         """Begin a phase of the job, which ends the one before; ``None`` only ends it.
 
         Args:
-            name: how the new phase is called.
+            phase: the new phase.
             since: when it began (monotonic, seconds); now by default.
-            ended_as: the name of the phase before, where only its end tells what it was.
+            ended_as: what the phase before was, where only its end tells.
         """
         now = self._clock() if since is None else since
         if self.current is not None:
-            self._span("phase", self._job_row, ended_as or self.current, self._began, now)
-        self.current, self._began = name, now
+            ended = ended_as or self.current
+            self._span("phase", self._job_row, ended.value, self._began, now)
+        self.current, self._began = phase, now
 
     def process(
         self,
@@ -97,7 +102,7 @@ class Timeline:
             started: when it was started (monotonic, seconds).
             status: its exit status, in the shell's convention; ``None`` while it lives.
             signals: what it was sent: when (monotonic, seconds), and the signal's number.
-            track: its CPU and memory, where somebody looked.
+            track: its CPU and memory, if they were sampled.
         """
         now = self._clock()
         self._name(pid, name)
@@ -118,40 +123,36 @@ class Timeline:
         """Record what failed on this host, on the job's row and on that of the process.
 
         Args:
-            failure: what is recorded; its text must be fit to be shown.
+            failure: what is recorded, without secrets.
             when: when that happened (monotonic, seconds).
             pid: the process that failed, if it was one of this host.
         """
         for row in (self._job_row, *([] if pid is None else [pid])):
             self._mark("failure", row, "failure", when, **failure.to_json())
 
-    def phases(self) -> Mapping[str, float]:
-        """Return the seconds that each ended phase took, in their order."""
-        return _phases(self._events)
-
     def write(
-        self, directory: str, verdict: Optional[Verdict] = None, about: Mapping[str, Any] = {}
+        self, directory: str, verdict: "Optional[Verdict]" = None, about: Mapping[str, Any] = {}
     ) -> None:
-        """Write ``timeline-<host>.json``, whole or not at all; a full disk is no failure.
+        """Write ``timeline-<host>.json``, whole or not at all. A full disk is ignored.
 
         Args:
             directory: where to; it is made.
-            verdict: how the job ended; its text must be fit to be shown.
+            verdict: how the job ended, without secrets.
             about: more entries of ``otherData``.
         """
         ending = {} if verdict is None else verdict.to_json()
         other = {"program": PROGRAM, "version": __version__, "host": self.host, **about, **ending}
         trace = {"traceEvents": self._events, "displayTimeUnit": "ms", "otherData": other}
-        path = _path(directory, self.host)
+        final = path(directory, self.host)
         try:
             text = json.dumps(trace, allow_nan=False)
             os.makedirs(directory, exist_ok=True)
-            with open(path + ".tmp", "w", encoding="utf-8") as file:
+            with open(final + ".tmp", "w", encoding="utf-8") as file:
                 file.write(text)
-            os.rename(path + ".tmp", path)
+            os.rename(final + ".tmp", final)
         except (OSError, ValueError, TypeError):
             with contextlib.suppress(OSError):
-                os.unlink(path + ".tmp")
+                os.unlink(final + ".tmp")
 
     def _span(self, kind: str, row: int, name: str, start: float, end: float, **args: Any) -> None:
         self._add("X", kind, row, name, start, dur=round((end - start) * 1e6), args=args)
@@ -180,18 +181,6 @@ class Timeline:
         self._events.append({**event, **more})
 
 
-def read_phases(directory: str, host: str) -> Mapping[str, float]:
-    """Return what ``Timeline.phases`` did when it was written; nothing where it cannot be read."""
-    try:
-        with open(_path(directory, host), encoding="utf-8") as file:
-            return _phases(json.load(file)["traceEvents"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _path(directory: str, host: str) -> str:
+def path(directory: str, host: str) -> str:
+    """Return the path of a host's timeline in a directory."""
     return os.path.join(directory, f"timeline-{host}.json")
-
-
-def _phases(events: List[Dict[str, Any]]) -> Mapping[str, float]:
-    return {event["name"]: event["dur"] / 1e6 for event in events if event.get("cat") == "phase"}

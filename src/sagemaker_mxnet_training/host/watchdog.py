@@ -16,7 +16,7 @@ JOB_VARIABLE = "SAGEMAKER_MXNET_JOB_ID"
 
 
 class Watchdog:
-    """Starts the watchdog, beats, and lets it go at a clean end."""
+    """Starts the watchdog, sends it heartbeats, and ends it at a clean end of the job."""
 
     def __init__(
         self, job_id: str, silence: float, failure_file: str, host: str, env: Mapping[str, str]
@@ -46,7 +46,7 @@ class Watchdog:
         self.pid = self._popen.pid
 
     def beat(self) -> None:
-        """Say that the supervisor lives."""
+        """Send a heartbeat: the supervisor's loop turns."""
         with contextlib.suppress(OSError):
             os.write(self._pipe, watchdog.BEAT)
 

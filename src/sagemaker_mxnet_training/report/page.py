@@ -11,22 +11,24 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sagemaker_mxnet_toolkit.failure import Outcome
+from sagemaker_mxnet_training.host.phase import HostPhase
+from sagemaker_mxnet_training.host.verdict_text import WORDS, duration
 from sagemaker_mxnet_training.report import summary
 from sagemaker_mxnet_training.report.timelines import HostTimeline, JobTimeline, Mark, Process
 
 _INK, _FAINT, _RED = "#1f2933", "#52606d", "#b42318"
 _VERDICTS = {Outcome.SUCCESS: "#1a6b33", Outcome.STOP: "#8a4b00", Outcome.FAILURE: _RED}
 _PHASES = {
-    "resolve": "#d5dce4",
-    "fetch": "#bccad8",
-    "install": "#9fb3c8",
-    "join": "#cfc6e6",
-    "roles": "#b3a4d6",
-    "first step": "#8fc1e3",
-    "train": "#2b6cb0",
-    "hold": "#e6dcc3",
-    "drain": "#cdbf9b",
-    "end": "#b3a67f",
+    HostPhase.RESOLVE.value: "#d5dce4",
+    HostPhase.FETCH.value: "#bccad8",
+    HostPhase.INSTALL.value: "#9fb3c8",
+    HostPhase.JOIN.value: "#cfc6e6",
+    HostPhase.ROLES.value: "#b3a4d6",
+    HostPhase.FIRST_STEP.value: "#8fc1e3",
+    HostPhase.TRAIN.value: "#2b6cb0",
+    HostPhase.HOLD.value: "#e6dcc3",
+    HostPhase.DRAIN.value: "#cdbf9b",
+    HostPhase.END.value: "#b3a67f",
 }
 _ROLES = {"scheduler": "#7a4fa3", "server": "#c05621", "worker": "#13795b"}
 _OTHER = "#829ab1"
@@ -85,7 +87,7 @@ def page(job: JobTimeline, name: str) -> str:
         job: what it shows.
         name: how the job is called in the title.
     """
-    word, colour = summary.WORDS[job.outcome], _VERDICTS[job.outcome]
+    word, colour = WORDS[job.outcome], _VERDICTS[job.outcome]
     facts = dict(summary.facts(job))
     cause = facts.pop("cause", None)
     told = "".join(f"<div><dt>{k}</dt><dd>{_safe(v)}</dd></div>" for k, v in facts.items())
@@ -186,7 +188,7 @@ class _Axis:
         return max((end - start) / self._size, self.length * 5e-4)
 
     def say(self, when: float) -> str:
-        return summary.duration(when - self._start)
+        return duration(when - self._start)
 
 
 _UNITS = (("seconds", 1.0, 600.0), ("minutes", 60.0, 6 * 3600.0))
@@ -237,7 +239,7 @@ def _phases(rows: Sequence[_Row], axis: _Axis) -> List[Any]:
             hovertext=[
                 f"<b>{_safe(rows[y].label)}: {_safe(each.name)}</b><br>"
                 f"{axis.say(each.start)} to {axis.say(each.end)}, "
-                f"{summary.duration(each.end - each.start)}"
+                f"{duration(each.end - each.start)}"
                 for y, each in bars
             ],
             hoverinfo="text",

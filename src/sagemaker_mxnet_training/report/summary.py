@@ -4,19 +4,19 @@ import time
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from sagemaker_mxnet_toolkit.failure import Outcome
+from sagemaker_mxnet_training.host.phase import HostPhase
+from sagemaker_mxnet_training.host.verdict_text import advice, duration, headline
 from sagemaker_mxnet_training.report.timelines import HostTimeline, JobTimeline, Process
-
-WORDS = {Outcome.SUCCESS: "SUCCEEDED", Outcome.STOP: "STOPPED", Outcome.FAILURE: "FAILED"}
-
-_ORDER = ("resolve", "fetch", "install", "join", "roles", "first step", "train", "hold", "drain")
 
 
 def facts(job: JobTimeline) -> Mapping[str, str]:
-    """Return what is to be known first, by a word for it."""
+    """Return the most important facts, each under a word for it."""
     told: Dict[str, str] = {}
     if job.failure is not None:
         told["cause"] = job.failure.headline()
+        told["kind"] = job.failure.kind.value
         told["where"] = f"{job.failure.role.value} on {job.failure.host}"
+        told["next"] = advice(job.failure, "", "")
     if job.outcome is Outcome.STOP:
         marks = [m for each in job.hosts for m in each.marks if m.kind == "stop"]
         if marks:
@@ -36,7 +36,7 @@ def facts(job: JobTimeline) -> Mapping[str, str]:
 
 def text(job: JobTimeline) -> str:
     """Return the summary, without the page's name."""
-    lines = [f"job {WORDS[job.outcome]} after {duration(job.end - job.start)}"]
+    lines = [headline(job.outcome, job.end - job.start)]
     lines += [f"  {word:<8}{told}" for word, told in facts(job).items()]
     names, rows = phase_table(job)
     lines += ["", *_columns(["phase (s)", *names], rows)]
@@ -47,7 +47,7 @@ def text(job: JobTimeline) -> str:
 def phase_table(job: JobTimeline) -> Tuple[List[str], List[List[str]]]:
     """Return the names of all phases, and for each host a row of the seconds that they took."""
     found = {phase.name for each in job.hosts for phase in each.phases}
-    names = [name for name in _ORDER if name in found]
+    names: List[str] = [phase.value for phase in HostPhase if phase.value in found]
     names += sorted(found.difference(names))
     rows = []
     for each in job.hosts:
@@ -80,15 +80,6 @@ def verdict_on(process: Process, host: HostTimeline) -> str:
     if process.status is None:
         return "still ran"
     return f"exit status {process.status}"
-
-
-def duration(seconds: float) -> str:
-    """Return ``8.4 s``, ``3 min 05 s`` or ``2 h 03 min``."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
 
 
 def clock(when: float) -> str:

@@ -26,7 +26,7 @@ class ReportError(JobError):
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseSpan:
     """A part of the job on one host: its name, and from when to when (wall clock, seconds)."""
 
     name: str
@@ -95,7 +95,7 @@ class HostTimeline:
 
     host: str
     hosts: Tuple[str, ...]
-    phases: Tuple[Phase, ...]
+    phases: Tuple[PhaseSpan, ...]
     processes: Tuple[Process, ...]
     marks: Tuple[Mark, ...]
     outcome: Outcome
@@ -186,7 +186,7 @@ def join(hosts: Sequence[HostTimeline]) -> JobTimeline:
             raise ReportError(f"{name}: two timelines of this host; expected those of one job")
     ordered = tuple(sorted(hosts, key=lambda each: _natural(each.host)))
     expected = sorted({name for each in hosts for name in each.hosts}, key=_natural)
-    spans: List[Union[Phase, Process]] = []
+    spans: List[Union[PhaseSpan, Process]] = []
     for each in hosts:
         spans += [*each.phases, *each.processes]
     stamps = [mark.when for each in hosts for mark in each.marks if mark.kind != "signal"]
@@ -237,7 +237,7 @@ def _host(about: Mapping[str, Any], events: List[Mapping[str, Any]]) -> HostTime
     for event in events:
         kind = event.get("cat")
         if kind == "phase":
-            phases.append(Phase(_text(event["name"]), *_interval(event)))
+            phases.append(PhaseSpan(_text(event["name"]), *_interval(event)))
         elif kind == "process":
             lives.append(event)
         elif kind == "usage":

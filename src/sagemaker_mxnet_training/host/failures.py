@@ -1,0 +1,96 @@
+"""Notices and reports the failures of a host's processes."""
+
+import time
+from dataclasses import replace
+from typing import Callable, Optional
+
+from sagemaker_mxnet_toolkit.container.oom import OomMonitor
+from sagemaker_mxnet_toolkit.errors import JobError
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
+from sagemaker_mxnet_toolkit.log import Log
+from sagemaker_mxnet_toolkit.processes.process import Child
+from sagemaker_mxnet_toolkit.processes.table import ProcessTable
+from sagemaker_mxnet_training.host import diagnosis
+from sagemaker_mxnet_training.host.observer import Observer
+from sagemaker_mxnet_training.host.timeline import Timeline
+
+REPORT_GRACE = 1.0
+"""Seconds that a process has to end after it reported its failure."""
+
+
+class FailureReporter:
+    """Turns what goes wrong on this host into failures with a cause, a kind and a time.
+
+    Args:
+        host: the name of this host.
+        log: the entrypoint's log.
+        timeline: where failures are recorded.
+        table: the processes of this host.
+        observer: knows which processes are frozen.
+        report: takes a failure and when it happened (monotonic, seconds).
+    """
+
+    def __init__(
+        self,
+        host: str,
+        log: Log,
+        timeline: Timeline,
+        table: ProcessTable,
+        observer: Observer,
+        report: Callable[[Failure, float], None],
+    ) -> None:
+        self._host = host
+        self._log = log
+        self._timeline = timeline
+        self._table = table
+        self._observer = observer
+        self._report = report
+        self._oom = OomMonitor(time.monotonic())
+
+    def tick(self, now: float) -> float:
+        """Report failures that no exit tells of; return when to be called again."""
+        self._log_kills(self._oom.poll(now))
+        for child, since in self._observer.frozen(now):
+            reason = f"frozen: stopped by a signal (SIGSTOP) for {now - since:.0f} s"
+            child.stopped = True
+            failure = Failure(self._host, child.spec.role, reason, kind=FailureKind.FROZEN)
+            self.report(failure, since, child)
+        due = now + 1.0
+        for child in self._table.living():
+            if child.failed_at is None:
+                continue
+            if now - child.failed_at >= REPORT_GRACE:
+                self.report_child(child)
+            else:
+                due = min(due, child.failed_at + REPORT_GRACE)
+        return due
+
+    def report_child(self, child: Child) -> None:
+        """Report the failure of a child, as it reported it itself or as its exit shows it."""
+        now = time.monotonic()
+        when = now if child.failed_at is None else child.failed_at
+        self._log_kills(self._oom.check(now))
+        failure = diagnosis.diagnose(child, self._host, self._oom, when, self._log.redact)
+        self._log.error(child.spec.name, f"failed: {failure.reason}")
+        child.stopped, child.failed_at = True, None
+        self.report(failure, when, child)
+
+    def report_error(self, error: JobError) -> None:
+        """Report an error of the entrypoint itself."""
+        self.report(self.own(str(error), error.kind), time.monotonic())
+
+    def report(self, failure: Failure, when: float, child: Optional[Child] = None) -> None:
+        """Record a failure in the timeline, and report it."""
+        shown = replace(failure, reason=self._log.redact(failure.reason))
+        self._timeline.failure(shown, when, None if child is None else child.pid)
+        self._report(failure, when)
+
+    def own(self, reason: str, kind: FailureKind, detail: str = "") -> Failure:
+        """Return a failure of the entrypoint itself."""
+        return Failure(self._host, Role.ENTRYPOINT, reason, None, detail, kind=kind)
+
+    def _log_kills(self, kills: int) -> None:
+        if kills:
+            killed = "a process was" if kills == 1 else f"{kills} processes were"
+            text = f"{diagnosis.memory_text()}; {killed} killed by the kernel"
+            self._log.warning("entrypoint", text)

@@ -1,0 +1,255 @@
+"""The steps of a job on one host, and what leads from each to the next."""
+
+import os
+import selectors
+import signal
+import time
+from dataclasses import replace
+from typing import Mapping, Optional
+
+from sagemaker_mxnet_toolkit.code import fetch
+from sagemaker_mxnet_toolkit.errors import JobError
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status, signal_name
+from sagemaker_mxnet_toolkit.log import Log
+from sagemaker_mxnet_toolkit.processes.background import BackgroundCall
+from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
+from sagemaker_mxnet_toolkit.processes.table import ProcessTable
+from sagemaker_mxnet_toolkit.requirements import install
+from sagemaker_mxnet_training.cluster import coordination
+from sagemaker_mxnet_training.cluster.coordination import Coordinator, Step, Stop, Verdict
+from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_training.config import configuration
+from sagemaker_mxnet_training.config.job import Job
+from sagemaker_mxnet_training.host import diagnosis, plan, result
+from sagemaker_mxnet_training.host.attempt import Attempt
+from sagemaker_mxnet_training.host.conclusion import DiskWait
+from sagemaker_mxnet_training.host.drain import TERMINATE_GRACE, Drain
+from sagemaker_mxnet_training.host.failures import FailureReporter
+from sagemaker_mxnet_training.host.observer import Observer
+from sagemaker_mxnet_training.host.phase import HostPhase
+from sagemaker_mxnet_training.host.timeline import Timeline
+
+_STEPS = {Role.FETCH: Step.FETCH, Role.INSTALL: Step.INSTALL}
+_WORK = (Role.FETCH, Role.INSTALL, Role.WORKER)
+_ENDING_POLL = 0.02
+
+
+class Steps:
+    """Takes the steps of a job: by itself up to ``_join``, then as ``coordination.Orders`` asks.
+
+    Args:
+        job: what to run.
+        log: the entrypoint's log.
+        timeline: where phases and processes are recorded.
+        selector: the supervisor's.
+        marker: variables that every process of the job gets.
+
+    Attributes:
+        table: the processes of this host.
+        failures: where failures of this host are reported.
+        attempt: the present run of the roles.
+        verdict: how the job ended, once that is known.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        log: Log,
+        timeline: Timeline,
+        selector: selectors.BaseSelector,
+        marker: Mapping[str, str],
+    ) -> None:
+        self._job = job
+        self._log = log
+        self._timeline = timeline
+        self._selector = selector
+        self._marker = marker
+        self.table = ProcessTable(selector, self._on_event, self._on_exit)
+        self._observer = Observer(self.table, log, time.monotonic())
+        self.failures = FailureReporter(
+            job.current_host, log, timeline, self.table, self._observer, self._report_failure
+        )
+        self.coordinator: Coordinator = coordination.coordinator(job, log, self, selector)
+        self.attempt = Attempt(job, log, timeline, self.table, self.coordinator)
+        self._drain: Optional[Drain] = None
+        self._disk: Optional[DiskWait] = None
+        self.verdict: Optional[Verdict] = None
+
+    # In order. The exit of a process, or an order, leads from one step to the next.
+
+    def begin(self, fault: str = "") -> None:
+        """Begin with the first step, or report why the job cannot run on this host."""
+        if fault:
+            failure = self.failures.own(fault, FailureKind.CONFIGURATION)
+            self.failures.report(failure, time.monotonic())
+        else:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        """Bring the user's code into the code directory. Then: ``_install``."""
+        self._timeline.phase(HostPhase.FETCH)
+        if self._job.s3_output and not os.path.exists(self._job.output_intermediate_dir):
+            self._start_process(plan.sync(self._job))
+        if fetch.needed(self._job.module_dir, self._job.code_dir):
+            self._start_process(plan.fetch(self._job))
+        else:
+            self._install()
+
+    def _install(self) -> None:
+        """Install what the code requires. Then: ``_join``."""
+        configuration.check_entry_point(self._job.code_dir, self._job.entry_point)
+        self._timeline.phase(HostPhase.INSTALL)
+        if install.needed(self._job.code_dir, self._job.entry_point):
+            self._start_process(plan.install(self._job))
+        else:
+            self._join()
+
+    def _join(self) -> None:
+        """Report that this host is ready. When all hosts are, the order is ``start``."""
+        self._timeline.phase(HostPhase.JOIN)
+        self.coordinator.report_step(Step.READY)
+
+    def start(self, rendezvous: Optional[Rendezvous]) -> None:
+        """Order: start the roles. When all scripts have finished, the order is ``drain``."""
+        if self._ending():
+            return
+        self._timeline.phase(HostPhase.ROLES)
+        self.coordinator.report_step(Step.TRAINING)
+        self._observer.restart_progress(time.monotonic())
+        self.attempt.start(rendezvous, self._start_process)
+
+    def stepped(self) -> None:
+        """Order: take note of the first step of training, on whichever host."""
+        self.attempt.on_stepped()
+
+    def drain(self) -> None:
+        """Order: see the other processes out. When all hosts have, the order is ``end``."""
+        self._timeline.phase(HostPhase.DRAIN)
+        timeout = self._job.settings.drain_timeout
+        self._drain = Drain(self.attempt, self.table, self._log, timeout, self._on_empty)
+
+    def stop(self, stop: Stop) -> None:
+        """Order, at any time: ask the script to stop, in time for its checkpoint."""
+        self.attempt.stop = stop
+        detail = f"{signal_name(stop.signal)} to {stop.host}"
+        self._timeline.instant("stop", "stop", detail)
+        grace = self._job.settings.stop_grace
+        self._log("entrypoint", f"the job stops: {detail}; the script has {grace:g} s from now")
+        work = self.table.living(*_WORK)
+        self.table.stop(work, stop.signal, grace)
+        if not work:
+            self.attempt.finish()
+
+    def end(self, verdict: Verdict) -> None:
+        """Order, at any time: end whatever still runs, and report this verdict."""
+        if self.verdict is not None:
+            return
+        self.verdict = verdict
+        self._timeline.phase(HostPhase.END)
+        cause = "" if verdict.failure is None else self._log.redact(verdict.failure.headline())
+        self._timeline.instant("verdict", verdict.outcome.value, cause)
+        if cause:
+            self._log.error("entrypoint", f"the job fails: {cause}")
+        for child in self.table.living(Role.SYNC):
+            child.close_stdin()
+        self.table.stop(self.table.living(), signal.SIGTERM, TERMINATE_GRACE)
+
+    def close(self) -> None:
+        """Leave the other hosts, and complete the timeline."""
+        self.coordinator.close()
+        self._timeline.phase(None)
+        for child in self.table.living():
+            self._record(child, None)
+
+    # Between the steps.
+
+    def tick(self, now: float) -> float:
+        """Do what is due; return when to be called again (monotonic, seconds)."""
+        due = min(self.table.poll(now), self.failures.tick(now), self.attempt.tick(now))
+        if now >= self._observer.due:
+            self._observe(now)
+        due = min(due, self._observer.due)
+        if self.verdict is not None:
+            return min(due, now + _ENDING_POLL)
+        if self._drain is not None:
+            due = min(due, self._drain.tick(now))
+        if self._disk is not None and self._disk.expired(now):
+            failure, self._disk = self._disk.failure(self._job.current_host), None
+            self.failures.report(failure, now)
+        return due
+
+    def over(self, now: float) -> bool:
+        """Return whether the job has ended, nothing is left of it, and the others know."""
+        if self.verdict is None or self.table.living():
+            return False
+        return self.table.sweep(now, TERMINATE_GRACE) and self.coordinator.settled(now)
+
+    def _ending(self) -> bool:
+        return self.verdict is not None or self.attempt.stop is not None
+
+    def _report_failure(self, failure: Failure, when: float) -> None:
+        self.coordinator.report_failure(failure, when)
+
+    def _on_event(self, child: Child, event: Mapping[str, object]) -> None:
+        name = event["event"]
+        if name == "started":
+            self.attempt.on_started(child)
+        elif name == "stepped":
+            self.coordinator.report_step(Step.STEPPED)
+        elif name == "finished" and child.spec.role is Role.WORKER:
+            self.attempt.on_script_finished(child)
+
+    def _on_exit(self, child: Child) -> None:
+        role, status = child.spec.role, exit_status(child.returncode or 0)
+        self._record(child, status)
+        self._log(child.spec.name, f"ended with {diagnosis.ending(child.returncode or 0)}")
+        self.attempt.on_exit(child, status)
+        if child.stopped:
+            return
+        if status != 0:
+            self.failures.report_child(child)
+        elif role is Role.FETCH and not self._ending():
+            self._install()
+        elif role is Role.INSTALL and not self._ending():
+            self._join()
+
+    def _on_empty(self) -> None:
+        """Prepare the result, once no process is left, and report that."""
+        if self.attempt.stop is not None:
+            self.coordinator.report_drained()
+            return
+        directory = self._job.output_dir
+        self._disk = DiskWait(self._log, directory)
+        BackgroundCall(lambda: result.prepare_success(directory), self._selector, self._on_prepared)
+
+    def _on_prepared(self, call: BackgroundCall) -> None:
+        self._disk = None
+        try:
+            call.result()
+        except JobError as error:
+            self.failures.report_error(error)
+        else:
+            self.coordinator.report_drained()
+
+    def _start_process(self, spec: ProcessSpec) -> Child:
+        child = self.table.start(replace(spec, environment={**spec.environment, **self._marker}))
+        self._log(spec.name, f"started (process {child.pid})")
+        step = _STEPS.get(spec.role)
+        if step is not None:
+            self.coordinator.report_step(step)
+        return child
+
+    def _record(self, child: Child, status: Optional[int]) -> None:
+        spec, track = child.spec, self._observer.take_track(child)
+        self._timeline.process(
+            child.pid, spec.name, spec.role, child.started, status, child.signals, track
+        )
+
+    def _observe(self, now: float) -> None:
+        """Sample the processes; report whether the worker makes progress."""
+        with self._observer.paid():
+            idle = self._observer.sample(now)
+            if idle is not None:
+                self.attempt.check_kvstore_use()
+                if not self.attempt.finished:
+                    self.coordinator.report_idle(idle)
