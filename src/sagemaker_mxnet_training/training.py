@@ -12,7 +12,7 @@ from typing import Mapping, Optional
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_training.cluster.coordination import Verdict
 from sagemaker_mxnet_training.config import configuration, description
 from sagemaker_mxnet_training.host import result
 from sagemaker_mxnet_training.host.supervisor import Supervisor

@@ -6,7 +6,7 @@ from typing import Optional
 import pytest
 
 from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_training.cluster.coordination import Verdict
 from sagemaker_mxnet_training.host import result
 
 BOOM = Failure("algo-2", Role.WORKER, "ValueError: boom", 3, "line 1\nline 2")

@@ -10,7 +10,7 @@ import pytest
 
 from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
 from sagemaker_mxnet_toolkit.processes.usage import Track, Usage
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_training.cluster.coordination import Verdict
 from sagemaker_mxnet_training.host.timeline import Timeline, read_phases
 
 FAILURE = Failure("algo-1", Role.WORKER, "ValueError: boom", 1, "Traceback ...")

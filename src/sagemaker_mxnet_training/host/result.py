@@ -11,7 +11,7 @@ from typing import Optional
 
 from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_training.cluster.coordination import Verdict
 
 INTERNAL = "internal error"
 """How the reason of a failure begins that is a defect of this package."""

@@ -31,8 +31,7 @@ from sagemaker_mxnet_toolkit.processes.table import ProcessTable
 from sagemaker_mxnet_toolkit.processes.usage import Pace, Track, Usage
 from sagemaker_mxnet_toolkit.requirements import install as requirements
 from sagemaker_mxnet_training.cluster import coordination
-from sagemaker_mxnet_training.cluster.coordination import Coordinator, Step
-from sagemaker_mxnet_training.cluster.ending import Stop, Verdict
+from sagemaker_mxnet_training.cluster.coordination import Coordinator, Step, Stop, Verdict
 from sagemaker_mxnet_training.cluster.network import Rendezvous
 from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.config.job import Job
@@ -512,7 +511,7 @@ class Supervisor:
         reason, trace = self._log.redact(reason), self._log.redact(trace)
         failure = Failure(self._job.current_host, Role.ENTRYPOINT, reason, None, trace)
         now = time.monotonic()
-        deadline = now + coordination.TELL + FAILURE_GRACE
+        deadline = now + coordination.REPORT_DEADLINE + FAILURE_GRACE
         with contextlib.suppress(Exception):
             self._timeline.failure(failure, now)
             if self._coordinator is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 
 from sagemaker_mxnet_toolkit.failure import Failure, Role, signal_name
 from sagemaker_mxnet_training import __version__
-from sagemaker_mxnet_training.cluster.ending import Verdict
+from sagemaker_mxnet_training.cluster.coordination import Verdict
 
 if TYPE_CHECKING:  # who only reads a timeline needs no psutil
     from sagemaker_mxnet_toolkit.processes.usage import Track

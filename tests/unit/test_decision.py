@@ -4,9 +4,6 @@ from typing import List, Tuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
-from sagemaker_mxnet_training.cluster import ending
 from sagemaker_mxnet_training.cluster.ending import (
     SETTLE,
     Cluster,
@@ -22,6 +19,9 @@ from sagemaker_mxnet_training.cluster.ending import (
     Verdict,
     advance,
 )
+
+from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
+from sagemaker_mxnet_training.cluster import ending
 
 NAMES = ("algo-1", "algo-2", "algo-3", "algo-4")
 
