@@ -13,6 +13,7 @@ import pytest
 
 from sagemaker_mxnet_training.cluster import frames, link
 from sagemaker_mxnet_training.cluster.channel import (
+    PeerDiffers,
     PeerJoined,
     PeerLeft,
     PeerLost,
@@ -20,6 +21,7 @@ from sagemaker_mxnet_training.cluster.channel import (
     Refused,
     Stranger,
 )
+from sagemaker_mxnet_training.cluster.keys import JobKeys
 from sagemaker_mxnet_training.cluster.ports import listen
 from tests.control import KEYS, ControlWorld, keys
 
@@ -345,8 +347,6 @@ def test_a_member_or_a_host_of_no_name_that_is_missing_is_never_called_different
 
 def test_a_key_that_leaves_something_out_makes_no_member(world):
     """Not even for an impostor of a leader who answers it with a welcome."""
-    with listen("127.0.0.1", 0) as probe:
-        world.address = probe.getsockname()
     shared = apart("one", "hyperparameters")
     forged = JobKeys(shared.without["hyperparameters"], {})
     world.leader(keys=forged)

@@ -37,7 +37,12 @@ from sagemaker_mxnet_training.cluster.decision import (
     lost,
 )
 from sagemaker_mxnet_training.cluster.follower_channel import FollowerChannel
-from sagemaker_mxnet_training.cluster.joining import Disagreement, disagreement, noted
+from sagemaker_mxnet_training.cluster.joining import (
+    FOLLOWER_GRACE,
+    Disagreement,
+    disagreement,
+    noted,
+)
 from sagemaker_mxnet_training.cluster.keys import JobKeys
 from sagemaker_mxnet_training.cluster.link import Clock
 from sagemaker_mxnet_training.cluster.network import NameLookup
@@ -282,7 +287,7 @@ class Follower:
         limit = self._job.settings.join_timeout
         left = self._opened + limit - now
         leader = self._job.leader
-        if self._disagreement is not None and self._disagreement.lasts(now):
+        if self._disagreement is not None and self._disagreement.lasts(FOLLOWER_GRACE, now):
             difference = self._disagreement.difference
             self._fail(disagreement(self._job.current_host, leader, difference))
         elif left <= 0:

@@ -28,6 +28,9 @@ from sagemaker_mxnet_training.cluster.link import QUEUE_LIMIT, Clock, Link
 RETRY_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 """Seconds between a follower's attempts to join; the last one repeats."""
 
+DIFFERENT_DELAY = 0.4
+"""Seconds between attempts to join a leader that was given another job."""
+
 
 class FollowerChannel:
     """Every other host's end: joins the leader, tries again until it has, and stays.
@@ -200,7 +203,8 @@ class FollowerChannel:
             expect(kind, Kind.REFUSED)
             link.close()
             self._link = None
-            self._retry(f"was given another job: different {self._difference}")
+            self._attempt_keys.clear()
+            self._retry(f"was given another job: different {self._difference}", DIFFERENT_DELAY)
             self._post(PeerDiffers(self._leader, link.address, self._difference))
             return
         if kind is Kind.REFUSED:

@@ -1,9 +1,9 @@
 """What keeps hosts from joining, as both sides see it, and when that ends the job.
 
 A host that was given other hyperparameters, or another ``job_key``, would never be let in. It is
-not worth waiting for: once it has called for ``DISAGREEMENT_GRACE`` without a change, the job ends
-on both sides, with what differs as the cause. The grace is there for the leader of an earlier job,
-which may still be ending under the same address.
+not worth waiting for: once it has called for some seconds without a change, the job ends on both
+sides, with what differs as the cause. Those seconds are there for an earlier job, whose leader may
+still be ending under the same address.
 
 What a stranger can do with that:
 
@@ -20,7 +20,7 @@ when the time to join is up.
 """
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional, Sequence
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
 from sagemaker_mxnet_training.cluster.channel import PeerDiffers, Stranger
@@ -28,8 +28,24 @@ from sagemaker_mxnet_training.cluster.coordination import listed
 from sagemaker_mxnet_training.cluster.keys import JobKeys
 from sagemaker_mxnet_training.cluster.network import NameLookup
 
-DISAGREEMENT_GRACE = 5.0
-"""Seconds for which a host must disagree with the leader before that ends the job."""
+FOLLOWER_GRACE = 5.0
+"""Seconds for which a follower must have been refused before that ends the job.
+
+An earlier leader goes on answering for ``coordination.REPORT_DEADLINE`` after its end.
+"""
+
+LEADER_GRACE = 3.0
+"""Seconds for which a follower must have called before that ends the job.
+
+Shorter: the leader must know before the follower calls no more. After its verdict it goes on
+answering for ``coordination.REPORT_DEADLINE``, so that the follower comes to know too.
+"""
+
+DISAGREEMENT_FORGOTTEN = 5.0
+"""Seconds without a call after which a disagreement counts no more."""
+
+CALLERS_LIMIT = 64
+"""Callers that disagree and are remembered: strangers must not fill the memory."""
 
 LOOKUP_TIME = 5.0
 """Seconds for which the names of missing hosts are looked up, for the cause of a join timeout."""
@@ -46,14 +62,15 @@ class Disagreement:
     first: float
     last: float
 
-    def lasts(self, now: float) -> bool:
-        """Tell whether it has lasted for the grace, and still does."""
-        return now - self.first >= DISAGREEMENT_GRACE >= now - self.last
+    def lasts(self, grace: float, now: float) -> bool:
+        """Tell whether it has lasted for a time, and was seen a short while ago."""
+        return self.last - self.first >= grace and now - self.last <= DISAGREEMENT_FORGOTTEN
 
 
 def noted(seen: Optional[Disagreement], difference: str, now: float) -> Disagreement:
     """Return ``seen`` continued, or a new disagreement if it was another one, or long ago."""
-    if seen is None or seen.difference != difference or now - seen.last > DISAGREEMENT_GRACE:
+    forgotten = seen is not None and now - seen.last > DISAGREEMENT_FORGOTTEN
+    if seen is None or seen.difference != difference or forgotten:
         return Disagreement(difference, now, now)
     return Disagreement(difference, seen.first, now)
 
@@ -93,7 +110,7 @@ class JoinWatch:
         self._opened = now
         self._lookups: Dict[str, NameLookup] = {}
         self._claims: Dict[str, str] = {}
-        self._disagreements: Dict[str, Disagreement] = {}
+        self._disagreements: Dict[Tuple[str, str], Disagreement] = {}  # by host and address
 
     def left(self, now: float) -> float:
         """Return the seconds that hosts still have to join."""
@@ -109,19 +126,18 @@ class JoinWatch:
         self._claims[event.host] = (
             f"{event.host} called from {event.address}, but was given different {event.difference}"
         )
+        caller = (event.host, event.address)
+        seen = self._disagreements.get(caller)
+        if seen is not None or len(self._disagreements) < CALLERS_LIMIT:
+            self._disagreements[caller] = noted(seen, event.difference, now)
         if not self._keys.proves_membership(event.difference):
             self._start_lookup(event.host)
-            lookup = self._lookups.get(event.host)
-            if lookup is None or lookup.address != event.address:
-                return
-        seen = self._disagreements.get(event.host)
-        self._disagreements[event.host] = noted(seen, event.difference, now)
 
     def check(self, missing: Sequence[str], now: float) -> Optional[Failure]:
         """Return why the job cannot begin, if it cannot."""
-        for host in missing:
-            seen = self._disagreements.get(host)
-            if seen is not None and seen.lasts(now):
+        for (host, address), seen in self._disagreements.items():
+            lasting = host in missing and seen.lasts(LEADER_GRACE, now)
+            if lasting and self._is_host(host, address, seen.difference):
                 return disagreement(host, self._leader, seen.difference)
         if self.left(now) <= min(LOOKUP_TIME, self._timeout / 2):
             for host in missing[:LOOKUP_LIMIT]:
@@ -136,6 +152,13 @@ class JoinWatch:
         """Give up all lookups."""
         for lookup in self._lookups.values():
             lookup.close()
+
+    def _is_host(self, host: str, address: str, difference: str) -> bool:
+        """Tell whether a caller is the host that it calls itself, as far as that can be known."""
+        if self._keys.proves_membership(difference):
+            return True
+        lookup = self._lookups.get(host)
+        return lookup is not None and lookup.address == address
 
     def _start_lookup(self, host: str) -> None:
         if host not in self._lookups and len(self._lookups) < LOOKUP_LIMIT:

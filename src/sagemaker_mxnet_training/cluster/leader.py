@@ -327,7 +327,7 @@ def open_leader(job: Job, log: Log, orders: Orders, selector: selectors.BaseSele
                 listener, keys, job.current_host, job.hosts, settings.peer_timeout, selector, post
             )
 
-        if not keys.secret:
+        if not keys.secret and not address.startswith("127."):
             log(
                 "entrypoint",
                 "job_key is not set: who knows the job's name, ARN and hyperparameters, and "

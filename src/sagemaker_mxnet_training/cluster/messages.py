@@ -5,7 +5,6 @@ comes from a host of the job; that it is well formed is checked here all the sam
 """
 
 import ipaddress
-import math
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple, Type
 
@@ -108,7 +107,7 @@ def _whole(value: Any, low: int, high: int) -> int:
 
 
 def _seconds(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or value > AGE_LIMIT:
+    if type(value) not in (int, float) or not -AGE_LIMIT <= value <= AGE_LIMIT:
         raise ValueError(f"{value!r:.100} is not a number of seconds")
     return max(0.0, float(value))
 
