@@ -1,6 +1,6 @@
 """The control channel: one leader and N simulated followers, all on one core.
 
-The followers are real ``Follower`` objects over loopback TCP, in one second process; both
+The followers are real ``FollowerChannel`` objects over loopback TCP, in one second process; both
 processes are pinned to the same core. Measured: seconds until all have joined, seconds until a
 failure of the largest size has reached all, the leader's CPU time for both, its CPU share while
 nothing happens, and the memory that it took.
@@ -16,17 +16,14 @@ import time
 from typing import Any, Callable, Dict, List
 
 from sagemaker_mxnet_toolkit.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, Role
-from sagemaker_mxnet_training.cluster.control import (
-    Follower,
-    Leader,
-    PeerJoined,
-    PeerLost,
-    PeerMessage,
-    derive_key,
-    listen,
-)
+from sagemaker_mxnet_training.cluster.channel import PeerJoined, PeerLost, PeerMessage
+from sagemaker_mxnet_training.cluster.follower_channel import FollowerChannel
+from sagemaker_mxnet_training.cluster.frames import derive_key
+from sagemaker_mxnet_training.cluster.keys import JobKeys
+from sagemaker_mxnet_training.cluster.leader_channel import LeaderChannel
+from sagemaker_mxnet_training.cluster.ports import listen
 
-KEY = derive_key({"job": "benchmark"})
+KEYS = JobKeys(derive_key({"job": "benchmark"}), {})
 PEER_TIMEOUT = 15.0
 IDLE_SECONDS = 7.0
 
@@ -54,7 +51,8 @@ def follow(port: int, hosts: List[str]) -> None:
     print(json.dumps({"began": time.monotonic()}), flush=True)
     address = ("127.0.0.1", port)
     made = [
-        Follower(host, hosts[0], address, KEY, PEER_TIMEOUT, selector, post) for host in hosts[1:]
+        FollowerChannel(host, hosts[0], address, KEYS, PEER_TIMEOUT, selector, post)
+        for host in hosts[1:]
     ]
     counts[PeerJoined] = counts[PeerMessage] = 1  # the leader itself
     due = 0.0
@@ -85,7 +83,7 @@ def measure(count: int) -> Dict[str, float]:
 
     memory, cpu = resident(), time.process_time()
     listener = listen("127.0.0.1", 0)
-    leader = Leader(listener, KEY, hosts[0], hosts, PEER_TIMEOUT, selector, post)
+    leader = LeaderChannel(listener, KEYS, hosts[0], hosts, PEER_TIMEOUT, selector, post)
     command = [sys.executable, "-m", "benchmarks.control", "--follow"]
     followers = subprocess.Popen(
         [*command, str(listener.getsockname()[1]), *hosts], stdout=subprocess.PIPE

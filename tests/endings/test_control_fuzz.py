@@ -7,88 +7,30 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Tuple
 
 import pytest
 
-from sagemaker_mxnet_training.cluster import control, frames
-from sagemaker_mxnet_training.cluster.control import (
-    Follower,
-    Leader,
+from sagemaker_mxnet_training.cluster import frames, leader_channel
+from sagemaker_mxnet_training.cluster.channel import (
     PeerJoined,
     PeerLost,
     PeerMessage,
     Stranger,
-    derive_key,
-    listen,
 )
+from sagemaker_mxnet_training.cluster.ports import listen
+from tests.control import HOSTS, ControlWorld, hung_up, opening
 
 pytestmark = pytest.mark.fuzz
 
-KEY = derive_key({"job": "fuzzed"})
-HOSTS = tuple(f"algo-{number}" for number in range(1, 5))
-
-
-class Party:
-    """A leader and its followers in one loop, with what each was told."""
-
-    def __init__(self) -> None:
-        self.selector = selectors.DefaultSelector()
-        self.events: Dict[str, List[Any]] = {host: [] for host in HOSTS}
-        listener = listen("127.0.0.1", 0)
-        self.address = listener.getsockname()
-        self.leader = Leader(
-            listener, KEY, "algo-1", HOSTS, 60.0, self.selector, self.events["algo-1"].append
-        )
-        self.followers: Dict[str, Follower] = {}
-        self.most_files = 0
-
-    def enter(self, host: str, address=None) -> Follower:
-        self.followers[host] = Follower(
-            host, "algo-1", address or self.address, KEY, 60.0, self.selector,
-            self.events[host].append,
-        )  # fmt: skip
-        return self.followers[host]
-
-    def told(self, host: str, kind: type) -> List[Any]:
-        return [event for event in self.events[host] if isinstance(event, kind)]
-
-    def until(self, done: Callable[[], Any], bound: float = 60.0) -> None:
-        limit = time.monotonic() + bound
-        while not done():
-            assert time.monotonic() < limit, f"never came: {self.events}"
-            for channel in (self.leader, *self.followers.values()):
-                channel.tick(time.monotonic())
-            for key, mask in self.selector.select(0.01):
-                key.data(mask)
-            self.most_files = max(self.most_files, len(self.selector.get_map()))
-
-    def join(self, host: str, address=None) -> None:
-        self.enter(host, address)
-        self.until(lambda: any(e.host == host for e in self.told("algo-1", PeerJoined)))
-        self.until(lambda: self.told(host, PeerJoined))
-
-    def prove_alive(self, host: str, number: int) -> None:
-        """A message each way arrives, exactly once."""
-        self.followers[host].send({"proof": number})
-        self.leader.send(host, {"proof": number})
-        message = {"proof": number}
-        self.until(lambda: self.told("algo-1", PeerMessage).count(PeerMessage(host, message)) == 1)
-        self.until(lambda: self.told(host, PeerMessage).count(PeerMessage("algo-1", message)) == 1)
-
 
 @pytest.fixture
-def party():
-    made = Party()
+def world():
+    made = ControlWorld()
+    made.leader()
     made.join("algo-2")
     yield made
-    for channel in (made.leader, *made.followers.values()):
-        channel.close()
-    made.selector.close()
-
-
-def opening(host: str = "algo-3") -> bytes:
-    return b"".join(frames.frame(frames.Opening(host).to_bytes()))
+    made.close()
 
 
 def noises(dice: random.Random) -> List[bytes]:
@@ -110,27 +52,18 @@ def noises(dice: random.Random) -> List[bytes]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_noise_ends_its_own_connection_and_nothing_else(party, seed):
+def test_noise_ends_its_own_connection_and_nothing_else(world, seed):
     for number, noise in enumerate(noises(random.Random(seed))):
-        with socket.create_connection(party.address) as stranger:
+        with socket.create_connection(world.address) as stranger:
             stranger.sendall(noise)
             stranger.shutdown(socket.SHUT_WR)
             stranger.setblocking(False)
-            party.until(lambda stranger=stranger: hung_up(stranger))
-        party.prove_alive("algo-2", number)
-    assert party.told("algo-1", Stranger)
-    assert not party.told("algo-1", PeerLost)
-    assert len(party.told("algo-1", PeerJoined)) == 1
-    party.join("algo-3")
-
-
-def hung_up(sock: socket.socket) -> bool:
-    try:
-        return sock.recv(4096) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+            world.until(lambda stranger=stranger: hung_up(stranger))
+        world.prove_alive("algo-2", number)
+    assert world.told("algo-1", Stranger)
+    assert not world.told("algo-1", PeerLost)
+    assert len(world.told("algo-1", PeerJoined)) == 1
+    world.join("algo-3")
 
 
 class Middle:
@@ -143,19 +76,19 @@ class Middle:
     class Cut(Exception):
         """Send this, and hang up on both sides."""
 
-    def __init__(self, party: Party, meddle: Callable[[str, int, bytes], bytes]) -> None:
-        self.party = party
+    def __init__(self, world: ControlWorld, meddle: Callable[[str, int, bytes], bytes]) -> None:
+        self.world = world
         self.meddle = meddle
         self.recorded: Dict[str, bytes] = {"up": b"", "down": b""}
         self.listener = listen("127.0.0.1", 0)
         self.address = self.listener.getsockname()
         self.connections = 0
         self.open: List[socket.socket] = []
-        party.selector.register(self.listener, selectors.EVENT_READ, self._accept)
+        world.selector.register(self.listener, selectors.EVENT_READ, self._accept)
 
     def _accept(self, mask: int) -> None:
         lower, _ = self.listener.accept()
-        upper = socket.create_connection(self.party.address)
+        upper = socket.create_connection(self.world.address)
         self.connections += 1
         self.open += [lower, upper]
         meddle = self.meddle if self.connections == 1 else lambda direction, number, frame: frame
@@ -184,14 +117,14 @@ class Middle:
                 for sock in (source, target):
                     if sock in self.open:
                         self.open.remove(sock)
-                        self.party.selector.unregister(sock)
+                        self.world.selector.unregister(sock)
                         sock.close()
 
-        self.party.selector.register(source, selectors.EVENT_READ, pass_on)
+        self.world.selector.register(source, selectors.EVENT_READ, pass_on)
 
     def close(self) -> None:
         for sock in (self.listener, *self.open):
-            self.party.selector.unregister(sock)
+            self.world.selector.unregister(sock)
             sock.close()
 
 
@@ -231,7 +164,7 @@ def joined_by_noise(dice: random.Random, frame: bytes, held: List[bytes]) -> byt
     "way", [flipped, misannounced, truncated, repeated, swapped, dropped, joined_by_noise]
 )
 def test_meddling_with_a_member_loses_it_alone_and_delivers_nothing_false(
-    party, direction, place, way
+    world, direction, place, way
 ):
     """Frames 0 and 1 are the handshake's; from 2 on, messages (upwards after one heartbeat)."""
     dice, held = random.Random(f"{direction}{place}{way.__name__}"), []
@@ -243,27 +176,27 @@ def test_meddling_with_a_member_loses_it_alone_and_delivers_nothing_false(
             return way(dice, frame, held)
         return frame + (held.pop() if held else b"")
 
-    middle = Middle(party, meddle)
-    follower = party.enter("algo-3", middle.address)
+    middle = Middle(world, meddle)
+    follower = world.follower("algo-3", address=middle.address)
     try:
         if direction == "down" or place > 2:
-            party.until(lambda: len(party.told("algo-1", PeerJoined)) == 2)
+            world.until(lambda: len(world.told("algo-1", PeerJoined)) == 2)
         said = [{"n": number, "text": "x" * 100} for number in range(8)]
         for body in said:
             follower.send(body)
-            party.leader.send("algo-3", body)
+            world.channels["algo-1"].send("algo-3", body)
         if direction == "up" and place == 2:
             # The confirmation itself is hurt: to the leader, algo-3 never became a member.
-            party.until(lambda: party.told("algo-3", PeerLost))
+            world.until(lambda: world.told("algo-3", PeerLost))
         else:
-            party.until(lambda: party.told("algo-1", PeerLost) and party.told("algo-3", PeerLost))
-            assert [event.host for event in party.told("algo-1", PeerLost)] == ["algo-3"]
+            world.until(lambda: world.told("algo-1", PeerLost) and world.told("algo-3", PeerLost))
+            assert [event.host for event in world.told("algo-1", PeerLost)] == ["algo-3"]
         for host, peer in (("algo-1", "algo-3"), ("algo-3", "algo-1")):
-            got = [event.body for event in party.told(host, PeerMessage) if event.host == peer]
+            got = [event.body for event in world.told(host, PeerMessage) if event.host == peer]
             assert got == said[: len(got)]
             assert len(got) < len(said) or host != ("algo-1" if direction == "up" else "algo-3")
-        party.prove_alive("algo-2", 1)
-        assert not party.told("algo-2", PeerLost)
+        world.prove_alive("algo-2", 1)
+        assert not world.told("algo-2", PeerLost)
     finally:
         middle.close()
 
@@ -271,54 +204,54 @@ def test_meddling_with_a_member_loses_it_alone_and_delivers_nothing_false(
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("way", [flipped, misannounced, truncated, repeated, joined_by_noise])
-def test_meddling_with_a_handshake_delays_it_at_the_most(party, direction, place, way):
+def test_meddling_with_a_handshake_delays_it_at_the_most(world, direction, place, way):
     dice = random.Random(f"{direction}{place}{way.__name__}")
 
     def meddle(where: str, number: int, frame: bytes) -> bytes:
         return way(dice, frame, []) if (where, number) == (direction, place) else frame
 
-    middle = Middle(party, meddle)
+    middle = Middle(world, meddle)
     try:
-        follower = party.enter("algo-3", middle.address)
-        party.until(
-            lambda: party.told("algo-3", PeerJoined) or follower.obstacle != "not tried yet"
+        follower = world.follower("algo-3", address=middle.address)
+        world.until(
+            lambda: world.told("algo-3", PeerJoined) or follower.obstacle != "not tried yet"
         )
-        if not party.told("algo-3", PeerJoined):
-            party.until(lambda: party.told("algo-3", PeerJoined))
-            party.until(lambda: len(party.told("algo-1", PeerJoined)) == 2)
+        if not world.told("algo-3", PeerJoined):
+            world.until(lambda: world.told("algo-3", PeerJoined))
+            world.until(lambda: len(world.told("algo-1", PeerJoined)) == 2)
             assert middle.connections >= 2
-            party.prove_alive("algo-3", 0)
-            assert not party.told("algo-1", PeerLost)
-        party.prove_alive("algo-2", 1)
+            world.prove_alive("algo-3", 0)
+            assert not world.told("algo-1", PeerLost)
+        world.prove_alive("algo-2", 1)
     finally:
         middle.close()
 
 
-def test_a_recorded_session_opens_no_door(party):
-    middle = Middle(party, lambda direction, number, frame: frame)
+def test_a_recorded_session_opens_no_door(world):
+    middle = Middle(world, lambda direction, number, frame: frame)
     try:
-        party.join("algo-3", middle.address)
-        party.prove_alive("algo-3", 0)
-        party.followers["algo-3"].goodbye()
-        party.until(lambda: not party.followers["algo-3"].pending())
-        before = party.told("algo-1", PeerMessage)
+        world.join("algo-3", address=middle.address)
+        world.prove_alive("algo-3", 0)
+        world.channels["algo-3"].goodbye()
+        world.until(lambda: not world.channels["algo-3"].pending())
+        before = world.told("algo-1", PeerMessage)
         for recording in middle.recorded.values():
-            with socket.create_connection(party.address) as stranger:
+            with socket.create_connection(world.address) as stranger:
                 stranger.sendall(recording)
                 stranger.setblocking(False)
-                party.until(lambda stranger=stranger: hung_up(stranger))
-        assert party.told("algo-1", PeerMessage) == before
-        assert Stranger("127.0.0.1", "does not hold this job's key") in party.events["algo-1"]
-        assert len(party.told("algo-1", PeerJoined)) == 2
+                world.until(lambda stranger=stranger: hung_up(stranger))
+        assert world.told("algo-1", PeerMessage) == before
+        assert Stranger("127.0.0.1", "does not hold this job's key") in world.events["algo-1"]
+        assert len(world.told("algo-1", PeerJoined)) == 2
     finally:
         middle.close()
 
 
-def test_slow_strangers_leave_after_their_time_however_they_dribble(party):
+def test_slow_strangers_leave_after_their_time_however_they_dribble(world):
     """A byte now and then buys no time: the deadline counts from the connection's beginning."""
     dribblers: List[Tuple[socket.socket, bytes]] = []
     for _ in range(50):
-        sock = socket.create_connection(party.address)
+        sock = socket.create_connection(world.address)
         sock.setblocking(False)
         dribblers.append((sock, opening()))
     sent, due = -1, 0.0
@@ -332,17 +265,17 @@ def test_slow_strangers_leave_after_their_time_however_they_dribble(party):
                     sock.send(text[sent : sent + 1])
                 except OSError:
                     continue
-        return len(party.leader._strangers) == 0
+        return len(world.channels["algo-1"]._strangers) == 0
 
-    party.until(lambda: len(party.leader._strangers) == 50)
-    party.until(all_gone)
+    world.until(lambda: len(world.channels["algo-1"]._strangers) == 50)
+    world.until(all_gone)
     for sock, _ in dribblers:
-        party.until(lambda sock=sock: hung_up(sock))
+        world.until(lambda sock=sock: hung_up(sock))
         sock.close()
     assert sent < 50
-    assert party.told("algo-1", Stranger) == [Stranger("127.0.0.1", "proved nothing within 5 s")]
-    party.prove_alive("algo-2", 1)
-    party.join("algo-3")
+    assert world.told("algo-1", Stranger) == [Stranger("127.0.0.1", "proved nothing within 5 s")]
+    world.prove_alive("algo-2", 1)
+    world.join("algo-3")
 
 
 FLOOD = """
@@ -370,28 +303,28 @@ print(made)
 
 
 @pytest.mark.parametrize("sources", ["one", "many"])
-def test_ten_thousand_connections_neither_lose_a_member_nor_keep_one_out(party, sources):
+def test_ten_thousand_connections_neither_lose_a_member_nor_keep_one_out(world, sources):
     """The flood goes on, after the ten thousand too, until algo-3 has joined through it."""
     attacker = subprocess.Popen(
-        [sys.executable, "-c", FLOOD, str(party.address[1]), sources, opening().hex()],
+        [sys.executable, "-c", FLOOD, str(world.address[1]), sources, opening().hex()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     try:
-        party.until(lambda: len(party.leader._strangers) > 20)
-        party.join("algo-3")
+        world.until(lambda: len(world.channels["algo-1"]._strangers) > 20)
+        world.join("algo-3")
         for number in range(20):
-            party.prove_alive("algo-2", number)
-            party.prove_alive("algo-3", number)
+            world.prove_alive("algo-2", number)
+            world.prove_alive("algo-3", number)
         attacker.stdin.close()
-        party.until(lambda: attacker.poll() is not None)
+        world.until(lambda: attacker.poll() is not None)
         assert int(attacker.stdout.read()) >= 10000
     finally:
         attacker.kill()
         attacker.wait()
         attacker.stdout.close()
-    assert not any(party.told(host, PeerLost) for host in HOSTS)
-    assert 0 < len(party.told("algo-1", Stranger)) <= control.STRANGERS_REPORTED
+    assert not any(world.told(host, PeerLost) for host in HOSTS)
+    assert 0 < len(world.told("algo-1", Stranger)) <= leader_channel.STRANGERS_REPORTED
     # The listener, both ends of two members, and strangers up to the limit and one being accepted.
-    assert party.most_files <= 1 + 4 + control.SPARE_STRANGERS + len(HOSTS) + 1
-    party.join("algo-4")
+    assert world.most_files <= 1 + 4 + leader_channel.SPARE_STRANGERS + len(HOSTS) + 1
+    world.join("algo-4")

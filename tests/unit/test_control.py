@@ -2,137 +2,44 @@
 
 import contextlib
 import os
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, List
 
 import pytest
 
-from sagemaker_mxnet_training.cluster import control, frames, link
-from sagemaker_mxnet_training.cluster.control import (
-    Follower,
-    Leader,
+from sagemaker_mxnet_training.cluster import frames, link
+from sagemaker_mxnet_training.cluster.channel import (
+    PeerDiffers,
     PeerJoined,
     PeerLeft,
     PeerLost,
     PeerMessage,
     Refused,
     Stranger,
-    derive_key,
-    listen,
 )
+from sagemaker_mxnet_training.cluster.keys import JobKeys
+from sagemaker_mxnet_training.cluster.ports import listen
+from tests.control import KEYS, ControlWorld, keys
 
-KEY = derive_key({"job": "one"})
-HOSTS = ("algo-1", "algo-2", "algo-3")
-
-
-class Clock:
-    """A clock that also moves when a test says so."""
-
-    def __init__(self) -> None:
-        self.skipped = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.skipped
-
-
-class World:
-    """A leader and its followers in one loop, with what each of them was told."""
-
-    def __init__(self) -> None:
-        self.selector = selectors.DefaultSelector()
-        self.channels: Dict[str, Any] = {}
-        self.clocks: Dict[str, Clock] = {}
-        self.events: Dict[str, List[Any]] = {}
-        self.frozen: List[str] = []
-        self.address = ("127.0.0.1", 0)
-
-    def _enter(self, name: str, post: Callable[[Any], None]) -> Callable[[Any], None]:
-        self.clocks[name] = Clock()
-        events = self.events.setdefault(name, [])
-
-        def both(event: Any) -> None:
-            events.append(event)
-            post(event)
-
-        return both
-
-    def leader(self, hosts=HOSTS, key=KEY, timeout=60.0, post=lambda event: None) -> Leader:
-        listener = listen("127.0.0.1", self.address[1])
-        self.address = listener.getsockname()
-        post = self._enter("algo-1", post)
-        self.channels["algo-1"] = Leader(
-            listener, key, "algo-1", hosts, timeout, self.selector, post, self.clocks["algo-1"]
-        )
-        return self.channels["algo-1"]
-
-    def follower(
-        self, me, key=KEY, timeout=60.0, label="", leader="algo-1", post=lambda event: None
-    ) -> Follower:
-        label = label or me
-        post = self._enter(label, post)
-        self.channels[label] = Follower(
-            me, leader, self.address, key, timeout, self.selector, post, self.clocks[label]
-        )
-        return self.channels[label]
-
-    def turn(self) -> None:
-        for name, channel in list(self.channels.items()):
-            if name not in self.frozen:
-                channel.tick(self.clocks[name]())
-        if self.selector.get_map():
-            for key, mask in self.selector.select(0.01):
-                owner = getattr(getattr(key.data, "__self__", None), "_ends", key.data).__self__
-                if owner not in [self.channels[name] for name in self.frozen]:
-                    key.data(mask)
-
-    def until(self, done: Callable[[], Any], bound: float = 20.0) -> None:
-        limit = time.monotonic() + bound
-        while not done():
-            assert time.monotonic() < limit, f"never came: {self.events}"
-            self.turn()
-
-    def told(self, name: str, kind: type) -> List[Any]:
-        return [event for event in self.events[name] if isinstance(event, kind)]
-
-    def skip(self, seconds: float, names=None, step: float = 0.5) -> None:
-        """Let time pass, in steps small enough not to look like a stopped process."""
-        for _ in range(int(seconds / step)):
-            for name in names or self.clocks:
-                self.clocks[name].skipped += step
-            self.turn()
-            self.turn()
-
-    def joined(self, *hosts: str) -> None:
-        for host in hosts:
-            self.follower(host)
-        self.until(
-            lambda: (
-                len(self.told("algo-1", PeerJoined)) == len(hosts)
-                and all(self.told(host, PeerJoined) for host in hosts)
-            )
-        )
+SOURCES = os.path.dirname(os.path.dirname(os.path.dirname(link.__file__)))
 
 
 @pytest.fixture
 def world():
-    made = World()
+    made = ControlWorld()
     yield made
-    for channel in made.channels.values():
-        channel.close()
-    assert not made.selector.get_map(), "a closed channel left a socket behind"
-    made.selector.close()
+    made.close()
 
 
 def test_followers_join_and_both_sides_learn_the_addresses(world):
     world.leader()
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
     assert {event.host for event in world.told("algo-1", PeerJoined)} == {"algo-2", "algo-3"}
-    for name in HOSTS:
+    for name in ("algo-1", "algo-2", "algo-3"):
         for event in world.told(name, PeerJoined):
             assert (event.address, event.local_address) == ("127.0.0.1", "127.0.0.1")
     assert not world.told("algo-1", Stranger)
@@ -140,7 +47,7 @@ def test_followers_join_and_both_sides_learn_the_addresses(world):
 
 def test_messages_arrive_in_order_both_ways_and_only_where_they_belong(world):
     leader = world.leader()
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
     for number in range(50):
         world.channels["algo-2"].send({"n": number})
         leader.send("algo-3", {"n": number})
@@ -206,7 +113,7 @@ def test_closing_the_leader_from_within_a_loss_is_safe(world):
     leader = world.leader(
         post=lambda event: leader.close() if isinstance(event, PeerLost) else None
     )
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
     world.channels["algo-2"].close()
     world.until(lambda: world.told("algo-3", PeerLost))
     assert [event.host for event in world.told("algo-1", PeerLost)] == ["algo-2"]
@@ -214,7 +121,7 @@ def test_closing_the_leader_from_within_a_loss_is_safe(world):
 
 def test_after_a_followers_goodbye_its_end_is_no_loss(world):
     world.leader()
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
     world.channels["algo-2"].goodbye()
     world.until(lambda: not world.channels["algo-2"].pending())
     assert world.told("algo-1", PeerLeft) == [PeerLeft("algo-2")]
@@ -224,7 +131,7 @@ def test_after_a_followers_goodbye_its_end_is_no_loss(world):
 
 def test_after_the_leaders_goodbye_nobody_is_lost_and_all_have_read_everything(world):
     leader = world.leader()
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
     leader.broadcast({"end": True})
     leader.goodbye()
     leader.broadcast({"too": "late"})
@@ -239,7 +146,7 @@ def test_after_the_leaders_goodbye_nobody_is_lost_and_all_have_read_everything(w
 
 def test_a_closed_connection_without_a_goodbye_is_a_loss(world):
     world.leader()
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
     world.channels["algo-2"].close()
     world.until(lambda: world.told("algo-1", PeerLost))
     assert world.told("algo-1", PeerLost) == [
@@ -255,11 +162,13 @@ def test_a_killed_process_is_a_loss_even_if_it_had_something_to_read(world):
     leader = world.leader()
     program = (
         "import selectors, sys, time\n"
-        "from sagemaker_mxnet_training.cluster.control import Follower, PeerJoined\n"
+        "from sagemaker_mxnet_training.cluster.follower_channel import FollowerChannel\n"
+        "from sagemaker_mxnet_training.cluster.keys import JobKeys\n"
         "events = []\n"
         "selector = selectors.DefaultSelector()\n"
         "address = ('127.0.0.1', int(sys.argv[1]))\n"
-        "follower = Follower('algo-2', 'algo-1', address, bytes.fromhex(sys.argv[2]), 60.0,\n"
+        "keys = JobKeys(bytes.fromhex(sys.argv[2]), {})\n"
+        "follower = FollowerChannel('algo-2', 'algo-1', address, keys, 60.0,\n"
         "                    selector, events.append)\n"
         "while not events:\n"
         "    follower.tick(time.monotonic())\n"
@@ -268,10 +177,9 @@ def test_a_killed_process_is_a_loss_even_if_it_had_something_to_read(world):
         "print('joined', flush=True)\n"
         "sys.stdin.read()\n"
     )
-    source = os.path.dirname(os.path.dirname(control.__file__))
     child = subprocess.Popen(
-        [sys.executable, "-c", program, str(world.address[1]), KEY.hex()],
-        env={"PYTHONPATH": source},
+        [sys.executable, "-c", program, str(world.address[1]), KEYS.full.hex()],
+        env={"PYTHONPATH": SOURCES},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -292,7 +200,7 @@ def test_a_killed_process_is_a_loss_even_if_it_had_something_to_read(world):
 
 def test_silence_is_a_loss_and_the_silent_host_is_told_so(world):
     world.leader(timeout=15.0)
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
     world.frozen.append("algo-2")
     world.skip(14.0, ["algo-1", "algo-3"])
     assert not world.told("algo-1", PeerLost)
@@ -327,7 +235,7 @@ def test_heartbeats_keep_quiet_hosts_for_as_long_as_it_takes(world):
 def test_a_leader_that_was_stopped_itself_takes_nobody_for_silent(world):
     """After SIGCONT its clock has moved on, and it has not read what the others sent meanwhile."""
     world.leader(timeout=15.0)
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
     world.clocks["algo-1"].skipped += 60.0
     world.channels["algo-1"].tick(world.clocks["algo-1"]())
     assert not world.told("algo-1", PeerLost)
@@ -338,7 +246,7 @@ def test_a_leader_that_was_stopped_itself_takes_nobody_for_silent(world):
 
 def test_a_lost_host_does_not_come_back(world):
     world.leader()
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
     world.channels["algo-2"].close()
     world.until(lambda: world.told("algo-1", PeerLost))
     world.follower("algo-2", label="ghost")
@@ -349,7 +257,7 @@ def test_a_lost_host_does_not_come_back(world):
 
 def test_a_name_is_taken_while_its_host_lives(world):
     world.leader()
-    world.joined("algo-2")
+    world.join("algo-2")
     world.follower("algo-2", label="double")
     world.until(lambda: world.told("double", Refused))
     assert "taken by a live member" in world.told("double", Refused)[0].reason
@@ -389,12 +297,64 @@ def test_another_version_is_refused_in_words(world, monkeypatch):
 
 def test_a_member_of_another_job_is_a_stranger_once_and_goes_on_trying(world):
     world.leader()
-    other = world.follower("algo-2", key=derive_key({"job": "two"}), label="other")
+    other = world.follower("algo-2", keys=keys(job="two"), label="other")
     world.until(lambda: other._attempts >= 3)
-    assert world.told("algo-1", Stranger) == [Stranger("127.0.0.1", "does not hold this job's key")]
+    assert world.told("algo-1", Stranger) == [
+        Stranger("127.0.0.1", "calls itself algo-2 but does not hold this job's key", "algo-2")
+    ]
     assert "their keys differ" in other.obstacle
     assert not world.events["other"]
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
+
+
+def apart(full: str, *rest: str) -> JobKeys:
+    """Return keys of a host that shares some with others: those that leave out as much."""
+    without = {part: keys(without=part).full for part in rest}
+    return JobKeys(keys(job=full).full, without)
+
+
+def test_hosts_that_differ_in_one_part_both_learn_in_which(world):
+    world.leader(keys=apart("one", "hosts", "hyperparameters"))
+    other = apart("two", "hyperparameters")
+    other.without["hosts"] = keys(without="hosts", another=True).full
+    world.follower("algo-2", keys=other)
+    world.until(lambda: len(world.told("algo-2", PeerDiffers)) >= 2)
+    for host, peer in (("algo-1", "algo-2"), ("algo-2", "algo-1")):
+        assert set(world.told(host, PeerDiffers)) == {
+            PeerDiffers(peer, "127.0.0.1", "hyperparameters")
+        }
+    reasons = {event.reason for event in world.told("algo-1", Stranger)}
+    assert "calls itself algo-2 but was given another job: different hyperparameters" in reasons
+    assert "different hyperparameters" in world.channels["algo-2"].obstacle
+    assert not world.told("algo-1", PeerJoined)
+    world.channels.pop("algo-2").close()
+    world.follower("algo-2", keys=apart("one"), label="right")
+    world.until(lambda: world.told("algo-1", PeerJoined) and world.told("right", PeerJoined))
+
+
+def test_a_member_or_a_host_of_no_name_that_is_missing_is_never_called_different(world):
+    """A stranger that knows a part of the job can say nothing about a host that is in it."""
+    world.leader(keys=apart("one", "hyperparameters"))
+    world.follower("algo-2", keys=apart("one", "hyperparameters"))
+    world.until(lambda: world.told("algo-1", PeerJoined) and world.told("algo-2", PeerJoined))
+    for name in ("algo-2", "algo-9"):
+        label = f"stranger {name}"
+        world.follower(name, keys=apart("two", "hyperparameters"), label=label)
+        world.until(lambda label=label: world.told(label, PeerDiffers))
+    assert not world.told("algo-1", PeerDiffers)
+    assert not world.told("algo-1", PeerLost)
+
+
+def test_a_key_that_leaves_something_out_makes_no_member(world):
+    """Not even for an impostor of a leader who answers it with a welcome."""
+    shared = apart("one", "hyperparameters")
+    forged = JobKeys(shared.without["hyperparameters"], {})
+    world.leader(keys=forged)
+    other = world.follower("algo-2", keys=apart("two", "hyperparameters"))
+    world.until(lambda: other._attempts >= 2)
+    assert not world.told("algo-2", PeerJoined)
+    assert not world.told("algo-2", PeerDiffers)
+    assert not world.told("algo-1", PeerJoined)
 
 
 def test_a_follower_trusts_no_leader_without_the_key(world):
@@ -410,7 +370,7 @@ def test_a_follower_trusts_no_leader_without_the_key(world):
             world.turn()
             opening = sock.recv(4096)[4:]
             mine = frames.Opening("algo-1").to_bytes()
-            _, outgoing = frames.signers(derive_key({"job": "two"}), opening, mine)
+            _, outgoing = frames.signers(keys(job="two").full, opening, mine)
             sock.sendall(b"".join(frames.frame(mine)))
             sock.sendall(b"".join(outgoing.seal(frames.pack(frames.Kind.WELCOME))))
             world.until(lambda: "not tried" not in follower.obstacle)
@@ -430,11 +390,11 @@ def test_a_follower_that_gave_up_during_the_welcome_is_not_lost_and_joins_later(
     world.until(lambda: leader._welcomed)
     follower.close()
     world.until(lambda: not leader._welcomed)
-    world.joined("algo-2")
+    world.join("algo-2")
     assert not world.told("algo-1", PeerLost)
 
 
-def by_hand(world: World, host: str, kind: frames.Kind) -> socket.socket:
+def by_hand(world: ControlWorld, host: str, kind: frames.Kind) -> socket.socket:
     """Go through a follower's handshake by hand, up to its first signed frame."""
     sock = socket.create_connection(world.address)
     mine = frames.Opening(host).to_bytes()
@@ -448,7 +408,7 @@ def by_hand(world: World, host: str, kind: frames.Kind) -> socket.socket:
         return answer._bytes
 
     world.until(answered)
-    outgoing, _ = frames.signers(KEY, mine, answer.take())
+    outgoing, _ = frames.signers(KEYS.full, mine, answer.take())
     sock.sendall(b"".join(outgoing.seal(frames.pack(kind))))
     return sock
 
@@ -458,7 +418,7 @@ def test_a_second_attempt_takes_the_place_of_one_that_never_confirmed(world):
     with by_hand(world, "algo-2", frames.Kind.JOIN):
         world.until(lambda: leader._welcomed)
         abandoned = leader._welcomed["algo-2"]
-        world.joined("algo-2")
+        world.join("algo-2")
         assert abandoned.closed
     assert not leader._welcomed
     assert world.events["algo-1"] == [PeerJoined("algo-2", "127.0.0.1", "127.0.0.1")]
@@ -508,7 +468,7 @@ def test_a_leader_that_says_nothing_is_tried_again(world):
 
 def test_a_peer_that_does_not_read_is_lost_before_it_fills_our_memory(world):
     leader = world.leader(timeout=15.0)
-    world.joined("algo-2", "algo-3")
+    world.join("algo-2", "algo-3")
     world.frozen.append("algo-2")
     for _ in range(300):
         leader.send("algo-2", {"x": "x" * 60000})
@@ -522,7 +482,7 @@ def test_a_peer_that_does_not_read_is_lost_before_it_fills_our_memory(world):
 
 def test_large_messages_survive_partial_writes(world):
     leader = world.leader()
-    world.joined("algo-2")
+    world.join("algo-2")
     texts: List[str] = []
     while leader._members["algo-2"].unsent < 500_000:
         texts.append(f"{len(texts)}-" + "y" * 60000)
@@ -570,14 +530,15 @@ def test_the_soft_limit_of_files_grows_with_the_hosts():
     program = (
         "import resource, selectors\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1500))\n"
-        "from sagemaker_mxnet_training.cluster.control import Leader, listen\n"
+        "from sagemaker_mxnet_training.cluster.keys import JobKeys\n"
+        "from sagemaker_mxnet_training.cluster.leader_channel import LeaderChannel\n"
+        "from sagemaker_mxnet_training.cluster.ports import listen\n"
         "hosts = [f'algo-{n}' for n in range(1, 501)]\n"
-        "Leader(listen('127.0.0.1', 0), b'k', 'algo-1', hosts, 15.0,\n"
-        "       selectors.DefaultSelector(), print)\n"
+        "LeaderChannel(listen('127.0.0.1', 0), JobKeys(b'k', {}), 'algo-1', hosts, 15.0,\n"
+        "              selectors.DefaultSelector(), print)\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
     )
-    source = os.path.dirname(os.path.dirname(control.__file__))
     seen = subprocess.run(
-        [sys.executable, "-c", program], env={"PYTHONPATH": source}, stdout=-1, check=True
+        [sys.executable, "-c", program], env={"PYTHONPATH": SOURCES}, stdout=-1, check=True
     )
     assert seen.stdout == b"(1382, 1500)\n"

@@ -1,6 +1,6 @@
 """One connection of the control channel: frames in and frames out, never blocking.
 
-Knows nothing of hosts or handshakes: ``control`` tells it who takes the next frame.
+Knows nothing of hosts or handshakes: a channel tells it who gets the next payload.
 """
 
 import itertools
@@ -28,17 +28,19 @@ class Link:
     """One connection. Nothing comes out of it after its end.
 
     Attributes:
-        takes: who gets the next payload; replaced as the handshake goes on.
-        ends: called once with the reason, unless ``close`` was called before.
+        on_payload: who gets the next payload; replaced as the handshake goes on.
+        on_end: called once with the reason, unless ``close`` was called before.
         address: the peer's IP address.
         host, version: what the peer's opening says, once it came.
-        heard: when a whole frame last came in; at first ``opened``.
+        openings: the payloads of both openings, the follower's first, once they are exchanged.
+        last_received: when a whole frame last came in; at first ``opened``.
         unsent: bytes that the kernel did not take yet.
     """
 
     __slots__ = (
-        "_ends", "_events", "_fault", "_outbox", "_selector", "_sock", "address", "clock", "closed",
-        "heard", "host", "inbox", "incoming", "opened", "outgoing", "takes", "unsent", "version",
+        "_events", "_on_end", "_outbox", "_selector", "_send_error", "_sock", "address", "clock",
+        "closed", "host", "inbox", "incoming", "last_received", "on_payload", "opened", "openings",
+        "outgoing", "unsent", "version",
     )  # fmt: skip
 
     def __init__(
@@ -47,25 +49,26 @@ class Link:
         address: str,
         selector: selectors.BaseSelector,
         clock: Clock,
-        takes: "Callable[[Link, bytes], None]",
-        ends: "Callable[[Link, str], None]",
+        on_payload: "Callable[[Link, bytes], None]",
+        on_end: "Callable[[Link, str], None]",
     ) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.address = address
         self.clock = clock
         self.closed = False
-        self.opened = self.heard = clock()
+        self.opened = self.last_received = clock()
         self.host = ""
+        self.openings = (b"", b"")
         self.version = 0
         self.unsent = 0
         self.inbox = frames.Inbox(frames.OPENING_LIMIT)
         self.incoming: Optional[Signer] = None
         self.outgoing: Optional[Signer] = None
-        self.takes = takes
-        self._ends = ends
+        self.on_payload = on_payload
+        self._on_end = on_end
         self._outbox: Deque[bytes] = deque()
-        self._fault: Optional[OSError] = None
+        self._send_error: Optional[OSError] = None
         self._sock = sock
         self._selector = selector
         self._events = selectors.EVENT_READ
@@ -76,26 +79,26 @@ class Link:
         """Our IP address on the connection."""
         return str(self._sock.getsockname()[0])
 
-    def put(self, *pieces: bytes) -> None:
+    def send_unsigned(self, *pieces: bytes) -> None:
         """Queue a frame and send what the kernel takes."""
         self._outbox.extend(pieces)
         self.unsent += sum(map(len, pieces))
         self._flush()
 
-    def say(self, packed: Packed) -> None:
-        """Sign and queue a frame. Too full a queue takes nothing more; ``trouble`` tells."""
+    def send(self, packed: Packed) -> None:
+        """Sign and queue a frame. Too full a queue takes nothing more; ``fault`` tells."""
         assert self.outgoing is not None
         if not self.closed and self.unsent <= QUEUE_LIMIT:
-            self.put(*self.outgoing.seal(packed))
+            self.send_unsigned(*self.outgoing.seal(packed))
 
-    def hear(self, payload: bytes) -> Tuple[Kind, Mapping[str, Any]]:
+    def receive(self, payload: bytes) -> Tuple[Kind, Mapping[str, Any]]:
         """Check and read a signed frame."""
         assert self.incoming is not None
         return self.incoming.open(payload)
 
-    def trouble(self, now: float, timeout: float) -> str:
-        """Say what makes this peer count as lost, if anything does."""
-        if now - self.heard >= timeout:
+    def fault(self, now: float, timeout: float) -> str:
+        """Return what makes this peer count as lost, if anything does."""
+        if now - self.last_received >= timeout:
             return f"silent for {timeout:g} s"
         if self.unsent > QUEUE_LIMIT:
             return f"does not read: {self.unsent} bytes are waiting for it"
@@ -105,7 +108,7 @@ class Link:
         """Close, and say why."""
         if not self.closed:
             self.close()
-            self._ends(self, reason)
+            self._on_end(self, reason)
 
     def close(self) -> None:
         """Close without a word."""
@@ -131,13 +134,13 @@ class Link:
         except OSError as error:
             return self.end(_why(error))
         if not data:
-            return self.end(_why(self._fault))
+            return self.end(_why(self._send_error))
         self.inbox.feed(data)
         try:
             payload = self.inbox.take()
             while payload is not None:
-                self.heard = self.clock()
-                self.takes(self, payload)
+                self.last_received = self.clock()
+                self.on_payload(self, payload)
                 payload = None if self.closed else self.inbox.take()
         except FrameError as error:
             self.end(str(error))
@@ -156,7 +159,7 @@ class Link:
             pass
         except OSError as error:
             # What the peer said last may still be unread: the reading side goes on to the end.
-            self._fault = error
+            self._send_error = error
             self._outbox.clear()
             self.unsent = 0
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)

@@ -9,24 +9,18 @@ import os
 import selectors
 import socket
 import struct
-import time
+import threading
 from dataclasses import dataclass
-from typing import List, Mapping, Optional
+from typing import Callable, Mapping, Optional
 
-from sagemaker_mxnet_toolkit.errors import NetworkError
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster import ports
 from sagemaker_mxnet_training.config.job import Job
 
+LOOKUP_PERIOD = 0.5
+"""Seconds between two attempts to resolve a name."""
+
 _SIOCGIFADDR = 0x8915
-GUARD_SECONDS = 0.3
-"""Seconds for which the scheduler's port is guarded at the least, where hosts share a network.
-
-ZeroMQ calls again after 0.1 to 0.2 s (ZMQ_RECONNECT_IVL, zmq_setsockopt(3)).
-"""
-
-_ZMTP_SIGNATURE = b"\xff"
-"""First byte that a ZeroMQ peer sends (ZMTP 3.0, section "Greeting")."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +41,110 @@ class Rendezvous:
     servers_per_host: int = 1
 
 
+class InvalidNameError(OSError):
+    """A text that no name server can ever resolve, since it is not a host name."""
+
+
 def resolve(host: str, addresses: Mapping[str, str]) -> str:
     """Return a host's IPv4 address, from ``addresses`` or else from DNS.
 
     Raises:
+        InvalidNameError: it is not a host name, as ``a..b`` is not.
         OSError: the name does not resolve.
     """
     known = addresses.get(host)
     if known is not None:
         return known
-    return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-
-
-def reachability(host: str, job: Job) -> str:
-    """Say, for a host that is missing, whether at least its name resolves."""
     try:
-        return f"{host} resolves to {resolve(host, job.settings.host_addresses)} but never called"
-    except OSError as error:
-        return f"the name {host} does not resolve: {error}"
+        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+    except ValueError as error:  # such as UnicodeError, for an empty label
+        raise InvalidNameError(f"not a host name: {error}") from None
+    return str(found[0][4][0])
+
+
+class NameLookup:
+    """Looks a host's name up, again and again until it resolves, without blocking the caller.
+
+    Args:
+        host: the name.
+        addresses: host name to IP address, as ``Settings.host_addresses``.
+        timeout: seconds after which no further attempt is made.
+        selector: the caller's selector; ``close`` removes what is registered here.
+        log: told when the first attempt fails.
+        on_answer: called once, from the selector, when ``address`` or ``invalid`` is known.
+
+    Attributes:
+        address: the IPv4 address; empty until it is known.
+        invalid: whether the name can never resolve.
+        obstacle: why there is no address, so far.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        addresses: Mapping[str, str],
+        timeout: float,
+        selector: selectors.BaseSelector,
+        log: Log,
+        on_answer: "Callable[[NameLookup], None]",
+    ) -> None:
+        self.address = ""
+        self.invalid = False
+        self.obstacle = f"the name {host} has not been resolved yet"
+        self._host = host
+        self._addresses = addresses
+        self._timeout = timeout
+        self._selector = selector
+        self._log = log
+        self._on_answer = on_answer
+        self._answered, answer = socket.socketpair()
+        selector.register(self._answered, selectors.EVENT_READ, self._on_ready)
+        # getaddrinfo(3) can block for longer than the other hosts wait for a sign of life.
+        threading.Thread(target=self._look_up, args=(answer,), name="lookup", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening to the answer; the thread ends by itself."""
+        if self._answered.fileno() >= 0:
+            self._selector.unregister(self._answered)
+            self._answered.close()
+
+    def _look_up(self, answer: socket.socket) -> None:
+        from retrying import Retrying  # noqa: PLC0415 - 5 ms that not every host has to spend
+
+        retrying = Retrying(
+            stop_max_delay=int(self._timeout * 1000),
+            wait_fixed=int(LOOKUP_PERIOD * 1000),
+            retry_on_exception=lambda error: (
+                isinstance(error, OSError) and not isinstance(error, InvalidNameError)
+            ),
+        )
+        with answer, contextlib.suppress(OSError):  # told in ``obstacle``
+            self.address = retrying.call(self._attempt)
+
+    def _attempt(self) -> str:
+        try:
+            return resolve(self._host, self._addresses)
+        except OSError as error:
+            self.invalid = isinstance(error, InvalidNameError)
+            again = "" if self.invalid else f"; trying again for {self._timeout:g} s"
+            obstacle = f"the name {self._host} does not resolve ({error})"
+            if obstacle != self.obstacle:
+                self._log("entrypoint", f"{obstacle}{again}")
+            self.obstacle = obstacle
+            raise
+
+    def _on_ready(self, mask: int) -> None:
+        """Read the end of the thread: it closes its side of the pair."""
+        self.close()
+        if self.address or self.invalid:
+            self._on_answer(self)
 
 
 def interface_address(name: str) -> Optional[str]:
     """Return the IPv4 address of a network interface, or ``None`` if there is no such thing."""
     if not name:
         return None
-    request = struct.pack("256s", name.encode()[:15])
+    request = struct.pack("256s", os.fsencode(name)[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
@@ -114,135 +187,3 @@ def listen(address: str, port: int, fd: Optional[int]) -> socket.socket:
     if fd is not None:
         return socket.socket(fileno=fd)
     return ports.listen(address, port)
-
-
-def free_port(address: str) -> int:
-    """Return a TCP port that nothing uses on an address.
-
-    It lies below the range from which Linux takes the ports of outgoing connections (32768), so
-    that none of those can take it before the scheduler does.
-    """
-    for _ in range(100):
-        port = 10000 + int.from_bytes(os.urandom(4), "big") % 22768
-        probe = _bind(address, port)
-        if probe is not None:
-            probe.close()
-            return port
-    raise NetworkError(f"no free TCP port was found on {address} between 10000 and 32767")
-
-
-def _bind(address: str, port: int) -> Optional[socket.socket]:
-    probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind((address, port))
-        probe.listen(16)
-    except OSError:
-        probe.close()
-        return None
-    return probe
-
-
-class PortGuard:
-    """Holds the scheduler's port until the scheduler takes it, and notices who calls too early.
-
-    ps-lite knows no jobs: a process that an earlier job left behind goes on trying to reach its
-    scheduler, and would be counted as one of the new job's. Nobody of this job calls before its
-    scheduler is started, so whoever does is such a process, and the scheduler goes elsewhere.
-
-    Args:
-        address: where the scheduler will listen.
-        port: the port it should have; 0 stands for any free one.
-        given: whether somebody asked for exactly this port.
-        selector: the supervisor's.
-
-    Attributes:
-        trouble: who has the port, if it was given and is taken.
-        until: when strangers have had the time to show themselves (monotonic, seconds).
-    """
-
-    def __init__(
-        self, address: str, port: int, given: bool, selector: selectors.BaseSelector
-    ) -> None:
-        self._address = address
-        self._port = port
-        self._given = given
-        self._selector = selector
-        self._strangers: List[str] = []
-        self._callers: List[socket.socket] = []
-        self._listener = _bind(address, port) if port else None
-        self._owner = ""
-        self.trouble = ""
-        alone = self._listener is None or address == "127.0.0.1"
-        self.until = time.monotonic() + (0.0 if alone else GUARD_SECONDS)
-        if self._listener is None:
-            if port:
-                self._owner = ports.port_owner(port) or "a process that this one may not see"
-            if given:
-                self.trouble = (
-                    f"port {port} on {address} is taken by {self._owner}; end that process, or "
-                    "give the job another port (hyperparameter _ps_port)"
-                )
-            return
-        self._listener.setblocking(False)
-        selector.register(self._listener, selectors.EVENT_READ, self._on_call)
-
-    def _on_call(self, mask: int) -> None:
-        assert self._listener is not None
-        with contextlib.suppress(OSError):
-            caller, (address, port) = self._listener.accept()
-            if len(self._callers) >= 16:
-                caller.close()
-                return
-            caller.setblocking(False)
-            self._callers.append(caller)
-
-            def on_word(mask: int) -> None:
-                word = b""
-                with contextlib.suppress(OSError):
-                    word = caller.recv(64)
-                if word.startswith(_ZMTP_SIGNATURE):
-                    self._strangers.append(f"{address}:{port}")
-                self._hang_up(caller)
-
-            self._selector.register(caller, selectors.EVENT_READ, on_word)
-
-    def _hang_up(self, caller: socket.socket) -> None:
-        self._selector.unregister(caller)
-        self._callers.remove(caller)
-        caller.close()
-
-    def close(self) -> None:
-        """Let go of the port."""
-        for caller in list(self._callers):
-            self._hang_up(caller)
-        if self._listener is not None:
-            self._selector.unregister(self._listener)
-            self._listener.close()
-            self._listener = None
-
-    def release(self, log: Log) -> int:
-        """Let go of the port, and return the one that the scheduler shall have.
-
-        Raises:
-            NetworkError: a port was given and a stranger calls on it.
-        """
-        free = self._listener is not None
-        self.close()
-        if free and not self._strangers:
-            return self._port
-        if not self._port:
-            return free_port(self._address)
-        why = f"port {self._port} is taken by {self._owner}"
-        if self._strangers:
-            why = (
-                f"something at {self._strangers[-1]} calls on port {self._port} as if a kvstore "
-                "scheduler were there: it is probably left over from an earlier job"
-            )
-            if self._given:
-                raise NetworkError(
-                    f"{why}; end it, or give the job another port (hyperparameter _ps_port)"
-                )
-        port = free_port(self._address)
-        log.warning("scheduler", f"{why}; using port {port} instead")
-        return port

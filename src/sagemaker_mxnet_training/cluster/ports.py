@@ -8,17 +8,16 @@ from sagemaker_mxnet_toolkit.errors import NetworkError
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """Return a listening TCP socket, non-blocking, for a ``Leader``.
+    """Return a listening TCP socket, non-blocking, for a ``LeaderChannel``.
 
     Args:
-        address: an IP address of this host; ``""`` for all IPv4 ones.
+        address: an IPv4 address of this host; ``""`` for all of them.
         port: 0 for any free one.
 
     Raises:
         NetworkError: when the port cannot be had. The text names who has it, if that may be seen.
     """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         # Connections of an earlier job that linger in TIME_WAIT do not keep the port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

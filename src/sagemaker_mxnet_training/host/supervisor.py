@@ -1,7 +1,7 @@
 """The one loop that owns everything on a host: its processes, signals, deadlines and orders.
 
 Whatever happens arrives in the loop as a ready file descriptor or a passed deadline. What it means
-for the job as a whole is decided by the leader (``cluster.ending``); a host reports, and carries
+for the job as a whole is decided by the leader (``cluster.decision``); a host reports, and carries
 orders out (``host.steps``).
 """
 
