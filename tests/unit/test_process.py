@@ -379,7 +379,7 @@ print("done")
     assert done.stdout == "done\n", done.stderr
 
 
-# The voice.
+# The log.
 
 
 def said(tmp_path: Path, *lines: Tuple[str, int], level: int = 20) -> List[str]:
