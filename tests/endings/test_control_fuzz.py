@@ -241,7 +241,8 @@ def test_a_recorded_session_opens_no_door(world):
                 stranger.setblocking(False)
                 world.until(lambda stranger=stranger: hung_up(stranger))
         assert world.told("algo-1", PeerMessage) == before
-        assert Stranger("127.0.0.1", "does not hold this job's key") in world.events["algo-1"]
+        told = Stranger("127.0.0.1", "does not hold this job's key", "algo-3")
+        assert told in world.events["algo-1"]
         assert len(world.told("algo-1", PeerJoined)) == 2
     finally:
         middle.close()
