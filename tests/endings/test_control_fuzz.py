@@ -324,7 +324,7 @@ def test_ten_thousand_connections_neither_lose_a_member_nor_keep_one_out(world, 
         attacker.kill()
         attacker.wait()
         attacker.stdout.close()
-    assert not any(world.told(host, PeerLost) for host in HOSTS)
+    assert not any(world.told(host, PeerLost) for host in world.events)
     assert 0 < len(world.told("algo-1", Stranger)) <= leader_channel.STRANGERS_REPORTED
     # The listener, both ends of two members, and strangers up to the limit and one being accepted.
     assert world.most_files <= 1 + 4 + leader_channel.SPARE_STRANGERS + len(HOSTS) + 1
