@@ -184,3 +184,44 @@ def test_handler_runs_although_native_code_blocks_the_main_thread(
         since = cluster[1].kill("entrypoint", signal.SIGTERM)
         ends = verdicts.stopped(cluster, since, {1: 0})
         assert ends[0].output.count("handled") == 1
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("absent", [1, 2])
+def test_stop_of_a_host_that_waits_for_one_that_never_came(
+    tmp_path: Path, verdicts: Verdicts, absent: int, signals: int
+) -> None:
+    """For the first host or for another; a waiting container ends on ``docker stop``."""
+    with job(tmp_path, "wait_for_ever()", 2, absent=[absent]) as cluster:
+        host = cluster.hosts[0]
+        # The search for the others has begun when the watchdog of the entrypoint runs.
+        eventually(lambda: len(cluster.processes()) > 1, "the entrypoint's watchdog")
+        for _ in range(signals):
+            since = host.kill("entrypoint", signal.SIGTERM)
+        verdicts.stopped(cluster, since, {1: 143})
+
+
+STOPPED_FIRST = """
+if os.environ["SM_CURRENT_HOST"] == "algo-1":
+    signal.signal(signal.SIGTERM, lambda *_: say("heard"))
+say("up")
+wait_for_ever()
+"""
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_stop_goes_on_when_the_first_host_is_lost_meanwhile(
+    tmp_path: Path, verdicts: Verdicts, fault: int
+) -> None:
+    """The other host has finished by then, and would wait for an order for ever."""
+    env = {"SAGEMAKER_MXNET_PEER_TIMEOUT": "3"}
+    with job(tmp_path, STOPPED_FIRST, 2, env=env) as cluster:
+        cluster.wait_for("^up")
+        cluster[2].kill("entrypoint", signal.SIGTERM)
+        cluster[1].wait_for("^heard")
+        cluster[2].wait_for("worker: ended")
+        since = cluster[1].kill("entrypoint", fault)
+        end = cluster[2].ended()
+        verdicts.note([end], since)
+        assert (end.status, end.failure, end.success) == (143, None, False), end.output
+        assert "the job was STOPPED" in end.output

@@ -15,7 +15,7 @@ def test_given_addresses_take_precedence_over_name_resolution() -> None:
     assert network.resolve("a..b", {"a..b": "10.0.0.1"}) == "10.0.0.1"
 
 
-@pytest.mark.parametrize("name", ["algo..1", "." + "a" * 64, "a" * 64, "algo\x001"])
+@pytest.mark.parametrize("name", ["algo..1", "." + "a" * 64, "a" * 64])
 def test_what_is_not_a_host_name_is_said_to_be_none(name: str) -> None:
     """Python encodes names itself, and raises UnicodeError for these; that is no OSError."""
     with pytest.raises(InvalidNameError, match="not a host name"):

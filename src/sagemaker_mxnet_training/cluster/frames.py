@@ -88,7 +88,7 @@ def pack(kind: Kind, body: Optional[Mapping[str, Any]] = None) -> Packed:
 
     Raises:
         TypeError: when ``body`` holds what JSON has no form for.
-        ValueError: when it holds a number that is none, or is too long or too deep to be carried.
+        ValueError: when it holds NaN or infinity, or is too long or too deep to be carried.
     """
     content = {"kind": kind.value, "body": dict(body or {})}
     if _too_deep(content):

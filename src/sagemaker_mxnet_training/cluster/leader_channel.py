@@ -89,7 +89,7 @@ class LeaderChannel:
         self._accept_more(True)
 
     def send(self, host: str, body: Mapping[str, Any]) -> None:
-        """Queue a message to one member. Nothing happens while ``host`` is none, or after goodbye.
+        """Queue a message to one member. Nothing happens for another host, or after goodbye.
 
         Raises:
             ValueError: when ``body`` cannot be carried, see ``frames.pack``.
@@ -242,10 +242,7 @@ class LeaderChannel:
 
     def _refusal(self, link: Link) -> str:
         if link.version != frames.VERSION:
-            return (
-                f"{link.host} speaks version {link.version} of the control protocol,"
-                f" {self._me} version {frames.VERSION}: all hosts need the same toolkit"
-            )
+            return _other_version(link.host, link.version, self._me)
         if link.host not in self._hosts:
             return f"{link.host} is not another host of this job"
         if link.host in self._members:
@@ -289,8 +286,14 @@ class LeaderChannel:
         seen = (link.address, reason)
         if len(self._reported) < STRANGERS_REPORTED and seen not in self._reported:
             self._reported.add(seen)
-            host = link.host if link.host in self._hosts else ""
-            self._post(Stranger(link.address, reason, host))
+            self._post(Stranger(*seen, link.host if link.host in self._hosts else ""))
+
+
+def _other_version(host: str, version: int, me: str) -> str:
+    return (
+        f"{host} speaks version {version} of the control protocol,"
+        f" {me} version {frames.VERSION}: all hosts need the same toolkit"
+    )
 
 
 def _allow_files(count: int) -> None:

@@ -4,7 +4,7 @@ Followers send reports, the leader sends orders. Frames are signed (see ``frames
 comes from a host of the job; that it is well formed is checked here all the same.
 """
 
-import ipaddress
+import socket
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple, Type
 
@@ -139,12 +139,19 @@ def _stop(value: Any) -> Stop:
     return Stop(_text(fields["host"], HOST_LIMIT), _signal(fields["signal"]))
 
 
+def _ipv4(value: Any) -> str:
+    try:
+        return socket.inet_ntoa(socket.inet_pton(socket.AF_INET, _text(value, 15)))
+    except OSError:
+        raise ValueError(f"{value!r} is not an IPv4 address") from None
+
+
 def _rendezvous(value: Any) -> Optional[Rendezvous]:
     if value is None:
         return None
     fields = _mapping(value, ("address", "port", "servers"))
     return Rendezvous(
-        str(ipaddress.IPv4Address(_text(fields["address"], 15))),
+        _ipv4(fields["address"]),
         _whole(fields["port"], 1, 65535),
         "",
         _whole(fields["servers"], 1, SERVERS_LIMIT),
