@@ -84,7 +84,6 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
-            "uv",
         ],
     },
     entry_points={

@@ -2,13 +2,22 @@
 
 They are raised where the fault is seen and turned, once, into a message, a failure file and an
 exit status (see ``result``). Their text is complete: cause, source, what was expected, what to do.
+Its first line is the cause; what follows is detail, such as the last lines of another program.
 """
 
-from typing import Any, Sequence
+from typing import Any, ClassVar, Sequence
+
+from sagemaker_mxnet_toolkit.failure import FailureKind
 
 
 class JobError(Exception):
-    """A fault that ends the job, told in words a user can act on."""
+    """A fault that ends the job, described in words that a user can act on.
+
+    Attributes:
+        kind: what sort of failure it is; each class knows its own.
+    """
+
+    kind: ClassVar[FailureKind] = FailureKind.INTERNAL
 
 
 class ConfigurationError(JobError):
@@ -18,6 +27,8 @@ class ConfigurationError(JobError):
         faults: one complete sentence for each fault, in the order they were found.
         job: the ``Job`` with a default in each faulty place, good for telling its other hosts.
     """
+
+    kind = FailureKind.CONFIGURATION
 
     def __init__(self, faults: Sequence[str], job: Any = None) -> None:
         self.faults = tuple(faults)
@@ -33,14 +44,22 @@ class ConfigurationError(JobError):
 class CodeError(JobError):
     """The user's code cannot be fetched, unpacked or found."""
 
+    kind = FailureKind.CODE
+
 
 class RequirementsError(JobError):
     """The user's requirements cannot be installed, or would break the job."""
+
+    kind = FailureKind.REQUIREMENTS
 
 
 class NetworkError(JobError):
     """A port, an address or a name that the job needs cannot be had."""
 
+    kind = FailureKind.NETWORK
+
 
 class StartError(JobError):
     """A process of the job cannot be started."""
+
+    kind = FailureKind.CODE

@@ -2,11 +2,12 @@
 
 import os
 import subprocess
-import sys
+import textwrap
 import time
 
 import pytest
 
+from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_training.roles import sync
 from tests import s3_api
 
@@ -20,12 +21,12 @@ def s3():
         yield server
 
 
-def start(tmp_path, output, **variables):
+def start(tmp_path, output, *arguments, **variables):
     environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environ.update(s3_api.CREDENTIALS, AWS_REGION="us-east-1", **variables)
     environ.update(SAGEMAKER_BASE_DIR=str(tmp_path), TRAINING_JOB_NAME="job-1")
     return subprocess.Popen(
-        [sys.executable, "-u", sync.__file__, "--output", output],
+        program.argv(sync.__name__, "--output", output, *arguments),
         env=environ,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -85,3 +86,22 @@ def test_a_url_that_is_none_is_an_error_with_the_setting(tmp_path):
     assert process.returncode == 1
     assert errors.startswith("intermediate output cannot be copied to ftp://results/x")
     assert "sagemaker_s3_output" in errors and "Traceback" not in errors
+
+
+def test_the_region_of_the_job_takes_precedence_over_that_of_the_environment(tmp_path):
+    """Two regions have two endpoints; the copier is asked for the one that it would call."""
+    code = """
+        import os
+        from sagemaker_training import intermediate_output
+
+        def start_sync(output, region, endpoint):
+            print("region", region, flush=True)
+
+        intermediate_output.start_sync = start_sync
+        """
+    (tmp_path / "usercustomize.py").write_text(textwrap.dedent(code))
+    variables = {"AWS_REGION": "us-east-1", "PYTHONPATH": str(tmp_path)}
+    process = start(tmp_path, "s3://results/x", "--region", "eu-west-1", **variables)
+    output, errors = process.communicate(timeout=BOUND)
+    assert process.returncode == 0, errors
+    assert "region eu-west-1" in output
