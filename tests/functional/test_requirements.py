@@ -328,8 +328,8 @@ def test_a_flaky_index_is_asked_again(env, index):
 def test_a_numpy_that_mxnet_cannot_import_ends_before_pip_starts(env, index, line):
     done = env.run(f"tiny\n\n{line}\n", PIP_INDEX_URL=index.url())
     assert done.status == 1
-    reason = "numpy==1.9 (requirements.txt, line 3) cannot be installed: this environment keeps numpy>1.16.0,<3"
-    assert done.report["reason"].startswith(reason)
+    where = "numpy==1.9 (requirements.txt, line 3) cannot be installed: "
+    assert done.report["reason"].startswith(f"{where}this environment keeps numpy>1.16.0,<3")
     assert (env.version("tiny"), index.requests) == (None, [])
 
 

@@ -1,8 +1,9 @@
 """Intermediate output arrives on a real S3 API, all of it, and the copying ends when told."""
 
+import http.server
 import os
 import subprocess
-import textwrap
+import threading
 import time
 
 import pytest
@@ -88,20 +89,42 @@ def test_a_url_that_is_none_is_an_error_with_the_setting(tmp_path):
     assert "sagemaker_s3_output" in errors and "Traceback" not in errors
 
 
-def test_the_region_of_the_job_takes_precedence_over_that_of_the_environment(tmp_path):
-    """Two regions have two endpoints; the copier is asked for the one that it would call."""
-    code = """
-        import os
-        from sagemaker_training import intermediate_output
+@pytest.fixture
+def signatures():
+    """The URL of a server that takes every file, and the signatures of the requests to it."""
+    found = []
 
-        def start_sync(output, region, endpoint):
-            print("region", region, flush=True)
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self):
+            found.append(self.headers["Authorization"])
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
-        intermediate_output.start_sync = start_sync
-        """
-    (tmp_path / "usercustomize.py").write_text(textwrap.dedent(code))
-    variables = {"AWS_REGION": "us-east-1", "PYTHONPATH": str(tmp_path)}
-    process = start(tmp_path, "s3://results/x", "--region", "eu-west-1", **variables)
-    output, errors = process.communicate(timeout=BOUND)
-    assert process.returncode == 0, errors
-    assert "region eu-west-1" in output
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_region_of_the_job_takes_precedence_over_that_of_the_environment(tmp_path, signatures):
+    """A hyperparameter may say it. Requests are signed for one region, and refused in others."""
+    url, found = signatures
+    process = start(tmp_path, "s3://results/x", "--region", "eu-west-1", S3_ENDPOINT_URL=url)
+    try:
+        assert process.stderr.readline().startswith("[sagemaker-mxnet-training] copying ")
+        (tmp_path / "output/intermediate/a.txt").write_text("a")
+        wait(lambda: found, "a request")
+        assert "/eu-west-1/s3/" in found[0]
+        process.communicate(timeout=BOUND)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()

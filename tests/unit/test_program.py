@@ -27,7 +27,8 @@ class Program:
         (self.folder / "example.py").write_text(f"def main(arguments, report):\n{text}\n")
         reader, writer = os.pipe()
         environ = {**os.environ, child_report.FD_VARIABLE: str(writer)}
-        environ["PYTHONPATH"] = os.pathsep.join([str(self.folder), environ.get("PYTHONPATH", "")])
+        paths = [str(self.folder), environ.get("PYTHONPATH", "")]
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         process = subprocess.Popen(
             program.argv("example", "one", "two", wait=wait),
             cwd=self.code,
