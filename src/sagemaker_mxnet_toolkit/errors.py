@@ -2,22 +2,21 @@
 
 They are raised where the fault is seen and turned, once, into a message, a failure file and an
 exit status (see ``result``). Their text is complete: cause, source, what was expected, what to do.
-Its first line is the cause; what follows is detail, such as the last lines of another program.
 """
 
-from typing import Any, ClassVar, Sequence
+from typing import Any, Sequence
 
 from sagemaker_mxnet_toolkit.failure import FailureKind
 
 
 class JobError(Exception):
-    """A fault that ends the job, described in words that a user can act on.
+    """A fault that ends the job, told in words a user can act on.
 
     Attributes:
-        kind: what sort of failure it is; each class knows its own.
+        kind: the kind of the failure that it becomes.
     """
 
-    kind: ClassVar[FailureKind] = FailureKind.INTERNAL
+    kind = FailureKind.INTERNAL
 
 
 class ConfigurationError(JobError):

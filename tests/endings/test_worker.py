@@ -15,6 +15,7 @@ from tests.endings.conftest import (
     Verdicts,
     everywhere,
     needs_memory_limit,
+    needs_notes,
     needs_root,
 )
 
@@ -62,6 +63,38 @@ def test_exception_without_the_parameter_server(
     with job(tmp_path, body, hosts) as cluster:
         since = float(cluster[culprit].wait_for(r"^now (\S+)").group(1))
         verdicts.failed(cluster, since, rf"^algo-{culprit}: worker failed: KeyError: 'lost'")
+
+
+@needs_notes
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        ('ValueError("boom")', "ValueError: boom"),
+        ('SyntaxError("bad", ("model.py", 3, 1, "def"))', r"SyntaxError: bad \(model.py, line 3\)"),
+        ('RuntimeError("one\\ntwo")', "RuntimeError: one two"),
+        (
+            'ExceptionGroup("all", [KeyError("a"), OSError("b")])',
+            r"ExceptionGroup: all \(2 sub-exceptions\): KeyError: 'a'; OSError: b",
+        ),
+        ("Broken()", r"Broken: <exception in Broken.__str__>"),
+    ],
+)
+def test_note_on_an_exception(tmp_path: Path, verdicts: Verdicts, error: str, cause: str) -> None:
+    """Type and message are the cause, whatever follows them in the traceback."""
+    body = f"""
+    class Broken(Exception):
+        def __str__(self):
+            raise ValueError
+
+    error = {error}
+    error.add_note("while reading batch 7")
+    raise error
+    """
+    since = time.monotonic()
+    with job(tmp_path, body) as cluster:
+        (end,) = verdicts.failed(cluster, since, rf"worker failed: {cause} \(exit status 1\)$")
+    assert "while reading batch 7" in (end.failure or "")
+    assert "while reading batch 7" in end.output
 
 
 @everywhere
