@@ -88,7 +88,6 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
-            "uv",
         ],
     },
     entry_points={

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List
 
-from sagemaker_mxnet_toolkit.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, Role
+from sagemaker_mxnet_toolkit.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, FailureKind, Role
 from sagemaker_mxnet_training.cluster.channel import PeerJoined, PeerLost, PeerMessage
 from sagemaker_mxnet_training.cluster.follower_channel import FollowerChannel
 from sagemaker_mxnet_training.cluster.frames import derive_key
@@ -112,7 +112,12 @@ def measure(count: int) -> Dict[str, float]:
         until(lambda: len(joined) == count and "joined" in reports)
         join_cpu = time.process_time() - cpu
         failure = Failure(
-            "algo-2", Role.WORKER, "x" * REASON_LIMIT, 1, "line of a traceback\n" * DETAIL_LIMIT
+            "algo-2",
+            Role.WORKER,
+            "x" * REASON_LIMIT,
+            FailureKind.EXCEPTION,
+            1,
+            "line of a traceback\n" * DETAIL_LIMIT,
         )
         cpu, start = time.process_time(), time.monotonic()
         leader.broadcast({"failure": failure.to_json()})

@@ -83,22 +83,22 @@ class Failure:
         host: the host where it happened.
         role: the process it happened to.
         reason: one line, such as ``ValueError: boom at step 20``.
+        kind: what sort of failure it is.
         status: exit status in the shell's convention (128+N for signal N), if there is one.
         detail: more lines, such as the end of a traceback or of stderr; may be empty.
-        kind: what sort of failure it is.
     """
 
     host: str
     role: Role
     reason: str
+    kind: FailureKind
     status: Optional[int] = None
     detail: str = ""
-    kind: FailureKind = FailureKind.INTERNAL
 
     def headline(self) -> str:
         """Return the cause in one line: host, role, what happened, exit status.
 
-        >>> Failure("algo-2", Role.WORKER, "ValueError: boom", 1).headline()
+        >>> Failure("algo-2", Role.WORKER, "ValueError: boom", FailureKind.EXCEPTION, 1).headline()
         'algo-2: worker failed: ValueError: boom (exit status 1)'
         """
         suffix = "" if self.status is None else f" (exit status {self.status})"
@@ -138,9 +138,9 @@ class Failure:
             host=host,
             role=Role(data.get("role")),
             reason=reason[:REASON_LIMIT],
+            kind=FailureKind(data.get("kind")),
             status=status,
             detail=detail[-DETAIL_LIMIT:],
-            kind=FailureKind(data.get("kind")),
         )
 
 

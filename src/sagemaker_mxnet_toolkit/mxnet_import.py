@@ -1,13 +1,8 @@
-"""What comes of importing MXNet as a job does, in a process where it can crash or hang.
+"""Imports MXNet in a child process, where it may crash or hang, and reports the result.
 
-Started as a program, without arguments, it prints that as its last line, a JSON object.
+A module for ``processes.program``, without arguments: its last line on stdout is the result, a JSON
+object.
 """
-
-import sys
-
-if __name__ == "__main__":
-    # The directory of this file is no place to import from.
-    del sys.path[0]
 
 import contextlib
 import importlib.util
@@ -17,26 +12,28 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, NoReturn, Optional, Sequence
+from typing import Any, Dict, List, Mapping, NoReturn, Optional, Sequence
 
-from sagemaker_mxnet_toolkit import compatibility
+from sagemaker_mxnet_toolkit import compatibility, tracebacks
 from sagemaker_mxnet_toolkit.failure import signal_name
+from sagemaker_mxnet_toolkit.processes import program
+from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_toolkit.redaction import redact_text, secrets_in
 
 
 @dataclass(frozen=True)
 class MXNet:
-    """MXNet, or why there is none.
+    """The result of importing MXNet.
 
     Attributes:
-        error: why it could not be imported; the rest is unknown then.
+        error: why it could not be imported, or ``None``; with an error, the rest is unknown.
         version: MXNet's version.
         directory: where it was imported from.
         seconds: how long that took.
         features: names of what it was built with (``mxnet.runtime.Features``).
-        gpus: GPUs that it can use.
+        gpus: number of GPUs that it can use.
         compatibility: ``compatibility.Status`` of that process as JSON, and ``hook``: whether the
-            layer acts in every Python process of this installation, not in jobs alone.
+            layer acts in every Python process of this installation, and not in jobs alone.
     """
 
     error: Optional[str] = None
@@ -49,17 +46,17 @@ class MXNet:
 
 
 def import_mxnet(environ: Mapping[str, str], timeout: float) -> MXNet:
-    """Import MXNet in a process of its own, which is gone afterwards.
+    """Import MXNet in a child process, which has ended when this returns.
 
     Args:
-        environ: what a job would be given.
+        environ: the environment that a job would be given.
         timeout: seconds that it may take.
     """
     # With a DMLC_ROLE of server or scheduler, ``import mxnet`` runs that role and never returns.
     variables = {name: text for name, text in environ.items() if not name.startswith("DMLC_")}
     try:
         with subprocess.Popen(
-            (sys.executable, os.path.abspath(__file__)),
+            program.argv("sagemaker_mxnet_toolkit.mxnet_import"),
             cwd="/",
             env=variables,
             stdin=subprocess.DEVNULL,
@@ -84,7 +81,7 @@ def import_mxnet(environ: Mapping[str, str], timeout: float) -> MXNet:
 
 
 def _found(returncode: int, output: bytes, errors: bytes) -> Dict[str, Any]:
-    """Return the fields of ``MXNet`` as the process left them, or what happened to it."""
+    """Return the fields of ``MXNet`` that the process printed, or an error where it did not."""
     if returncode < 0:
         return {"error": f"the process died of {signal_name(-returncode)}"}
     lines = (output if returncode == 0 else errors).decode("utf-8", "replace").splitlines()
@@ -95,8 +92,8 @@ def _found(returncode: int, output: bytes, errors: bytes) -> Dict[str, Any]:
     return {"error": f"the process ended with status {returncode}: {last}"}
 
 
-def main() -> NoReturn:
-    """Import MXNet, print what came of it and end the process at once."""
+def main(arguments: List[str], report: Report) -> NoReturn:
+    """Import MXNet, print the result and end the process at once."""
     found: Dict[str, Any] = {}
     hook = False
     try:
@@ -116,11 +113,7 @@ def main() -> NoReturn:
         with contextlib.suppress(mxnet.base.MXNetError):
             found["gpus"] = mxnet.context.num_gpus()
     except BaseException as error:
-        found = {"error": f"{type(error).__name__}: {error}"}
+        found = {"error": tracebacks.summary(error)}
     found["compatibility"] = {**compatibility.status()._asdict(), "hook": hook}
     print("\n" + json.dumps(found), flush=True)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

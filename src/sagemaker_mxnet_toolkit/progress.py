@@ -1,4 +1,4 @@
-"""The voice of the steps before training: one line when one begins, and one for every 30 s."""
+"""Log lines of steps that take long: one line when a step begins, and one for every 30 s."""
 
 import contextlib
 import sys
@@ -10,14 +10,15 @@ INTERVAL = 30.0
 """Seconds between two lines about a step that goes on."""
 
 
-def say(text: str) -> None:
-    """Write one line to stderr."""
-    print(f"[sagemaker-mxnet-training] {text}", file=sys.stderr, flush=True)
+def write_line(text: str) -> None:
+    """Write one line to stderr, unless nobody reads it: that is no reason to fail."""
+    with contextlib.suppress(OSError):
+        print(f"[sagemaker-mxnet-training] {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress(step: str, interval: float = INTERVAL) -> Iterator[None]:
-    """Say that a step begins, and again and again that it goes on.
+    """Log that a step begins, and every ``interval`` seconds that it goes on.
 
     Args:
         step: what is done, as in ``downloading s3://bucket/key``.
@@ -26,12 +27,12 @@ def progress(step: str, interval: float = INTERVAL) -> Iterator[None]:
     start = time.monotonic()
     done = threading.Event()
 
-    def speak() -> None:
+    def repeat() -> None:
         while not done.wait(interval):
-            say(f"still {step} ({time.monotonic() - start:.0f} s)")
+            write_line(f"still {step} ({time.monotonic() - start:.0f} s)")
 
-    say(step)
-    thread = threading.Thread(target=speak, name="progress", daemon=True)
+    write_line(step)
+    thread = threading.Thread(target=repeat, name="progress", daemon=True)
     thread.start()
     try:
         yield

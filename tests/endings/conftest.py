@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional
 
@@ -29,6 +30,9 @@ def needs_root(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that makes network namespaces, cgroups or mounts."""
     skip = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces, cgroups, mounts")
     return pytest.mark.root(skip(test))
+
+
+needs_notes = pytest.mark.skipif(sys.version_info < (3, 11), reason="needs notes on exceptions")
 
 
 class Verdicts:

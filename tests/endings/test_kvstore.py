@@ -16,6 +16,7 @@ from tests.endings.conftest import (
     Verdicts,
     everywhere,
     needs_memory_limit,
+    needs_notes,
     needs_root,
 )
 from tests.endings.test_worker import training
@@ -51,6 +52,18 @@ def test_custom_optimizer_that_raises(tmp_path: Path, verdicts: Verdicts, hosts:
         )
         ends = verdicts.failed(cluster, since, cause)
     assert "in update" in (ends[0].failure or ""), "the traceback in the user's own code"
+
+
+@needs_notes
+def test_note_on_an_exception_of_an_optimizer(tmp_path: Path, verdicts: Verdicts) -> None:
+    """Type and message are the cause, whatever follows them in the traceback."""
+    update = """error = ArithmeticError("no update today")
+        error.add_note("a note")
+        raise error"""
+    since = time.monotonic()
+    with job(tmp_path, OPTIMIZER.format(update=update), kvstore=True) as cluster:
+        (end,) = verdicts.failed(cluster, since, "server failed: ArithmeticError: no update today ")
+    assert "a note" in (end.failure or "")
 
 
 def test_custom_optimizer_that_cannot_be_loaded(tmp_path: Path, verdicts: Verdicts) -> None:

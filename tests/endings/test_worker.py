@@ -2,6 +2,7 @@
 
 import re
 import signal
+import textwrap
 import time
 from pathlib import Path
 from typing import Callable
@@ -15,6 +16,7 @@ from tests.endings.conftest import (
     Verdicts,
     everywhere,
     needs_memory_limit,
+    needs_notes,
     needs_root,
 )
 
@@ -64,6 +66,38 @@ def test_exception_without_the_parameter_server(
         verdicts.failed(cluster, since, rf"^algo-{culprit}: worker failed: KeyError: 'lost'")
 
 
+@needs_notes
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        ('ValueError("boom")', "ValueError: boom"),
+        ('SyntaxError("bad", ("model.py", 3, 1, "def"))', r"SyntaxError: bad \(model.py, line 3\)"),
+        ('RuntimeError("one\\ntwo")', "RuntimeError: one two"),
+        (
+            'ExceptionGroup("all", [KeyError("a"), OSError("b")])',
+            r"ExceptionGroup: all \(2 sub-exceptions\): KeyError: 'a'; OSError: b",
+        ),
+        ("Broken()", r"Broken: <exception in Broken.__str__>"),
+    ],
+)
+def test_note_on_an_exception(tmp_path: Path, verdicts: Verdicts, error: str, cause: str) -> None:
+    """Type and message are the cause, whatever follows them in the traceback."""
+    body = f"""
+    class Broken(Exception):
+        def __str__(self):
+            raise ValueError
+
+    error = {error}
+    error.add_note("while reading batch 7")
+    raise error
+    """
+    since = time.monotonic()
+    with job(tmp_path, body) as cluster:
+        (end,) = verdicts.failed(cluster, since, rf"worker failed: {cause} \(exit status 1\)$")
+    assert "while reading batch 7" in (end.failure or "")
+    assert "while reading batch 7" in end.output
+
+
 @everywhere
 def test_sys_exit_3(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
     fault = 'say("now", time.monotonic()); sys.exit(3)'
@@ -110,6 +144,116 @@ def test_sigstop_is_reported_and_not_killed(
         (tmp_path / "go").touch()
         cluster[culprit].kill("worker", signal.SIGCONT)
         verdicts.succeeded(cluster)
+
+
+HANDLER = """
+def stop(number, frame):
+    say("CHECKPOINT in", "the script" if os.getpid() == script else "a child")
+    sys.exit(0)
+
+script = os.getpid()
+signal.signal(signal.SIGTERM, stop)
+"""
+
+CHILDREN = {
+    "data-loader": """
+        from mxnet import gluon
+
+        def slow(row):
+            time.sleep(0.1)
+            return row
+
+        data = gluon.data.ArrayDataset(mx.nd.arange(256).reshape((64, 4))).transform(slow)
+        loader = gluon.data.DataLoader(data, batch_size=4, num_workers=2)
+        for batch in loader:
+            break  # the workers are busy with the next ones
+        del loader
+        """,
+    "pool": """
+        import multiprocessing
+
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            next(pool.imap(abs, range(100)))
+        """,
+    "fork-in-a-thread": """
+        def fork():
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            time.sleep(0.1)
+            os.kill(child, signal.SIGTERM)
+            os.waitpid(child, 0)
+
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+        """,
+    "native-fork": """
+        import ctypes
+
+        # No hook of Python's runs, as in a library that forks by itself.
+        child = ctypes.PyDLL(None).fork()
+        if child == 0:
+            ctypes.PyDLL(None).sleep(60)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        """,
+    "fork-server": """
+        import multiprocessing
+
+        child = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join()
+        """,
+    "spawn": """
+        import multiprocessing
+
+        child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join()
+        """,
+    "subprocess": """
+        import subprocess
+
+        for _ in range(20):
+            child = subprocess.Popen(["sleep", "60"])
+            child.terminate()
+            child.wait()
+        """,
+}
+"""Ways in which a script has a child process that is ended with SIGTERM."""
+
+
+@pytest.mark.parametrize("way", CHILDREN)
+def test_sigterm_to_a_child_of_the_script_is_not_a_stop(
+    tmp_path: Path, verdicts: Verdicts, way: str
+) -> None:
+    """As in plain Python: the script trains on, and its handler does not run."""
+    # Modules that spawn import the script again.
+    body = (
+        textwrap.dedent(HANDLER)
+        + 'if __name__ == "__main__":\n'
+        + textwrap.indent(textwrap.dedent(CHILDREN[way]), "    ")
+        + """
+    deadline = time.monotonic() + 2.5  # for longer than a handler has to run by itself
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+    with open(os.path.join(os.environ["SM_MODEL_DIR"], "model"), "w") as file:
+        file.write("trained")
+    say("trained to the end")
+"""
+    )
+    if way == "data-loader":
+        body = "import mxnet as mx\n" + body
+    with job(tmp_path, body) as cluster:
+        (end,) = verdicts.succeeded(cluster)
+        assert "CHECKPOINT in the script" not in end.output
+        assert "trained to the end" in end.output
+        assert (cluster[1].base / "model" / "model").read_text() == "trained"
 
 
 BROKEN = {

@@ -6,13 +6,12 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import tarfile
 
 import pytest
 
 from sagemaker_mxnet_toolkit.code import fetch
-from sagemaker_mxnet_toolkit.processes import child_report
+from sagemaker_mxnet_toolkit.processes import child_report, program
 from tests import s3_api
 
 BOUND = 60.0
@@ -26,9 +25,9 @@ def archive(path):
     return str(path)
 
 
-def program(source, tmp_path):
-    arguments = ("--module-dir", source, "--code-dir", str(tmp_path / "code"))
-    return [sys.executable, "-u", fetch.__file__, *arguments]
+def command(source, tmp_path):
+    arguments = ("--source", source, "--code-dir", str(tmp_path / "code"), "--setting", "CODE")
+    return program.argv(fetch.__name__, *arguments)
 
 
 def run(source, tmp_path, **variables):
@@ -40,7 +39,7 @@ def run(source, tmp_path, **variables):
     environ[child_report.FD_VARIABLE] = str(writer)
     try:
         done = subprocess.run(
-            program(source, tmp_path),
+            command(source, tmp_path),
             check=False,
             env=environ,
             pass_fds=(writer,),
@@ -83,7 +82,7 @@ def test_a_failure_is_reported_once_with_its_cause_first_and_no_traceback(tmp_pa
 
 def test_a_failure_is_printed_where_nobody_listens(tmp_path):
     done = subprocess.run(
-        program("/gone", tmp_path),
+        command("/gone", tmp_path),
         check=False,
         capture_output=True,
         text=True,
@@ -109,9 +108,9 @@ def test_a_disk_that_is_full_leaves_no_half_code(tmp_path):
         info = tarfile.TarInfo("big.bin")
         info.size = 1 << 20
         tar.addfile(info, io.BytesIO(b"\0" * info.size))
-    command = 'trap "" XFSZ; ulimit -f 64; exec "$0" "$@"'
+    limited = 'trap "" XFSZ; ulimit -f 64; exec "$0" "$@"'
     done = subprocess.run(
-        ["/bin/sh", "-c", command, *program(str(source), tmp_path)],
+        ["/bin/sh", "-c", limited, *command(str(source), tmp_path)],
         # The limit is for the program, not for what measures its coverage.
         env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")},
         check=False,

@@ -8,11 +8,12 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
-import sys
 import sysconfig
 import threading
 import time
@@ -24,7 +25,8 @@ import psutil
 import pytest
 
 from sagemaker_mxnet_toolkit.errors import RequirementsError
-from sagemaker_mxnet_toolkit.processes import child_report
+from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.processes import child_report, program
 from sagemaker_mxnet_toolkit.requirements import install as requirements
 from sagemaker_mxnet_toolkit.requirements import installer, requirement_file
 from tests import packages
@@ -62,11 +64,10 @@ class Environment:
         self.variables = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("PIP_", "UV_", "AWS_")) and name != "NETRC"
+            if not name.startswith(("PIP_", "AWS_")) and name != "NETRC"
         }
         self.variables.update(
             HOME=str(folder),
-            PATH="/usr/local/bin:/usr/bin:/bin",  # without the uv that tests are run with
             TMPDIR=str(self.temporary),
             PIP_CONFIG_FILE=os.devnull,
             PIP_RETRIES="0",
@@ -86,7 +87,7 @@ class Environment:
         environ = {**self.variables, **variables, child_report.FD_VARIABLE: str(writer)}
         arguments = ("--code-dir", str(self.code), "--entry-point", "train.py")
         process = subprocess.Popen(
-            [str(self.python), "-u", requirements.__file__, *arguments],
+            [str(self.python), *program.argv(requirements.__name__, *arguments)[1:]],
             cwd=self.code,
             env=environ,
             pass_fds=(writer,),
@@ -145,9 +146,8 @@ def test_what_is_missing_is_installed_and_what_pip_says_is_seen(env, index):
     assert (done.status, done.report) == (0, None), done.output
     assert (env.version("needs-tiny"), env.version("tiny")) == ("1.0", "1.0")
     assert "Successfully installed needs-tiny-1.0 tiny-1.0" in done.output
-    assert os.listdir(env.temporary) == [
-        name for name in os.listdir(env.temporary) if "lock" in name
-    ]
+    (locks,) = env.temporary.iterdir()
+    assert locks.stat().st_mode & 0o777 == 0o700, "nothing is left but the directory of the lock"
 
 
 def test_what_is_installed_already_costs_neither_pip_nor_network(env, index):
@@ -191,11 +191,131 @@ def test_a_package_that_does_not_exist_ends_with_pips_own_reason(env, index):
     assert "Traceback" not in done.output
 
 
-def test_an_index_that_cannot_be_reached_is_pips_reason_too(env, index):
-    done = env.run("tiny\n", PIP_INDEX_URL="http://127.0.0.1:9/simple/", PIP_RETRIES="1")
+@pytest.fixture
+def silent():
+    """A port where connections are accepted and nobody answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(50)
+        yield listening.getsockname()[1]
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate for localhost that is signed by itself, and its key."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=BOUND,
+    )
+    return certificate, key
+
+
+@pytest.fixture
+def tls(index, certificate):
+    """The index behind TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    with packages.serve(index.folder, lambda s: context.wrap_socket(s, server_side=True)) as served:
+        yield served
+
+
+def unreadable(request, case):
+    """Return the URL of an index that cannot be read, and the reason."""
+    if case == "closed port":
+        return "http://127.0.0.1:9/simple/", "Connection refused"
+    if case == "unknown name":
+        return "https://index.invalid/simple/", "Name or service not known|name resolution"
+    if case == "certificate":
+        port = request.getfixturevalue("tls").port
+        return f"https://localhost:{port}/simple/", "certificate verify failed: self.signed"
+    if case == "silence":
+        port = request.getfixturevalue("silent")
+        return f"http://127.0.0.1:{port}/simple/", "timed out|didn't respond within"
+    assert case == "no TLS"
+    return "http://index.invalid/simple/", "ignores a host without TLS that is not trusted"
+
+
+@pytest.mark.parametrize(
+    "case", ["closed port", "unknown name", "certificate", "silence", "no TLS"]
+)
+def test_an_index_that_cannot_be_read_is_the_cause(env, request, case):
+    """And not "Could not find a version", as if the package did not exist."""
+    url, reason = unreadable(request, case)
+    with_login = url.replace("://", "://user:s3cr3t-word@")
+    done = env.run("tiny\n", PIP_INDEX_URL=with_login, PIP_DEFAULT_TIMEOUT="1")
+    assert (done.status, done.report["kind"]) == (1, FailureKind.REQUIREMENTS.value)
+    place = re.escape(url if case != "no TLS" else "index.invalid")
+    cause = f"^requirements.txt cannot be installed: the package index {place} cannot be read: "
+    assert re.search(f"{cause}.*({reason}).*; No matching distribution", done.report["reason"])
+    assert "for tiny" in done.report["reason"] and "PIP_INDEX_URL" in done.report["reason"]
+    assert "s3cr3t" not in done.output + str(done.report)
+
+
+def test_an_index_that_cannot_be_read_is_not_blamed_for_a_conflict(env, index):
+    nowhere = "http://127.0.0.1:9/simple/"
+    done = env.run("wants-numpy\n", PIP_INDEX_URL=index.url(), PIP_EXTRA_INDEX_URL=nowhere)
     assert done.status == 1
-    assert "tiny" in done.report["reason"]
-    assert "Connection refused" in done.report["detail"]
+    assert "depends on numpy<1.0" in done.report["reason"]
+    assert "cannot be read" not in done.report["reason"]
+
+
+def test_a_log_of_pip_that_the_user_asked_for_is_kept_and_read(env, tmp_path):
+    log = tmp_path / "pip.log"
+    log.write_text("Could not fetch URL http://old.invalid/tiny/: long ago - skipping\n")
+    nowhere = "http://127.0.0.1:9/simple/"
+    done = env.run("tiny\n", PIP_INDEX_URL=nowhere, PIP_LOG=str(log))
+    assert nowhere in done.report["reason"] and "old.invalid" not in done.report["reason"]
+    assert nowhere in log.read_text()
+
+
+def test_a_temporary_directory_that_cannot_be_used_is_the_cause(env, index):
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        env.variables[name] = "/proc/nowhere"
+    # Python looks in these, too; its working directory, the code directory, comes last.
+    code = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/proc/nowhere']"
+    (env.site / "no_temporary.pth").write_text(f"{code}\n")
+    done = env.run("tiny\n", PIP_INDEX_URL=index.url())
+    assert (done.status, done.report["kind"]) == (1, FailureKind.REQUIREMENTS.value)
+    assert re.match(
+        r"requirements.txt cannot be installed: .*No usable temporary directory.*; "
+        r"expected a temporary directory \(TMPDIR, or /tmp\)",
+        done.report["reason"],
+    )
+    assert "Traceback" not in done.output
+
+
+PLANTED = {
+    "file": lambda path: path.write_text(""),
+    "link": lambda path: path.symlink_to(path.parent),
+    "open to others": lambda path: (path.mkdir(), path.chmod(0o777)),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_lock_that_others_could_have_planted_is_refused(env, index, what):
+    path = env.temporary / f"sagemaker-mxnet-{os.geteuid()}"
+    PLANTED[what](path)
+    done = env.run("tiny\n", PIP_INDEX_URL=index.url())
+    assert (done.status, index.requests) == (1, [])
+    assert done.report["reason"].startswith(f"{path} is not safe to use: ")
+    assert "set TMPDIR" in done.report["reason"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives a directory to another user")
+def test_a_directory_of_another_user_is_refused(env, index):
+    path = env.temporary / f"sagemaker-mxnet-{os.geteuid()}"
+    path.mkdir(0o700)
+    os.chown(path, 4711, 4711)
+    done = env.run("tiny\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    assert "owned by user 4711; expected a directory of user 0" in done.report["reason"]
 
 
 def test_a_flaky_index_is_asked_again(env, index):
@@ -208,10 +328,8 @@ def test_a_flaky_index_is_asked_again(env, index):
 def test_a_numpy_that_mxnet_cannot_import_ends_before_pip_starts(env, index, line):
     done = env.run(f"tiny\n\n{line}\n", PIP_INDEX_URL=index.url())
     assert done.status == 1
-    reason = (
-        "numpy==1.9 (requirements.txt, line 3) cannot be installed: the job keeps numpy>1.16.0,<3"
-    )
-    assert done.report["reason"].startswith(reason)
+    where = "numpy==1.9 (requirements.txt, line 3) cannot be installed: "
+    assert done.report["reason"].startswith(f"{where}this environment keeps numpy>1.16.0,<3")
     assert (env.version("tiny"), index.requests) == (None, [])
 
 
@@ -421,27 +539,6 @@ def test_an_installation_that_takes_too_long_is_ended(index, tmp_path):
     assert psutil.Process().children() == []
 
 
-@pytest.mark.parametrize("text", ["tiny\n", "tiny==3\n"])
-def test_uv_does_the_same_where_it_is_present(env, index, text):
-    uv = shutil.which("uv", path=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"])
-    if uv is None:
-        pytest.skip("needs uv in this environment")
-    os.symlink(uv, env.home / "bin" / "uv")
-    (env.home / "pip.conf").write_text(f"[global]\nindex-url = {index.url()}\n")
-    configured = env.run(text, PIP_CONFIG_FILE="")
-    assert "Using Python" not in configured.output  # uv's words
-    for path in env.site.glob("tiny*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elsewhere = "http://127.0.0.1:9/simple/"
-    done = env.run(text, PIP_INDEX_URL=index.url(), UV_NO_CACHE="1", UV_DEFAULT_INDEX=elsewhere)
-    if "==3" in text:
-        assert done.status == configured.status == 1
-        assert "uv cannot install this; pip decides" in done.output
-    else:
-        assert (done.status, env.version("tiny")) == (0, "2.0"), done.output
-        assert "Successfully installed" not in done.output  # pip's words
-
-
 def test_nothing_is_needed_without_a_file_or_a_package(env):
     assert not requirements.needed(str(env.code), "train.py")
     (env.code / "setup.py").write_text("")
@@ -452,63 +549,48 @@ def test_nothing_is_needed_without_a_file_or_a_package(env):
 
 
 @pytest.fixture
-def codeartifact(index, tmp_path):
+def codeartifact(tls, certificate):
     """The two calls of AWS CodeArtifact's API that matter, and the index with TLS it leads to."""
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-            *("-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=BOUND,
+    tls.login = ("aws", "t0ken-of-codeartifact")
+
+    class Api(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            if self.path.startswith("/v1/authorization-token"):
+                body = {"authorizationToken": tls.login[1], "expiration": 2e9}
+            elif "repository=models" in self.path:
+                body = {"repositoryEndpoint": f"https://localhost:{tls.port}/models/"}
+            else:
+                self.send_response(404)
+                self.send_header("x-amzn-ErrorType", "ResourceNotFoundException")
+                body = {"message": "no such repository"}
+            data = json.dumps(body).encode()
+            if "message" not in body:
+                self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *_):
+            pass
+
+    api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    thread = threading.Thread(target=api.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield (
+        tls,
+        {
+            "AWS_ENDPOINT_URL_CODEARTIFACT": f"http://127.0.0.1:{api.server_address[1]}",
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            # requests prefers this one to what PIP_CERT says.
+            "REQUESTS_CA_BUNDLE": str(certificate[0]),
+        },
     )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-
-    with packages.serve(index.folder, lambda s: context.wrap_socket(s, server_side=True)) as tls:
-        tls.login = ("aws", "t0ken-of-codeartifact")
-
-        class Api(http.server.BaseHTTPRequestHandler):
-            def answer(self):
-                if self.path.startswith("/v1/authorization-token"):
-                    body = {"authorizationToken": tls.login[1], "expiration": 2e9}
-                elif "repository=models" in self.path:
-                    body = {"repositoryEndpoint": f"https://localhost:{tls.port}/models/"}
-                else:
-                    self.send_response(404)
-                    self.send_header("x-amzn-ErrorType", "ResourceNotFoundException")
-                    body = {"message": "no such repository"}
-                data = json.dumps(body).encode()
-                if "message" not in body:
-                    self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = answer
-
-            def log_message(self, *_):
-                pass
-
-        api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
-        thread = threading.Thread(target=api.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield (
-            tls,
-            {
-                "AWS_ENDPOINT_URL_CODEARTIFACT": f"http://127.0.0.1:{api.server_address[1]}",
-                "AWS_ACCESS_KEY_ID": "testing",
-                "AWS_SECRET_ACCESS_KEY": "testing",
-                # requests prefers this one to what PIP_CERT says.
-                "REQUESTS_CA_BUNDLE": str(certificate),
-            },
-        )
-        api.shutdown()
-        thread.join()
-        api.server_close()
+    api.shutdown()
+    thread.join()
+    api.server_close()
 
 
 ARN = "arn:aws:codeartifact:us-east-1:123456789012:repository/team/"

@@ -1,12 +1,14 @@
 """Intermediate output arrives on a real S3 API, all of it, and the copying ends when told."""
 
+import http.server
 import os
 import subprocess
-import sys
+import threading
 import time
 
 import pytest
 
+from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_training.roles import sync
 from tests import s3_api
 
@@ -20,12 +22,12 @@ def s3():
         yield server
 
 
-def start(tmp_path, output, **variables):
+def start(tmp_path, output, *arguments, **variables):
     environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environ.update(s3_api.CREDENTIALS, AWS_REGION="us-east-1", **variables)
     environ.update(SAGEMAKER_BASE_DIR=str(tmp_path), TRAINING_JOB_NAME="job-1")
     return subprocess.Popen(
-        [sys.executable, "-u", sync.__file__, "--output", output],
+        program.argv(sync.__name__, "--output", output, *arguments),
         env=environ,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -85,3 +87,44 @@ def test_a_url_that_is_none_is_an_error_with_the_setting(tmp_path):
     assert process.returncode == 1
     assert errors.startswith("intermediate output cannot be copied to ftp://results/x")
     assert "sagemaker_s3_output" in errors and "Traceback" not in errors
+
+
+@pytest.fixture
+def signatures():
+    """The URL of a server that takes every file, and the signatures of the requests to it."""
+    found = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self):
+            found.append(self.headers["Authorization"])
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_region_of_the_job_takes_precedence_over_that_of_the_environment(tmp_path, signatures):
+    """A hyperparameter may say it. Requests are signed for one region, and refused in others."""
+    url, found = signatures
+    process = start(tmp_path, "s3://results/x", "--region", "eu-west-1", S3_ENDPOINT_URL=url)
+    try:
+        assert process.stderr.readline().startswith("[sagemaker-mxnet-training] copying ")
+        (tmp_path / "output/intermediate/a.txt").write_text("a")
+        wait(lambda: found, "a request")
+        assert "/eu-west-1/s3/" in found[0]
+        process.communicate(timeout=BOUND)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -63,7 +63,7 @@ class Job:
 
 
 def failure(host: str, reason: str = "boom") -> Failure:
-    return Failure(host, Role.WORKER, reason, 1, kind=FailureKind.EXCEPTION)
+    return Failure(host, Role.WORKER, reason, FailureKind.EXCEPTION, 1)
 
 
 def test_a_job_in_which_all_goes_well_passes_through_all_phases() -> None:

@@ -38,7 +38,7 @@ from tests.coordination import (
 
 STOP = Stop("algo-2", 15)
 STOPPED = ("end", Verdict(Outcome.STOP))
-BOOM = Failure("algo-2", Role.WORKER, "boom", 1, kind=FailureKind.EXCEPTION)
+BOOM = Failure("algo-2", Role.WORKER, "boom", FailureKind.EXCEPTION, 1)
 
 
 class Side:

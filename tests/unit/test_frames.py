@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_toolkit.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, Role
+from sagemaker_mxnet_toolkit.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, FailureKind, Role
 from sagemaker_mxnet_training.cluster import frames
 from sagemaker_mxnet_training.cluster.frames import (
     FrameError,
@@ -170,7 +170,14 @@ def test_a_signed_frame_is_still_not_trusted_to_be_well_formed(text):
 
 @pytest.mark.parametrize("letter", ["x", "\x00", "ü", "\U0001f600", "\ud800"])
 def test_the_largest_failure_fits_a_frame(letter):
-    failure = Failure("algo-1", Role.WORKER, letter * REASON_LIMIT, 137, letter * DETAIL_LIMIT)
+    failure = Failure(
+        "algo-1",
+        Role.WORKER,
+        letter * REASON_LIMIT,
+        FailureKind.SIGNAL,
+        137,
+        letter * DETAIL_LIMIT,
+    )
     sealer, opener = pair()
     body = {"failure": failure.to_json()}
     _, got = opener.open(payload(sealer.seal(frames.pack(Kind.MESSAGE, body))))

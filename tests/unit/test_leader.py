@@ -51,7 +51,7 @@ from tests.coordination import (
 
 STOP = Stop("algo-1", 15)
 STOPPED = ("end", Verdict(Outcome.STOP))
-BOOM = Failure("algo-2", Role.WORKER, "boom", 1, kind=FailureKind.EXCEPTION)
+BOOM = Failure("algo-2", Role.WORKER, "boom", FailureKind.EXCEPTION, 1)
 
 
 class FakeGuard:
@@ -222,7 +222,8 @@ def test_a_port_that_cannot_be_had_is_a_failure_that_the_others_hear_of() -> Non
 
 def test_the_age_of_what_others_report_decides_what_came_first() -> None:
     side = Side().train()
-    side.leader.report_failure(Failure("algo-1", Role.WORKER, "lost its peer"), side.clock.now)
+    late = Failure("algo-1", Role.WORKER, "lost its peer", FailureKind.EXCEPTION)
+    side.leader.report_failure(late, side.clock.now)
     side.clock.now += 0.1
     side.hear("algo-2", messages.FailureReport(BOOM, 0.2))
     side.wait(0.5)

@@ -27,7 +27,7 @@ from sagemaker_mxnet_training.cluster.decision import (
 )
 from sagemaker_mxnet_training.cluster.network import Rendezvous
 
-FAILURE = Failure("algo-2", Role.WORKER, "boom", 1, "trace", FailureKind.EXCEPTION)
+FAILURE = Failure("algo-2", Role.WORKER, "boom", FailureKind.EXCEPTION, 1, "trace")
 
 MESSAGES: List[Any] = [
     *(messages.StepReport(step) for step in Step),
@@ -64,7 +64,12 @@ def test_the_address_of_the_receiver_does_not_travel() -> None:
 
 def test_the_largest_failure_fits_into_a_frame() -> None:
     failure = Failure(
-        "h" * frames.HOST_LIMIT, Role.WORKER, "\x01" * REASON_LIMIT, 1, "\x01" * DETAIL_LIMIT
+        "h" * frames.HOST_LIMIT,
+        Role.WORKER,
+        "\x01" * REASON_LIMIT,
+        FailureKind.EXCEPTION,
+        1,
+        "\x01" * DETAIL_LIMIT,
     )
     frames.pack(frames.Kind.MESSAGE, messages.encode(End(Verdict(Outcome.FAILURE, failure))))
     frames.pack(frames.Kind.MESSAGE, messages.encode(messages.FailureReport(failure, 1 / 3)))

@@ -1,7 +1,8 @@
 """The plan: which processes a host gets, with which arguments and environment."""
 
+import importlib
+import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind
 from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_training.cluster.network import Rendezvous
 from sagemaker_mxnet_training.config.configuration import resolve
 from sagemaker_mxnet_training.config.job import Job
@@ -103,8 +105,8 @@ def test_python_workers(tmp_path: Path, kind: EntryPointKind, entry_point: str, 
     (tmp_path / "code" / "train").touch()
     job = make(tmp_path, SM_USER_ENTRY_POINT=entry_point, SM_HPS='{"n": "a b"}')
     (spec,) = plan.roles(job, kind, None)
-    assert spec.argv[:2] == (sys.executable, "-u")
-    assert list(spec.argv[3:]) == [*argv, "-n", "a b"]
+    bootstrap = program.argv("sagemaker_mxnet_training.roles.bootstrap")
+    assert spec.argv == (*bootstrap, *argv, "-n", "a b")
     assert spec.directory == job.code_dir
 
 
@@ -137,8 +139,8 @@ def test_relative_entries_of_pythonpath_become_absolute(tmp_path: Path) -> None:
     )
 
 
-def test_preparation_runs_programs_of_this_package(tmp_path: Path) -> None:
-    """By their path, so that it does not matter from where."""
+def test_preparation_runs_programs_of_this_distribution(tmp_path: Path) -> None:
+    """By the path of one file, so that it does not matter from where."""
     job = make(tmp_path, SM_FRAMEWORK_PARAMS='{"sagemaker_s3_output": "s3://bucket/job"}')
     for spec, role in (
         (plan.fetch(job), Role.FETCH),
@@ -146,11 +148,30 @@ def test_preparation_runs_programs_of_this_package(tmp_path: Path) -> None:
         (plan.sync(job), Role.SYNC),
     ):
         assert spec.role is role
+        assert spec.argv[:3] == program.argv("")[:3]
         assert os.path.isabs(spec.argv[2])
         assert os.path.isfile(spec.argv[2])
+        assert callable(importlib.import_module(spec.argv[3]).main)
         assert "DMLC_ROLE" not in spec.environment
     assert plan.sync(job).stdin_open, "it ends when its stdin is closed"
     assert not plan.fetch(job).stdin_open
+
+
+@pytest.mark.parametrize("region", [None, "eu-west-1"])
+def test_what_talks_to_s3_uses_the_region_of_the_job(tmp_path: Path, region: str) -> None:
+    """It may come from a hyperparameter, which no library of AWS knows."""
+    framework = {"sagemaker_s3_output": "s3://bucket/job", "sagemaker_region": region}
+    job = make(tmp_path, SM_FRAMEWORK_PARAMS=json.dumps(framework))
+    job = replace(job, region=region)
+    for spec in (plan.fetch(job), plan.sync(job)):
+        words = list(spec.argv)
+        named = words[words.index("--region") + 1] if "--region" in words else None
+        assert named == region
+
+
+def test_the_kvstore_waits_before_it_imports_anything(tmp_path: Path) -> None:
+    for spec in plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, MEETING):
+        assert spec.stdin_open is (program.WAIT in spec.argv) is (spec.role is not Role.WORKER)
 
 
 def test_what_is_between_entrypoints_stays_there(tmp_path: Path) -> None:

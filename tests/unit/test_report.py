@@ -20,7 +20,7 @@ from sagemaker_mxnet_training.report.timelines import JobTimeline, ReportError
 HOSTS = ("algo-1", "algo-2", "algo-10")
 EVIL = "boom <script>alert(1)</script> </script><img src=http://evil.example/x> %{y} & \x1b[31m"
 EXCEPTION = FailureKind.EXCEPTION
-FAILURE = Failure("algo-2", Role.WORKER, EVIL, 3, f"Traceback\n  {EVIL}", kind=EXCEPTION)
+FAILURE = Failure("algo-2", Role.WORKER, EVIL, EXCEPTION, 3, f"Traceback\n  {EVIL}")
 STARTED = 1000.0  # on the clock that timelines are written by
 WALL = 1700000000.0  # the same moment, as all hosts tell it
 

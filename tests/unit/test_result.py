@@ -10,7 +10,7 @@ from sagemaker_mxnet_training.cluster.coordination import Verdict
 from sagemaker_mxnet_training.host import result
 
 EXCEPTION = FailureKind.EXCEPTION
-BOOM = Failure("algo-2", Role.WORKER, "ValueError: boom", 3, "line 1\nline 2", kind=EXCEPTION)
+BOOM = Failure("algo-2", Role.WORKER, "ValueError: boom", EXCEPTION, 3, "line 1\nline 2")
 
 
 def names(directory: Path) -> list:
@@ -89,12 +89,12 @@ def test_clear_removes_an_earlier_result_and_nothing_else(tmp_path: Path) -> Non
         (Outcome.FAILURE, BOOM, "algo-1", 143, 1),
         (
             Outcome.FAILURE,
-            Failure("algo-1", Role.SERVER, "x", 137, kind=FailureKind.SIGNAL),
+            Failure("algo-1", Role.SERVER, "x", FailureKind.SIGNAL, 137),
             "algo-1",
             143,
             1,
         ),
-        (Outcome.FAILURE, Failure("algo-1", Role.WORKER, "odd", 0, kind=EXCEPTION), "algo-1", 0, 1),
+        (Outcome.FAILURE, Failure("algo-1", Role.WORKER, "odd", EXCEPTION, 0), "algo-1", 0, 1),
         (
             Outcome.FAILURE,
             Failure("algo-1", Role.ENTRYPOINT, "port", kind=FailureKind.NETWORK),

@@ -42,7 +42,7 @@ class Host:
         self.selector = selectors.DefaultSelector()
         self.timeline = Timeline("algo-1")
         log = Log("algo-1", fd=os.open(os.devnull, os.O_WRONLY))
-        self.steps = Steps(resolve(environ), log, self.timeline, self.selector, {})
+        self.steps = Steps(resolve(environ).checked(), log, self.timeline, self.selector, {})
         self.reported: list = []
         coordinator: Any = SimpleNamespace(
             report_step=lambda step: self.reported.append(step.name),

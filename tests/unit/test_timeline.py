@@ -13,7 +13,7 @@ from sagemaker_mxnet_training.host.phase import HostPhase
 from sagemaker_mxnet_training.host.timeline import Timeline
 
 EXCEPTION = FailureKind.EXCEPTION
-FAILURE = Failure("algo-1", Role.WORKER, "ValueError: boom", 1, "Trace ...", kind=EXCEPTION)
+FAILURE = Failure("algo-1", Role.WORKER, "ValueError: boom", EXCEPTION, 1, "Trace ...")
 
 
 def whole(timeline: Timeline, directory: Path) -> Dict[str, Any]:

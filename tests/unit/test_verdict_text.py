@@ -6,7 +6,7 @@ from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_training.host import verdict_text
 
 EXCEPTION = FailureKind.EXCEPTION
-BOOM = Failure("algo-2", Role.WORKER, "ValueError: boom", 3, "line 1\nline 2", kind=EXCEPTION)
+BOOM = Failure("algo-2", Role.WORKER, "ValueError: boom", EXCEPTION, 3, "line 1\nline 2")
 
 
 def test_failure_block_has_everything_once() -> None:
@@ -47,14 +47,14 @@ def test_failure_block_has_everything_once() -> None:
 def test_advice_follows_from_the_kind_alone(kind: FailureKind, advice: str) -> None:
     """Whatever the words of the reason are."""
     for reason in ("ValueError: boom", "internal error: x", "out of memory: x", "lost: x"):
-        failure = Failure("algo-2", Role.WORKER, reason, 1, kind=kind)
+        failure = Failure("algo-2", Role.WORKER, reason, kind, 1)
         assert advice in verdict_text.advice(failure, "algo-1", "/code")
 
 
 def test_every_kind_has_advice() -> None:
     for kind in FailureKind:
         for host in ("algo-1", "algo-2"):
-            failure = Failure("algo-1", Role.WORKER, "x", 1, kind=kind)
+            failure = Failure("algo-1", Role.WORKER, "x", kind, 1)
             assert verdict_text.advice(failure, host, "/code")
 
 
@@ -64,13 +64,13 @@ def test_exceptions_here_are_above_and_in_the_code() -> None:
 
 @pytest.mark.parametrize(("role", "advice"), [(Role.FETCH, "submit"), (Role.INSTALL, "require")])
 def test_programs_of_ours_that_were_killed_have_advice(role: Role, advice: str) -> None:
-    failure = Failure("algo-1", role, "killed by SIGKILL", 137, kind=FailureKind.SIGNAL)
+    failure = Failure("algo-1", role, "killed by SIGKILL", FailureKind.SIGNAL, 137)
     assert advice in verdict_text.advice(failure, "algo-1", "/code")
 
 
 def test_long_detail_keeps_its_end() -> None:
     detail = "\n".join(f"line {n}" for n in range(100))
-    long = Failure("algo-1", Role.WORKER, "x", 1, detail, kind=EXCEPTION)
+    long = Failure("algo-1", Role.WORKER, "x", EXCEPTION, 1, detail)
     words = verdict_text.failure_block(long, "algo-1", 1.0, "/code")
     assert "line 99" in words
     assert "line 79" not in words

@@ -9,20 +9,20 @@ anybody else put there is neither run, nor mixed with the fetched code, nor dele
 error. (The toolkits before us skip the fetch instead, and run other code than was sent:
 sagemaker-training-toolkit #85 and #222.)
 
-Started as a program: ``python -u fetch.py --module-dir SOURCE --code-dir DIRECTORY``. The code for
-S3 is sagemaker-training's, which makes directories below ``SAGEMAKER_BASE_DIR`` when imported.
+A module for ``processes.program``, with the arguments ``--source SOURCE --code-dir DIRECTORY
+--setting TEXT [--region REGION]``. The code for S3 is sagemaker-training's, which makes directories
+below ``SAGEMAKER_BASE_DIR`` when imported.
 """
 
 import json
 import os
 import stat
-import sys
-from typing import Any, Dict, Iterable, List, Set, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from sagemaker_mxnet_toolkit.code import s3
 from sagemaker_mxnet_toolkit.errors import CodeError
-from sagemaker_mxnet_toolkit.processes.child_report import open_report
-from sagemaker_mxnet_toolkit.progress import progress, say
+from sagemaker_mxnet_toolkit.processes.child_report import Report
+from sagemaker_mxnet_toolkit.progress import progress, write_line
 
 RECORD = ".sagemaker_mxnet_source.json"
 """File in the code directory: ``{"source": <text>, "entries": [<name>, ...]}``."""
@@ -31,7 +31,6 @@ _STAGING = ".sagemaker_mxnet_fetch"
 _NOBODYS = frozenset({RECORD, _STAGING, _STAGING + ".json", "lost+found"})
 _LEFT_OUT = frozenset({".git", ".hg", ".svn", "__pycache__"})
 _SOURCES = "expected a directory, a .tar.gz or s3://BUCKET/KEY"
-_WHERE = "SM_MODULE_DIR or sagemaker_submit_directory"
 
 
 def needed(module_dir: str, code_dir: str) -> bool:
@@ -39,7 +38,9 @@ def needed(module_dir: str, code_dir: str) -> bool:
     return os.path.realpath(module_dir) != os.path.realpath(code_dir)
 
 
-def fetch(source: str, code_dir: str) -> None:
+def fetch(
+    source: str, code_dir: str, setting: str = "the setting", region: Optional[str] = None
+) -> None:
     """Bring the code into the code directory, replacing what an earlier fetch put there.
 
     Of a directory, version control folders, ``__pycache__``, virtual environments, sockets and
@@ -48,6 +49,8 @@ def fetch(source: str, code_dir: str) -> None:
     Args:
         source: a directory, a ``.tar.gz`` or ``s3://bucket/key``.
         code_dir: where to; made if necessary.
+        setting: what the user sets to name the source, for errors.
+        region: AWS region of an object on S3; ``None`` for that of boto3's own configuration.
 
     Raises:
         CodeError: when the source cannot be had, or the code directory cannot be written or holds
@@ -60,13 +63,13 @@ def fetch(source: str, code_dir: str) -> None:
         recorded, fetched = _read_record(code_dir)
         others = set(os.listdir(code_dir)) - _NOBODYS - fetched
         if others and not recorded:
-            raise _occupied(source, code_dir, others)
+            raise _occupied(source, code_dir, setting, others)
         try:
             os.mkdir(staging)
-            _lay_out(source, code_dir, staging)
+            _lay_out(source, code_dir, staging, setting, region)
             entries = set(os.listdir(staging))
             if others & entries:
-                raise _occupied(source, code_dir, others & entries)
+                raise _occupied(source, code_dir, setting, others & entries)
             # Whatever interrupts the exchange, the record covers all that a fetch put there.
             _write_record(code_dir, source, entries | fetched)
             for entry in fetched:
@@ -83,7 +86,7 @@ def fetch(source: str, code_dir: str) -> None:
         ) from error
 
 
-def _lay_out(source: str, code_dir: str, staging: str) -> None:
+def _lay_out(source: str, code_dir: str, staging: str, setting: str, region: Optional[str]) -> None:
     """Fill the staging folder from the source."""
     from sagemaker_mxnet_toolkit.code.archive import unpack  # noqa: PLC0415 - only when it is needed
 
@@ -93,24 +96,26 @@ def _lay_out(source: str, code_dir: str, staging: str) -> None:
 
         with tempfile.TemporaryDirectory(prefix="sagemaker-mxnet-") as folder:
             download = os.path.join(folder, "source.tar.gz")
-            _download(source, download)
+            _download(source, download, setting, region)
             unpack(download, staging, source)
     elif os.path.isdir(source):
         _copy(os.path.realpath(source), os.path.realpath(code_dir), staging)
     elif os.path.isfile(source):
         unpack(source, staging, source)
     elif "://" in source:
-        raise CodeError(f"the code at {source} cannot be fetched: {_SOURCES} in {_WHERE}")
+        raise CodeError(f"the code at {source} cannot be fetched: {_SOURCES} in {setting}")
     else:
-        raise CodeError(f"the code at {source} does not exist; {_SOURCES} in {_WHERE}")
+        raise CodeError(f"the code at {source} does not exist; {_SOURCES} in {setting}")
 
 
-def _download(uri: str, path: str) -> None:
+def _download(uri: str, path: str, setting: str, region: Optional[str]) -> None:
     """Download an object from S3, to where the variables that boto3 knows say it is."""
     with progress(f"downloading {uri}"):
         endpoint = s3.endpoint(os.environ)
         if endpoint:
             os.environ["S3_ENDPOINT_URL"] = endpoint  # the one name that s3_download knows
+        if region:
+            os.environ["AWS_REGION"] = region
         import boto3.exceptions  # noqa: PLC0415
         import botocore.exceptions  # noqa: PLC0415
         from sagemaker_training import files  # noqa: PLC0415
@@ -123,9 +128,10 @@ def _download(uri: str, path: str) -> None:
             boto3.exceptions.Boto3Error,
             ValueError,
         ) as error:
+            reason = " ".join(str(error).split())
             raise CodeError(
-                f"the code at {uri} cannot be downloaded: {error}; expected an object that this "
-                f"host can reach and may read: see {_WHERE}, the role's permission s3:GetObject "
+                f"the code at {uri} cannot be downloaded: {reason}; expected an object that this "
+                f"host can reach and may read: see {setting}, the role's permission s3:GetObject "
                 "and, with network isolation, a local path"
             ) from error
 
@@ -157,7 +163,7 @@ def _copy(source: str, code_dir: str, staging: str) -> None:
 def _is_left_out(path: str, code_dir: str) -> bool:
     """Tell whether something in a source directory is no part of the code."""
     if (code_dir + os.sep).startswith(path + os.sep):
-        say(f"{path} is not copied: it holds the code directory")
+        write_line(f"{path} is not copied: it holds the code directory")
         return True
     kind = stat.S_IFMT(os.lstat(path).st_mode)
     return (
@@ -167,14 +173,14 @@ def _is_left_out(path: str, code_dir: str) -> bool:
     )
 
 
-def _occupied(source: str, code_dir: str, others: Iterable[str]) -> CodeError:
+def _occupied(source: str, code_dir: str, setting: str, others: Iterable[str]) -> CodeError:
     """Return the error of a code directory that holds what no fetch put there."""
     names = sorted(others)
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return CodeError(
         f"the code directory {code_dir} already holds other code ({listed}), which is not what "
         f"{source} brings; expected it empty, or filled by an earlier fetch: empty it to run the "
-        f"code from {source}, or name {code_dir} itself in {_WHERE} to run what it holds"
+        f"code from {source}, or name {code_dir} itself in {setting} to run what it holds"
     )
 
 
@@ -213,28 +219,14 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def main() -> int:
-    """Fetch what the command line names.
-
-    Returns:
-        The exit status: 0, or 1 after a failure that was reported.
-    """
+def main(arguments: List[str], report: Report) -> None:
+    """Fetch what the arguments name; ``CodeError`` when that is impossible."""
     import argparse  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="fetch", description="Fetch the user's code.")
-    parser.add_argument("--module-dir", required=True, metavar="SOURCE")
+    parser.add_argument("--source", required=True)
     parser.add_argument("--code-dir", required=True, metavar="DIRECTORY")
-    arguments = parser.parse_args()
-    report = open_report()
-    try:
-        fetch(arguments.module_dir, arguments.code_dir)
-    except CodeError as error:
-        report.failed(str(error))
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    # The directory of this file is no place to import from.
-    sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
-    sys.exit(main())
+    parser.add_argument("--setting", required=True)
+    parser.add_argument("--region")
+    options = parser.parse_args(arguments)
+    fetch(options.source, options.code_dir, options.setting, options.region)

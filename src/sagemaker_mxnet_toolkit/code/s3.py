@@ -14,8 +14,3 @@ def endpoint(environ: Mapping[str, str]) -> Optional[str]:
     if environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
         return None
     return environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None
-
-
-def region(environ: Mapping[str, str]) -> Optional[str]:
-    """Return the AWS region as sagemaker-training 5.1.4 finds it, or ``None``."""
-    return environ.get("AWS_REGION") or environ.get("SAGEMAKER_REGION") or None

@@ -1,14 +1,15 @@
 """How a child process tells the supervisor what happened: one JSON object a line, over a pipe.
 
 The supervisor starts a child with ``SAGEMAKER_MXNET_REPORT_FD`` naming the inherited write end of
-a pipe. Every line is an object with the key ``event``: ``started`` when the role does its work from
-here on, ``stepped`` when a server's optimizer has run for the first time, ``finished`` when the
-script has. A failure is ``{"event": "failed", "reason": "<one line>", "detail": "<more lines>"}``.
+a pipe. Every line is an object with the key ``event``: ``started`` when the process begins its
+work, ``stepped`` when a server's optimizer has run for the first time, ``finished`` when the script
+has. A failure is ``{"event": "failed", "reason": "<one line>", "detail": "<more lines>", "kind":
+"<value of FailureKind>"}``.
 
-Only ``json``, ``os`` and ``sys`` are imported, so that the worker can load this file without
-loading the package, and before the user's script.
+Little is imported, as the worker imports this before the user's script.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -20,9 +21,18 @@ FD_VARIABLE = "SAGEMAKER_MXNET_REPORT_FD"
 LINE_LIMIT = 32 * 1024
 """Bytes of one line, its newline included: half of what an empty Linux pipe takes (pipe(7))."""
 
+# Values of failure.FailureKind. The enum itself costs the worker an import of dataclasses.
+EXCEPTION = "exception"
+EXIT_STATUS = "exit status"
+INTERNAL = "internal"
+NETWORK = "network"
+REQUIREMENTS = "requirements"
+
 
 class Report:
     """The child's end of the pipe. It never blocks and never raises: the report is not the work.
+
+    It belongs to the process that made it: from a forked child nothing is sent.
 
     Args:
         fd: the pipe's write end, or ``None`` where nobody listens.
@@ -30,6 +40,7 @@ class Report:
 
     def __init__(self, fd: Optional[int]) -> None:
         self._fd = fd
+        self._pid = os.getpid()
         self._torn = False
 
     def event(self, name: str, **fields: Any) -> bool:
@@ -42,7 +53,7 @@ class Report:
         Returns:
             Whether the whole line is in the pipe.
         """
-        if self._fd is None:
+        if self._fd is None or os.getpid() != self._pid:
             return False
         line = _line({"event": name, **fields})
         if self._torn:
@@ -55,16 +66,18 @@ class Report:
         self._torn = written < len(line)
         return not self._torn
 
-    def failed(self, reason: str, detail: str = "") -> None:
-        """Say why this process failed; on stderr when nobody listens.
+    def failed(self, reason: str, detail: str = "", kind: str = INTERNAL) -> None:
+        """Report why this process failed; on stderr when nobody listens.
 
         Args:
             reason: the cause in one line.
             detail: more lines, such as the end of a traceback; its end is what is kept.
+            kind: what sort of failure it is, a value of ``failure.FailureKind``.
         """
         reason = " ".join(reason.split("\n"))
-        if not self.event("failed", reason=reason, detail=detail):
-            print(f"{reason}\n{detail}".rstrip(), file=sys.stderr, flush=True)
+        if not self.event("failed", reason=reason, detail=detail, kind=kind):
+            with contextlib.suppress(OSError, ValueError):  # nobody reads stderr either
+                print(f"{reason}\n{detail}".rstrip(), file=sys.stderr, flush=True)
 
 
 def open_report(environ: Optional[MutableMapping[str, str]] = None) -> Report:

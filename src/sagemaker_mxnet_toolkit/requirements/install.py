@@ -1,11 +1,12 @@
-"""Installs what the user's code requires, without moving what the job itself needs.
+"""Installs what the user's code requires, without moving what this environment itself needs.
 
 ``requirements.txt``, and the package itself where the entry point is one, are installed by pip
 under constraints: MXNet, this toolkit and what it depends on stay as they are, NumPy too unless the
-file names another one that MXNet can import. What cannot be is said before anything is installed.
-Where nothing is missing, neither pip nor the network is touched.
+file names another version that MXNet can import. A conflict that needs no index to be seen is
+reported before anything is installed. Where nothing is missing, neither pip nor network is used.
 
-Started as a program: ``python -u requirements.py --code-dir DIRECTORY --entry-point NAME``.
+A module for ``processes.program``, with the arguments ``--code-dir DIRECTORY`` and, where there is
+an entry point, ``--entry-point NAME``.
 """
 
 import argparse
@@ -14,16 +15,17 @@ import fcntl
 import hashlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import time
-from typing import Iterator, List, Mapping
+from typing import Iterator, List, Mapping, Optional
 
 from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind, entry_point_kind
 from sagemaker_mxnet_toolkit.errors import RequirementsError
-from sagemaker_mxnet_toolkit.processes.child_report import open_report
-from sagemaker_mxnet_toolkit.progress import progress, say
+from sagemaker_mxnet_toolkit.processes.child_report import Report
+from sagemaker_mxnet_toolkit.progress import progress, write_line
 
 FILE = "requirements.txt"
 """Name of the file in the code directory, as in sagemaker-training 5.1.4."""
@@ -39,28 +41,42 @@ _IMPORT_MXNET = (
 )
 
 
-def needed(code_dir: str, entry_point: str) -> bool:
+def needed(code_dir: str, entry_point: Optional[str] = None) -> bool:
     """Tell whether there may be something to install.
 
     Args:
         code_dir: the code directory, with the code in it.
-        entry_point: relative to it.
+        entry_point: relative to it, if there is one.
     """
     return os.path.exists(os.path.join(code_dir, FILE)) or _is_package(code_dir, entry_point)
 
 
-def install(code_dir: str, entry_point: str, environ: Mapping[str, str]) -> None:
-    """Install what is missing, and see to it that MXNet can be imported afterwards.
+def install(code_dir: str, entry_point: Optional[str], environ: Mapping[str, str]) -> None:
+    """Install what is missing, and check that MXNet can be imported afterwards.
 
     Args:
         code_dir: the code directory; paths in ``requirements.txt`` are relative to it.
-        entry_point: relative to it; a package is installed itself.
+        entry_point: relative to it, if there is one; a package is installed itself.
         environ: pip's environment.
 
     Raises:
-        RequirementsError: when something cannot be installed, or would break the job.
+        RequirementsError: when something cannot be installed, or MXNet could not be imported with
+            it, or a file that is needed for it cannot be written.
     """
-    # Imported here, as the supervisor imports this module for ``needed``, and pip's parser and
+    try:
+        changed = _install(code_dir, entry_point, environ)
+    except OSError as error:
+        raise RequirementsError(
+            f"{FILE} cannot be installed: {error}; expected a temporary directory "
+            "(TMPDIR, or /tmp) that can be written to and has space, and pip in this Python"
+        ) from error
+    if changed:
+        _check_mxnet(changed, environ)
+
+
+def _install(code_dir: str, entry_point: Optional[str], environ: Mapping[str, str]) -> List[str]:
+    """Install what is missing; return what changed, if MXNet is installed."""
+    # Imported here, as the supervisor imports this module for ``needed``, and packaging and
     # importlib.metadata cost more than all the rest of it.
     from sagemaker_mxnet_toolkit.requirements import installed, installer, requirement_file  # noqa: PLC0415
 
@@ -76,24 +92,23 @@ def install(code_dir: str, entry_point: str, environ: Mapping[str, str]) -> None
         if conflict is not None:
             line, held = conflict
             raise RequirementsError(
-                f"{line.requirement} ({FILE}, line {line.number}) cannot be installed: the job "
-                f"keeps {held}, {held.reason}; expected a version within that: change the line "
-                "or remove it, or use an image that brings what it asks for"
+                f"{line.requirement} ({FILE}, line {line.number}) cannot be installed: this "
+                f"environment keeps {held}, {held.reason}; expected a version within that: change "
+                "the line or remove it, or use an image that brings what it asks for"
             )
         if builds:
             # MXNet is here, in a version that the file takes. Its line goes: pip would add another
             # build of it, or hold its metadata's "numpy<2" against a NumPy that works.
             lines = requirement_file.without(lines, installed.is_mxnet)
         if not package and requirement_file.satisfied(lines, installed.lookup, kept):
-            say(f"{FILE}: everything is installed already")
-            return
+            write_line(f"{FILE}: everything is installed already")
+            return []
         before = installed.versions()
         with progress("installing the package" if package else f"installing {FILE}"):
             request = installer.Installation(code_dir, lines, package, kept)
             installer.run(request, environ, deadline)
         changed = installed.changes(before, installed.versions())
-    if changed and builds:
-        _check_mxnet(changed, environ)
+    return changed if builds else []
 
 
 def _check_mxnet(changed: List[str], environ: Mapping[str, str]) -> None:
@@ -126,7 +141,9 @@ def _check_mxnet(changed: List[str], environ: Mapping[str, str]) -> None:
     )
 
 
-def _is_package(code_dir: str, entry_point: str) -> bool:
+def _is_package(code_dir: str, entry_point: Optional[str]) -> bool:
+    if entry_point is None:
+        return False
     return entry_point_kind(code_dir, entry_point) is EntryPointKind.PYTHON_PACKAGE
 
 
@@ -148,9 +165,7 @@ def _read(path: str) -> str:
 def _one_at_a_time(deadline: float) -> Iterator[None]:
     """Wait until nobody else installs into this Python: hosts of a local run share it."""
     python = hashlib.sha256(os.fsencode(sys.prefix)).hexdigest()[:12]
-    path = os.path.join(
-        tempfile.gettempdir(), f"sagemaker-mxnet-install-{os.getuid()}-{python}.lock"
-    )
+    path = os.path.join(_private_directory(), f"install-{python}.lock")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         if not _locked(fd):
@@ -167,6 +182,29 @@ def _one_at_a_time(deadline: float) -> Iterator[None]:
         os.close(fd)
 
 
+def _private_directory() -> str:
+    """Return this user's directory for locks, below the temporary directory.
+
+    In the temporary directory itself, any local user could make a file of the lock's name first,
+    and hold the lock, or keep it from being opened.
+
+    Raises:
+        RequirementsError: when there is something else by its name, made by whomever.
+    """
+    path = os.path.join(tempfile.gettempdir(), f"sagemaker-mxnet-{os.geteuid()}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    found = os.lstat(path)
+    private = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o077 == 0
+    if not private or found.st_uid != os.geteuid():
+        raise RequirementsError(
+            f"{path} is not safe to use: {stat.filemode(found.st_mode)}, owned by user "
+            f"{found.st_uid}; expected a directory of user {os.geteuid()} that nobody else can "
+            "enter (mode 0700): remove it, or set TMPDIR to another temporary directory"
+        )
+    return path
+
+
 def _locked(fd: int) -> bool:
     """Try to take the lock of an open file."""
     try:
@@ -176,29 +214,12 @@ def _locked(fd: int) -> bool:
     return True
 
 
-def main() -> int:
-    """Install what the code directory on the command line requires.
-
-    Returns:
-        The exit status: 0, or 1 after a failure that was reported.
-    """
-    parser = argparse.ArgumentParser(prog="requirements", description="Install requirements.")
+def main(arguments: List[str], report: Report) -> None:
+    """Install what a code directory requires; ``RequirementsError`` when that is impossible."""
+    parser = argparse.ArgumentParser(prog="install", description="Install requirements.")
     parser.add_argument("--code-dir", required=True, metavar="DIRECTORY")
-    parser.add_argument("--entry-point", required=True, metavar="NAME")
-    arguments = parser.parse_args()
-    report = open_report()
+    parser.add_argument("--entry-point", metavar="NAME")
+    options = parser.parse_args(arguments)
     # Files with credentials in them are removed on the way out, also when the job is stopped.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        install(arguments.code_dir, arguments.entry_point, dict(os.environ))
-    except RequirementsError as error:
-        reason, _, detail = str(error).partition("\n")
-        report.failed(reason, detail)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    # The directory of this file is no place to import from.
-    sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
-    sys.exit(main())
+    install(options.code_dir, options.entry_point, dict(os.environ))

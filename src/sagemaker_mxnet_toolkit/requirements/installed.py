@@ -9,8 +9,10 @@ import sys
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from pip._vendor.packaging.requirements import InvalidRequirement, Requirement
-from pip._vendor.packaging.utils import canonicalize_name
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
 
 from sagemaker_mxnet_toolkit import compatibility
 
@@ -34,12 +36,12 @@ class Installed:
 
 @dataclass(frozen=True)
 class Kept:
-    """A package that an installation must not move, because the job needs it.
+    """A package that an installation must not move, because the user's code runs with it.
 
     Attributes:
         name: canonical name.
         specifier: versions that it may have, such as ``==1.9.1``.
-        reason: why, as the end of the sentence "the job keeps NAME".
+        reason: why, as the end of the sentence "this environment keeps NAME".
     """
 
     name: str
@@ -63,6 +65,17 @@ def lookup(name: str) -> Optional[Installed]:
     except importlib.metadata.PackageNotFoundError:
         return None
     return Installed(distribution.version, tuple(distribution.requires or ()))
+
+
+def allows(specifiers: SpecifierSet, version: str) -> bool:
+    """Tell whether a version is one of those that specifiers allow; pre-releases count.
+
+    A version that is not of PEP 440's form never is; releases of packaging differ in that.
+    """
+    try:
+        return specifiers.contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def mxnet_builds() -> List[str]:
@@ -103,8 +116,8 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> List[str]:
 def importable_numpy(environ: Mapping[str, str]) -> str:
     """Return the versions of NumPy with which MXNet 1.9.1 can be imported.
 
-    MXNet uses names that NumPy 1.24 removed (apache/mxnet #21165); ``compatibility`` brings them
-    back, unless it is switched off.
+    MXNet uses names that NumPy 1.24 removed (apache/mxnet #21165); ``compatibility`` restores them,
+    unless it is switched off.
     """
     off = environ.get(compatibility.VARIABLE) == "0"
     return ">1.16.0,<1.24" if off else ">1.16.0,<3"
@@ -132,13 +145,13 @@ def kept_packages(
             # Another build of it, asked for by name, would overwrite this one's files.
             names = {canonicalize_name(build)}
             names |= {canonicalize_name(each.name) for each in asked if is_mxnet(each.name)}
-            reason = f"since {build} {installed.version} is what this environment trains with"
+            reason = f"since {build} {installed.version} is the MXNet that is installed"
             kept += [Kept(name, f"=={installed.version}", reason) for name in sorted(names)]
             break
     kept.append(_kept_numpy(asked, numpy_range, find))
     toolkit = find(TOOLKIT)
     if toolkit is not None:
-        reason = "since it is what runs this job"
+        reason = "since it runs the user's code"
         kept.append(Kept(TOOLKIT, f"=={toolkit.version}", reason))
         for text in toolkit.requires:
             try:
@@ -161,7 +174,7 @@ def _kept_numpy(
         for each in asked
         if canonicalize_name(each.name) == "numpy"
         and installed is not None
-        and not each.specifier.contains(installed.version, prereleases=True)
+        and not allows(each.specifier, installed.version)
     ]
     if installed is None or others:
         return Kept("numpy", numpy_range, "the versions that MXNet can import")

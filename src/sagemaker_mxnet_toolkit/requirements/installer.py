@@ -1,29 +1,28 @@
-"""Runs pip (or uv), shows what it says while it says it, and keeps the end of that."""
+"""Runs pip, passes its output on line by line, and turns a failure into its cause."""
 
 import contextlib
 import os
 import re
 import select
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Callable, Deque, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Deque, Iterator, List, Mapping, Sequence, Tuple
 
 from sagemaker_mxnet_toolkit.errors import RequirementsError
 from sagemaker_mxnet_toolkit.failure import signal_name
-from sagemaker_mxnet_toolkit.progress import say
 from sagemaker_mxnet_toolkit.redaction import redact_text, secrets_in
-from sagemaker_mxnet_toolkit.requirements import package_index, requirement_file
+from sagemaker_mxnet_toolkit.requirements import index_failure, package_index, requirement_file
+from sagemaker_mxnet_toolkit.requirements.index_failure import IndexFailure
 from sagemaker_mxnet_toolkit.requirements.installed import Kept
 from sagemaker_mxnet_toolkit.requirements.requirement_file import Line, LineKind
 
 _TAIL_LINES = 40
+_CAUSES = 2
 _STOP_SECONDS = 5.0
 
 # The code directory is the working directory, and "python -m" would import pip's own modules, and
@@ -35,17 +34,7 @@ _RUN_PIP = (
 
 
 _INDEX_VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
-
-# What says nothing about which packages pip takes from where (pip documentation, "Configuration").
-_PIP_MANNERS = frozenset(
-    {"PIP_CONFIG_FILE", "PIP_DEFAULT_TIMEOUT", "PIP_RETRIES", "PIP_CACHE_DIR", "PIP_NO_CACHE_DIR"}
-    | {"PIP_NO_INPUT", "PIP_DISABLE_PIP_VERSION_CHECK", "PIP_ROOT_USER_ACTION", "PIP_INDEX_URL"}
-)
-_PIP_FILES = (
-    *("/etc/pip.conf", "/etc/xdg/pip/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf"),
-    os.path.join(sys.prefix, "pip.conf"),
-)
-_UV_MANNERS = frozenset({"UV_CACHE_DIR", "UV_NO_CACHE", "UV_HTTP_TIMEOUT", "UV_SYSTEM_CERTS"})
+_LOG_VARIABLE = "PIP_LOG"
 
 
 @dataclass(frozen=True)
@@ -69,24 +58,19 @@ class Installation:
         """Whether the file demands hashes, which a directory cannot have."""
         return any("--hash" in line.text or "--require-hashes" in line.text for line in self.lines)
 
-    @property
-    def plain(self) -> bool:
-        """Whether there are only packages by name, about which all installers agree."""
-        kinds = {line.kind for line in self.lines}
-        return not self.package and kinds <= {LineKind.PLAIN, LineKind.NOTHING}
-
 
 def run(installation: Installation, environ: Mapping[str, str], deadline: float) -> None:
-    """Install, with uv where it does what pip would do, and else with pip.
+    """Install with pip.
 
     Args:
         installation: what.
-        environ: the installer's environment; pip's own variables and files are honoured.
+        environ: pip's environment; its own variables and configuration files are honoured.
         deadline: when to give up (monotonic).
 
     Raises:
         RequirementsError: when pip fails or does not finish in time, with its last lines after the
             first line; when the index of ``CA_REPOSITORY_ARN`` cannot be had.
+        OSError: when a file that pip needs cannot be written, or pip cannot be started.
     """
     variables = dict(environ)
     arn = variables.get(package_index.REPOSITORY_VARIABLE)
@@ -114,29 +98,21 @@ def run(installation: Installation, environ: Mapping[str, str], deadline: float)
             PYTHONUNBUFFERED="1",
             GIT_TERMINAL_PROMPT="0",
         )
+        log = variables.setdefault(_LOG_VARIABLE, os.path.join(private, "pip.log"))
+        log_start = os.path.getsize(log) if os.path.isfile(log) else 0
 
         def show(line: str) -> str:
             # Errors speak of the file that the user knows.
             return redact_text(line.replace(private + os.sep, ""), secrets)
 
-        uv = _uv(installation, variables)
-        if uv:
-            arguments = ("--python", sys.executable, "--compile-bytecode", "-c", constraints)
-            status, _ = _stream(
-                (uv, "pip", "install", *arguments, "-r", file),
-                _uv_variables(variables),
-                installation.code_dir,
-                deadline,
-                show,
-            )
-            if status == 0:
-                return
-            say("uv cannot install this; pip decides")
         for targets in _targets(installation, file):
             argv = (sys.executable, "-c", _RUN_PIP, "install", "-c", constraints, *targets)
             status, tail = _stream(argv, variables, installation.code_dir, deadline, show)
             if status != 0:
-                raise _failure(status, tail, installation)
+                missing = index_failure.missing_package(tail)
+                unread = index_failure.read_log(log, log_start, missing) if missing else ()
+                causes = [show(_unread_cause(each)) for each in unread]
+                raise _failure(status, tail, installation, causes)
 
 
 def _targets(installation: Installation, file: str) -> Iterator[Tuple[str, ...]]:
@@ -149,37 +125,6 @@ def _targets(installation: Installation, file: str) -> Iterator[Tuple[str, ...]]
         yield package
     elif requirements or package:
         yield (*requirements, *package)
-
-
-def _uv(installation: Installation, variables: Mapping[str, str]) -> Optional[str]:
-    """Return the path of uv, if there is one and it would install the very same.
-
-    It reads none of pip's configuration and never falls back to the user's own site directory
-    (uv documentation, "Compatibility with pip"), so either may say nothing that it would miss.
-    """
-    search = os.pathsep.join([os.path.dirname(sys.executable), variables.get("PATH", os.defpath)])
-    uv = shutil.which("uv", path=search)
-    configured = {name for name in variables if name.startswith("PIP_")} - _PIP_MANNERS
-    if uv is None or not installation.plain or configured:
-        return None
-    files = (variables.get("PIP_CONFIG_FILE", ""), *_PIP_FILES)
-    # pip reads none of them when its variable says os.devnull (pip documentation, same place).
-    if files[0] != os.devnull and any(os.path.exists(os.path.expanduser(each)) for each in files):
-        return None
-    return uv if os.access(sysconfig.get_path("purelib"), os.W_OK) else None
-
-
-def _uv_variables(variables: Mapping[str, str]) -> Dict[str, str]:
-    """Return the environment in which uv asks the index that pip would ask, and no other."""
-    kept = {
-        name: value
-        for name, value in variables.items()
-        if not name.startswith("UV_") or name in _UV_MANNERS
-    }
-    kept["UV_NO_CONFIG"] = "1"
-    if "PIP_INDEX_URL" in variables:
-        kept["UV_DEFAULT_INDEX"] = variables["PIP_INDEX_URL"]
-    return kept
 
 
 def _stream(
@@ -237,20 +182,32 @@ def _stream(
     return process.returncode, list(tail)
 
 
-def _failure(status: int, tail: List[str], installation: Installation) -> RequirementsError:
-    """Return pip's failure, in its own words."""
+def _unread_cause(failure: IndexFailure) -> str:
+    return f"the package index {failure.index} cannot be read: {failure.reason}"
+
+
+def _failure(
+    status: int, tail: List[str], installation: Installation, causes: Sequence[str]
+) -> RequirementsError:
+    """Return why pip failed: an index that it could not read, or else what it says itself."""
     prefix, heading = "ERROR: ", "The conflict is caused by:"
     errors = [_short(line[len(prefix) :]) for line in tail if line.startswith(prefix)]
     cause = "; ".join(errors[:2] or tail[-1:]) or f"pip ended with status {status}"
     if status < 0:
         cause = f"pip was ended by {signal_name(-status)}"
+    elif causes:
+        cause = (
+            f"{'; '.join(causes[:_CAUSES])}; {errors[-1] if errors else cause}; expected an index "
+            "that this host can reach and trusts: check PIP_INDEX_URL, and PIP_CERT where it has "
+            "a certificate of your own"
+        )
     elif errors and heading in tail:
         following = tail[tail.index(heading) + 1 :]
         conflict = [line.strip() for line in takewhile(lambda line: line[:1] == " ", following)]
         if len(conflict) > 3:  # the same again for each version that pip tried
             conflict = [*conflict[:2], "...", conflict[-1]]
         cause = (
-            f"{errors[0]} {'; '.join(conflict)}. The job keeps "
+            f"{errors[0]} {'; '.join(conflict)}. This environment keeps "
             f"{', '.join(str(each) for each in installation.kept)}: change what does not go with "
             "that; where a package needs another NumPy, name that one in requirements.txt, too"
         )

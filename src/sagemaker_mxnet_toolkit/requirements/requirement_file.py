@@ -1,8 +1,7 @@
 """What a ``requirements.txt`` says, as far as it can be known without an index.
 
-The format is pip's (pip documentation, "Requirements File Format"), read with the ``packaging``
-that pip brings. Imported late, by the program that installs: reading a requirement costs an import
-of some 30 ms.
+The format is pip's (pip documentation, "Requirements File Format"). Imported late, by the program
+that installs: ``packaging`` takes some 30 ms to import.
 """
 
 import enum
@@ -11,11 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Callable, Iterable, List, Mapping, Optional, Set, Tuple
 
-from pip._vendor.packaging.requirements import InvalidRequirement, Requirement
-from pip._vendor.packaging.specifiers import SpecifierSet
-from pip._vendor.packaging.utils import canonicalize_name
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
-from sagemaker_mxnet_toolkit.requirements.installed import Installed, Kept, lookup
+from sagemaker_mxnet_toolkit.requirements.installed import Installed, Kept, allows, lookup
 
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
@@ -154,7 +153,7 @@ def satisfied(
         installed = find(requirement.name)
         if installed is None or requirement.url:
             return False
-        if not requirement.specifier.contains(installed.version, prereleases=True):
+        if not allows(requirement.specifier, installed.version):
             return False
         if canonicalize_name(requirement.name) in leaves:
             continue
@@ -186,7 +185,7 @@ def impossible(lines: Iterable[Line], kept: Iterable[Kept]) -> Optional[Tuple[Li
         asked, allowed = line.requirement.specifier, SpecifierSet(package.specifier)
         # Where one side names one version, the other side says whether it may be that one.
         for one, other in ((_only_version(allowed), asked), (_only_version(asked), allowed)):
-            if one is not None and not other.contains(one, prereleases=True):
+            if one is not None and not allows(other, one):
                 return line, package
     return None
 

@@ -87,7 +87,7 @@ class Settings:
     job_key: Optional[str] = setting(
         None,
         text("a text that all hosts of the job share"),
-        "secret that the hosts share, beside the job's name and hyperparameters",
+        "secret that all hosts are given and nobody else has; see below",
         default_text="none",
         secret=True,
     )

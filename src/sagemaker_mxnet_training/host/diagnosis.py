@@ -42,9 +42,7 @@ def diagnose(
         seconds = when - oom.last_kill
         detail += f"\n(a process here was killed for want of memory {seconds:.0f} s before this)"
     status = 1 if code is None else exit_status(code)
-    return Failure(
-        host, child.spec.role, redact(reason), status, redact(detail.lstrip("\n")), kind=kind
-    )
+    return Failure(host, child.spec.role, redact(reason), kind, status, redact(detail.lstrip("\n")))
 
 
 def memory_text() -> str:

@@ -87,7 +87,7 @@ class FailureReporter:
 
     def own(self, reason: str, kind: FailureKind, detail: str = "") -> Failure:
         """Return a failure of the entrypoint itself."""
-        return Failure(self._host, Role.ENTRYPOINT, reason, None, detail, kind=kind)
+        return Failure(self._host, Role.ENTRYPOINT, reason, kind, None, detail)
 
     def _log_kills(self, kills: int) -> None:
         if kills:

@@ -1,41 +1,52 @@
 """Which processes a host runs: pure functions from the job to process specifications."""
 
 import os
-import sys
-from dataclasses import replace
 from typing import Dict, Mapping, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind
 from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.processes.process import ProcessSpec
 from sagemaker_mxnet_training.cluster.network import Rendezvous
 from sagemaker_mxnet_training.config import environment, tuning
 from sagemaker_mxnet_training.config.job import Job
 
-_PACKAGES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_FETCH = "sagemaker_mxnet_toolkit/code/fetch.py"
-_REQUIREMENTS = "sagemaker_mxnet_toolkit/requirements/install.py"
-_SYNC = "sagemaker_mxnet_training/roles/sync.py"
-_KVSTORE = "sagemaker_mxnet_training/roles/kvstore.py"
-_BOOTSTRAP = "sagemaker_mxnet_training/roles/bootstrap.py"
+# Programs that children run, by name: the supervisor imports little of what they need.
+_FETCH = "sagemaker_mxnet_toolkit.code.fetch"
+_INSTALL = "sagemaker_mxnet_toolkit.requirements.install"
+_SYNC = "sagemaker_mxnet_training.roles.sync"
+_KVSTORE = "sagemaker_mxnet_training.roles.kvstore"
+_BOOTSTRAP = "sagemaker_mxnet_training.roles.bootstrap"
+
+_MODULE_DIR_SETTING = "SM_MODULE_DIR or sagemaker_submit_directory"
 
 
 def fetch(job: Job) -> ProcessSpec:
     """Return the process that brings the user's code into the code directory."""
-    argv = ("--module-dir", job.module_dir, "--code-dir", job.code_dir)
-    return _program(job, Role.FETCH, "fetch", _FETCH, argv)
+    region = ("--region", job.region) if job.region else ()
+    argv = program.argv(
+        _FETCH,
+        *("--source", job.module_dir, "--code-dir", job.code_dir),
+        *("--setting", _MODULE_DIR_SETTING, *region),
+    )
+    return ProcessSpec(Role.FETCH, "fetch", argv, environment.base_environment(job), job.base_dir)
 
 
 def install(job: Job) -> ProcessSpec:
     """Return the process that installs what the user's code requires."""
-    argv = ("--code-dir", job.code_dir, "--entry-point", job.entry_point)
-    return _program(job, Role.INSTALL, "install", _REQUIREMENTS, argv, job.code_dir)
+    argv = program.argv(_INSTALL, "--code-dir", job.code_dir, "--entry-point", job.entry_point)
+    return ProcessSpec(
+        Role.INSTALL, "install", argv, environment.base_environment(job), job.code_dir
+    )
 
 
 def sync(job: Job) -> ProcessSpec:
-    """Return the process that copies intermediate output to S3."""
-    spec = _program(job, Role.SYNC, "sync", _SYNC, ("--output", str(job.s3_output)))
-    return replace(spec, stdin_open=True)
+    """Return the process that copies intermediate output to S3 until its stdin is closed."""
+    region = ("--region", job.region) if job.region else ()
+    argv = program.argv(_SYNC, "--output", str(job.s3_output), *region)
+    return ProcessSpec(
+        Role.SYNC, "sync", argv, environment.base_environment(job), job.base_dir, stdin_open=True
+    )
 
 
 def roles(
@@ -53,14 +64,14 @@ def roles(
         return (worker(job, kind, variables),)
     specs = []
     script = os.path.join(job.code_dir, job.entry_point)
-    argv = (script,) if kind is EntryPointKind.PYTHON_SCRIPT else ()
+    scripts = (script,) if kind is EntryPointKind.PYTHON_SCRIPT else ()
     if job.is_leader:
         variables = _kvstore_environment(job, rendezvous, Role.SCHEDULER)
         specs.append(_kvstore(job, Role.SCHEDULER, "scheduler", (), variables))
     variables = _kvstore_environment(job, rendezvous, Role.SERVER)
     for number in range(1, rendezvous.servers_per_host + 1):
         name = "server" if number == 1 else f"server-{number}"
-        specs.append(_kvstore(job, Role.SERVER, name, argv, variables))
+        specs.append(_kvstore(job, Role.SERVER, name, scripts, variables))
     specs.append(worker(job, kind, _kvstore_environment(job, rendezvous, Role.WORKER)))
     return tuple(specs)
 
@@ -68,12 +79,11 @@ def roles(
 def worker(job: Job, kind: EntryPointKind, variables: Mapping[str, str]) -> ProcessSpec:
     """Return the process of the user's script, in the three forms that an entry point has."""
     arguments = tuple(environment.script_arguments(job))
-    program = (sys.executable, "-u", os.path.join(_PACKAGES, _BOOTSTRAP))
     if kind is EntryPointKind.PYTHON_SCRIPT:
-        argv = (*program, "script", job.entry_point, *arguments)
+        argv = program.argv(_BOOTSTRAP, "script", job.entry_point, *arguments)
     elif kind is EntryPointKind.PYTHON_PACKAGE:
         name = job.entry_point[:-3] if job.entry_point.endswith(".py") else job.entry_point
-        argv = (*program, "module", name.replace("/", "."), *arguments)
+        argv = program.argv(_BOOTSTRAP, "module", name.replace("/", "."), *arguments)
     else:
         # The shell is here for scripts without a "#!" line only. The arguments are no part of
         # its program, so nothing in them is interpreted, and exec leaves no shell between us
@@ -90,11 +100,16 @@ def worker(job: Job, kind: EntryPointKind, variables: Mapping[str, str]) -> Proc
 
 
 def _kvstore(
-    job: Job, role: Role, name: str, argv: Tuple[str, ...], variables: Mapping[str, str]
+    job: Job, role: Role, name: str, script: Tuple[str, ...], variables: Mapping[str, str]
 ) -> ProcessSpec:
-    """Return a process of the kvstore, which waits until it is let go."""
-    directory = job.code_dir if role is Role.SERVER else None
-    return replace(_program(job, role, name, _KVSTORE, argv, directory, variables), stdin_open=True)
+    """Return a process of the kvstore, which waits until its stdin is closed.
+
+    Nobody needs it before the script has imported MXNet, which takes longer than all that it does
+    itself: until the script is under way, the CPUs are the script's own.
+    """
+    argv = program.argv(_KVSTORE, *script, wait=True)
+    directory = job.code_dir if role is Role.SERVER else job.base_dir
+    return ProcessSpec(role, name, argv, variables, directory, stdin_open=True)
 
 
 def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[str, str]:
@@ -118,20 +133,5 @@ def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[s
 
 
 def _tuning(job: Job, role: Role, sharing: bool) -> Mapping[str, str]:
-    """Return settings of MXNet for a role; what the user has set goes before them."""
+    """Return settings of MXNet for a role; what the user has set takes precedence over them."""
     return tuning.variables(role, job.num_cpus, job.visible_cpus, job.num_gpus, sharing)
-
-
-def _program(
-    job: Job,
-    role: Role,
-    name: str,
-    file: str,
-    arguments: Tuple[str, ...],
-    directory: Optional[str] = None,
-    variables: Optional[Mapping[str, str]] = None,
-) -> ProcessSpec:
-    """Return one of this package's own programs, run by the interpreter that runs us."""
-    argv = (sys.executable, "-u", os.path.join(_PACKAGES, file), *arguments)
-    environ = environment.base_environment(job) if variables is None else variables
-    return ProcessSpec(role, name, argv, environ, directory or job.base_dir)

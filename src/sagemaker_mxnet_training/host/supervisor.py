@@ -135,7 +135,7 @@ class Supervisor:
     def _abort(self, reason: str, kind: FailureKind, trace: str = "") -> Verdict:
         """Fail for a reason in the entrypoint itself; tell the others if that is still possible."""
         host, redact, steps = self._job.current_host, self._log.redact, self._steps
-        failure = Failure(host, Role.ENTRYPOINT, redact(reason), None, redact(trace), kind=kind)
+        failure = Failure(host, Role.ENTRYPOINT, redact(reason), kind, None, redact(trace))
         now = time.monotonic()
         deadline = now + ABORT_TIMEOUT
         if steps is None:

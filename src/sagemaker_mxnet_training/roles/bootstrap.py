@@ -1,8 +1,8 @@
-"""Runs the user's Python script as ``__main__`` and tells the supervisor how it ended.
+"""Runs the user's Python script as ``__main__`` and reports to the supervisor how it ended.
 
-Started as a program: ``python -u bootstrap.py script PATH [ARGUMENT...]`` or
-``python -u bootstrap.py module NAME [ARGUMENT...]``. The script sees what it would see without us:
-its own ``__main__``, ``sys.argv`` and ``sys.path``, the same tracebacks, the same exit status.
+A module for ``processes.program``, with the arguments ``script PATH [ARGUMENT...]`` or ``module
+NAME [ARGUMENT...]``. The script sees what it would see without us: its own ``__main__``,
+``sys.argv`` and ``sys.path``, the same tracebacks, the same exit status.
 
 Two things differ, and are why this file exists. A failure is reported with its type, message and
 traceback, so that nobody has to guess it from text. And it ends the process at once: the MXNet
@@ -10,53 +10,47 @@ worker would otherwise wait in its destructor for all the other workers to finis
 (``KVStoreDist::~KVStoreDist`` in MXNet 1.9.1, the exit barrier), for ever.
 """
 
+import atexit
+import contextlib
+import faulthandler
+import io
+import os
+import runpy
+import signal
 import sys
+import threading
+import types
+from importlib.machinery import SourceFileLoader
+from typing import List, NoReturn, Optional
 
-# The directory of this file is no place to import from; the script's directory takes its place.
-del sys.path[0]
-
-import atexit  # noqa: E402
-import contextlib  # noqa: E402
-import faulthandler  # noqa: E402
-import io  # noqa: E402
-import os  # noqa: E402
-import runpy  # noqa: E402
-import signal  # noqa: E402
-import threading  # noqa: E402
-import traceback  # noqa: E402
-import types  # noqa: E402
-from importlib.machinery import SourceFileLoader  # noqa: E402
-from typing import List, NoReturn, Optional  # noqa: E402
-
-from sagemaker_mxnet_toolkit import compatibility  # noqa: E402
-from sagemaker_mxnet_toolkit.processes.child_report import Report, open_report  # noqa: E402
-from sagemaker_mxnet_training.roles import stuck_signals  # noqa: E402
+from sagemaker_mxnet_toolkit import compatibility, tracebacks
+from sagemaker_mxnet_toolkit.processes.child_report import EXCEPTION, EXIT_STATUS, Report
+from sagemaker_mxnet_training.roles import signal_handlers
 
 _TRACEBACK_LIMIT = 8192
 _EXIT_HANDLERS_SECONDS = 3.0
 
 
-def main() -> None:
-    """Run what the command line names."""
-    kind, target, *arguments = sys.argv[1:]
-    run = _Run(open_report())
+def main(arguments: List[str], report: Report) -> None:
+    """Run what the arguments name."""
+    kind, target, *rest = arguments
+    run = _Run(report)
     compatibility.install()
     _watch_native_crashes()
-    stuck_signals.watch(run.end)
-    # The program that ran until now must outlive its place in sys.modules.
-    sys.modules[__name__ + "_bootstrap"] = sys.modules["__main__"]
+    signal_handlers.watch(run.end)
     run.begin()
     try:
         if kind == "script":
-            _run_script(target, arguments)
+            _run_script(target, rest)
         else:
-            sys.argv = [target, *arguments]
+            sys.argv = [target, *rest]
             sys.path.insert(0, os.getcwd())
             runpy.run_module(target, run_name="__main__", alter_sys=True)
     except BaseException as error:
-        # A forked child of the script is not the script, and a clean exit is Python's own matter.
-        if os.getpid() != run.pid or (isinstance(error, SystemExit) and not error.code):
-            raise
+        if isinstance(error, SystemExit) and not error.code:
+            raise  # a clean exit is Python's own matter
+        if os.getpid() != run.pid:
+            _end_forked_child(error)
         run.end(error)
 
 
@@ -66,13 +60,13 @@ class _Run:
     def __init__(self, report: Report) -> None:
         self.pid = os.getpid()
         self._report = report
-        # Exit handlers run last in, first out: this one after the script's own. MXNet's must come
-        # after it: it waits for pushes and pulls that may never end.
+        # Exit handlers run last in, first out: this one after the script's own, and before MXNet's,
+        # which waits for pushes and pulls that may never end.
         self._register()
         compatibility.after_import(self._register)
 
     def begin(self) -> None:
-        """Say that the script is about to run."""
+        """Report that the script is about to run."""
         self._report.event("started")
 
     def _register(self) -> None:
@@ -89,9 +83,9 @@ class _Run:
         if isinstance(error, SystemExit):
             status = _exit_status(error)
             if status != 0:
-                named = isinstance(error.code, str)
-                told = "exited with the message {!r}" if named else "sys.exit({!r})"
-                self._report.failed(told.format(error.code))
+                is_message = isinstance(error.code, str)
+                reason = "exited with the message {!r}" if is_message else "sys.exit({!r})"
+                self._report.failed(reason.format(error.code), kind=EXIT_STATUS)
         else:
             _print_and_report(error, self._report)
         if status != 0:
@@ -133,15 +127,21 @@ def _exit_status(exit_: SystemExit) -> int:
     return 1
 
 
+def _end_forked_child(error: BaseException) -> NoReturn:
+    """End a child that the script forked as Python would: it is not the script."""
+    if not isinstance(error, Exception):
+        raise error
+    sys.excepthook(type(error), error, _own_frames_removed(error.__traceback__))
+    sys.exit(1)
+
+
 def _print_and_report(error: BaseException, report: Report) -> None:
-    trace = _own_frames_removed(error.__traceback__)
-    error.__traceback__ = trace
-    lines = traceback.format_exception(type(error), error, trace)
-    reason = traceback.format_exception_only(type(error), error)[-1].strip()
+    error.__traceback__ = _own_frames_removed(error.__traceback__)
+    detail = tracebacks.text(error)[-_TRACEBACK_LIMIT:]
     # The report comes first: what is printed may have to wait for a slow reader.
-    report.failed(reason, "".join(lines)[-_TRACEBACK_LIMIT:].rstrip())
+    report.failed(tracebacks.summary(error), detail, EXCEPTION)
     with contextlib.suppress(Exception):
-        sys.excepthook(type(error), error, trace)
+        sys.excepthook(type(error), error, error.__traceback__)
 
 
 def _own_frames_removed(trace: Optional[types.TracebackType]) -> Optional[types.TracebackType]:
@@ -178,7 +178,3 @@ def _watch_native_crashes() -> None:
         faulthandler.enable()
 
     compatibility.after_import(enable_again)
-
-
-if __name__ == "__main__":
-    main()

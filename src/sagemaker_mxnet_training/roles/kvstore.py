@@ -1,34 +1,32 @@
 """A process of MXNet's kvstore: the scheduler or a server, as ``DMLC_ROLE`` says.
 
-Started as a program: ``python -u kvstore.py [SCRIPT]``. ``import mxnet`` with one of these roles
-would run the role inside the import and never return. Here the native library is used directly
-(``MXKVStoreCreate``, ``MXKVStoreRunServer`` in MXNet 1.9.1's ``c_api.h``), which a scheduler needs
-nothing else for; a server imports the rest of MXNet when a worker sends it an optimizer.
+A module for ``processes.program``, with the user's script as its argument, if there is one.
+``import mxnet`` with one of these roles would run the role inside the import and never return. Here
+the native library is used directly (``MXKVStoreCreate``, ``MXKVStoreRunServer`` in MXNet 1.9.1's
+``c_api.h``), which is all that a scheduler needs; a server imports the rest of MXNet when a worker
+sends it an optimizer.
 
 An optimizer that cannot be loaded or that raises ends the server with a reported failure. Under
 ``import mxnet`` Python prints "Exception ignored" and training goes on without its updates.
 """
 
+import ast
+import ctypes
+import faulthandler
+import importlib.util
 import os
+import pickle
 import sys
+import types
+from typing import Any, Callable, Dict, List, NoReturn, Optional
 
-# The directory of this file is no place to import from.
-del sys.path[0]
-
-# Nobody needs this process before the script has imported MXNet, which takes longer than all that
-# follows here: until the script is under way, the CPUs are its own.
-os.read(0, 1)
-
-import ast  # noqa: E402
-import ctypes  # noqa: E402
-import faulthandler  # noqa: E402
-import importlib.util  # noqa: E402
-import pickle  # noqa: E402
-import traceback  # noqa: E402
-from typing import Any, Callable, Dict, List, NoReturn, Optional  # noqa: E402
-
-from sagemaker_mxnet_toolkit import compatibility  # noqa: E402
-from sagemaker_mxnet_toolkit.processes.child_report import Report, open_report  # noqa: E402
+from sagemaker_mxnet_toolkit import compatibility, tracebacks
+from sagemaker_mxnet_toolkit.processes.child_report import (
+    EXCEPTION,
+    NETWORK,
+    REQUIREMENTS,
+    Report,
+)
 
 _OPTIMIZER_COMMAND = 0
 """Command that ``KVStore.set_optimizer`` sends, its body the pickled optimizer (MXNet 1.9.1)."""
@@ -36,28 +34,30 @@ _OPTIMIZER_COMMAND = 0
 _CONTROLLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
-def main() -> None:
+def main(arguments: List[str], report: Report) -> NoReturn:
     """Run the role until the workers end it, or until it fails."""
-    report = open_report()
     # Before the library is loaded: its handler of crashes must not become the one to fall back on.
     faulthandler.enable()
     compatibility.install()
-    script = sys.argv[1] if len(sys.argv) > 1 else None
-    if script is not None:
+    if arguments:
+        script = arguments[0]
         sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
-        _lend_definitions(script)
-    role = os.environ["DMLC_ROLE"]
+        _make_definitions_available(script)
+    failure = f"the kvstore {os.environ['DMLC_ROLE']} cannot run"
+    kind = REQUIREMENTS
     try:
         library = ctypes.CDLL(_library_path(), ctypes.RTLD_LOCAL)
         _report_native_crashes()
         library.MXGetLastError.restype = ctypes.c_char_p
         store = ctypes.c_void_p()
+        kind = NETWORK  # it binds its port, and calls the scheduler
         _check(library, library.MXKVStoreCreate(b"dist", ctypes.byref(store)))
         controller = _CONTROLLER(_controller(store, report))
         report.event("started")
+        kind = EXCEPTION
         _check(library, library.MXKVStoreRunServer(store, controller, None))
     except Exception as error:
-        _fail(report, f"the kvstore {role} cannot run", error)
+        _fail(report, failure, error, kind)
     # Nothing is left to do, and the store's destructor is of no use to anyone.
     sys.stdout.flush()
     os._exit(0)
@@ -139,41 +139,42 @@ def _updater(mxnet: Any, optimizer: Any, report: Report) -> Callable[[Any, Any, 
     return guarded
 
 
-def _fail(report: Report, what: str, error: BaseException) -> NoReturn:
-    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    cause = traceback.format_exception_only(type(error), error)[-1].strip()
-    report.failed(f"{cause} ({what})", trace.rstrip())
-    sys.stderr.write(trace)
+def _fail(report: Report, what: str, error: BaseException, kind: str = EXCEPTION) -> NoReturn:
+    trace = tracebacks.text(error)
+    report.failed(f"{tracebacks.summary(error)} ({what})", trace, kind)
+    sys.stderr.write(f"{trace}\n")
     sys.stderr.flush()
     # Back in the native library the exception would be dropped and the server would go on.
     os._exit(1)
 
 
-def _lend_definitions(script: str) -> None:
+def _make_definitions_available(script: str) -> None:
     """Let an optimizer class that the user's script defines be found on the server.
 
     The worker pickles such a class by name, as ``__main__.MyOptimizer``. When that name is looked
     up in this process, the script's imports, functions, classes and plain constants are executed,
     and nothing else: its training code must not run here.
     """
-    loaded: Dict[str, Dict[str, Any]] = {}
+    definitions: Dict[str, Any] = {}
 
     def lookup(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if "names" not in loaded:
-            loaded["names"] = {}  # in place before it runs: the script may look itself up
-            _define(script, loaded["names"])
+        if not definitions:
+            _execute_definitions(script, definitions)
         try:
-            return loaded["names"][name]
+            return definitions[name]
         except KeyError:
             raise AttributeError(f"{script} defines no {name}") from None
 
-    # PEP 562: a module's own __getattr__ answers for names that it does not have.
-    sys.modules["__main__"].__getattr__ = lookup  # type: ignore[method-assign]
+    # PEP 562: a module's own __getattr__ answers for names that it does not have. The module is a
+    # new one, so that no name of this program hides one of the script.
+    module = types.ModuleType("__main__")
+    module.__getattr__ = lookup  # type: ignore[method-assign]
+    sys.modules["__main__"] = module
 
 
-def _define(script: str, namespace: Dict[str, Any]) -> None:
+def _execute_definitions(script: str, namespace: Dict[str, Any]) -> None:
     namespace.update(__name__="__main__", __file__=script, __builtins__=__builtins__)
     with open(script, "rb") as file:
         tree = ast.parse(file.read(), script)
@@ -200,7 +201,3 @@ def _is_definition(statement: ast.stmt) -> bool:
     if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
         return not any(isinstance(node, ast.Call) for node in ast.walk(statement.value))
     return False
-
-
-if __name__ == "__main__":
-    main()

@@ -4,28 +4,37 @@ The copying is sagemaker-training's (``intermediate_output`` of 5.1.4): a file i
 its writer closes it, and nothing is ever deleted there. It leaves a directory alone that exists
 already: the platform is copying that one itself.
 
-Started as a program: ``python -u sync.py --output s3://BUCKET/PREFIX``, with stdin a pipe. When
-that is closed, what is left is copied and the program ends.
+A module for ``processes.program``, with the arguments ``--output s3://BUCKET/PREFIX [--region
+REGION]``, and with stdin a pipe. When that is closed, what is left is copied and the program ends.
 """
 
 import argparse
 import os
-import sys
 import tempfile
+from typing import List, Optional
 
 from sagemaker_mxnet_toolkit.code import s3
-from sagemaker_mxnet_toolkit.processes.child_report import open_report
-from sagemaker_mxnet_toolkit.progress import say
+from sagemaker_mxnet_toolkit.errors import JobError
+from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.processes.child_report import Report
+from sagemaker_mxnet_toolkit.progress import write_line
 
 
-def sync(output: str) -> None:
+class SyncError(JobError):
+    """Intermediate output cannot be copied."""
+
+    kind = FailureKind.OUTPUT
+
+
+def sync(output: str, region: Optional[str]) -> None:
     """Copy until stdin ends.
 
     Args:
         output: ``s3://bucket/prefix``; with ``file://`` there is nothing to do.
+        region: AWS region of the job; ``None`` for that of boto3's own configuration.
 
     Raises:
-        ValueError: when it is neither.
+        ValueError: when ``output`` is neither.
     """
     # Imports boto3, and makes directories below SAGEMAKER_BASE_DIR.
     from sagemaker_training import intermediate_output  # noqa: PLC0415
@@ -36,12 +45,11 @@ def sync(output: str) -> None:
         end = os.path.join(private, "end")
         intermediate_output.success_file_path = end
         intermediate_output.failure_file_path = end
-        region = s3.region(os.environ)
         copier = intermediate_output.start_sync(output, region, s3.endpoint(os.environ))
         if copier is None:
-            say(f"nothing to copy to {output}: the platform does it, or the files stay here")
+            write_line(f"nothing to copy to {output}: the platform does it, or the files stay here")
             return
-        say(f"copying {intermediate_output.intermediate_path} to {output}")
+        write_line(f"copying {intermediate_output.intermediate_path} to {output}")
         while os.read(0, 4096):
             pass
         with open(end, "w", encoding="utf-8"):
@@ -49,28 +57,21 @@ def sync(output: str) -> None:
         copier.join()
 
 
-def main() -> int:
-    """Copy to where the command line says.
+def main(arguments: List[str], report: Report) -> None:
+    """Copy to where the arguments say.
 
-    Returns:
-        The exit status: 0, or 1 after a failure that was reported.
+    Raises:
+        SyncError: when that is impossible.
     """
     parser = argparse.ArgumentParser(prog="sync", description="Copy intermediate output to S3.")
     parser.add_argument("--output", required=True, metavar="URL")
-    arguments = parser.parse_args()
-    report = open_report()
+    parser.add_argument("--region", metavar="REGION")
+    options = parser.parse_args(arguments)
     try:
-        sync(arguments.output)
+        sync(options.output, options.region)
     except Exception as error:
-        report.failed(
-            f"intermediate output cannot be copied to {arguments.output}: {error}; "
+        reason = " ".join(str(error).split())
+        raise SyncError(
+            f"intermediate output cannot be copied to {options.output}: {reason}; "
             "expected s3://BUCKET/PREFIX in sagemaker_s3_output, and credentials for it"
-        )
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    # The directory of this file is no place to import from.
-    sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
-    sys.exit(main())
+        ) from error
