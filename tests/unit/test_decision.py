@@ -295,10 +295,12 @@ def played(
 def expected(seen: Sequence[Event]) -> Tuple[Outcome, Optional[Failure]]:
     """Return how a job must end by what was heard up to its end: the rule, told another way."""
     stops = [event.time for event in seen if isinstance(event, StopRequested)]
-    failures = [(event.time, event.failure) for event in seen if isinstance(event, Failed)]
-    failures += [
-        (event.time, lost(event.host, event.reason)) for event in seen if isinstance(event, Lost)
+    failures = [
+        (event.time, event.failure if isinstance(event, Failed) else lost(event.host, event.reason))
+        for event in seen
+        if isinstance(event, (Failed, Lost))
     ]
+    # Of two at the same time, the one that was heard first.
     first = min(failures, key=lambda pair: pair[0], default=None)
     if first is not None and first[0] < min(stops, default=float("inf")):
         return Outcome.FAILURE, first[1]
