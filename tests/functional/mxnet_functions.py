@@ -1,7 +1,8 @@
 """Write down all that a script can see of MXNet's generated functions; run as a program.
 
-    mxnet_functions.py PATH
+    mxnet_functions.py PATH CACHE
 
+CACHE is the directory of the import cache.
 Two files are equal where no script could tell the functions apart. The only part of a function that
 differs from one process to the next, its operator's handle, is written as the operator's names.
 """
@@ -9,13 +10,21 @@ differs from one process to the next, its operator's handle, is written as the o
 import ctypes
 import inspect
 import json
+import os
 import pickle
 import pydoc
+import re
 import sys
 import types
 
-import mxnet as mx
-from mxnet.base import _LIB, OpHandle, check_call
+from sagemaker_mxnet_toolkit.compatibility import cache_file, import_hook, status
+
+import_hook.install()
+import_hook.use_cache([cache_file.Place(sys.argv[2], frozenset((os.geteuid(),)), private=True)])
+
+import mxnet  # noqa: E402, F401
+from mxnet.base import _LIB, OpHandle, check_call  # noqa: E402
+
 
 def operator_names():
     """Return the names of all operators by handle."""
@@ -36,7 +45,7 @@ def attempt(call, *arguments):
     try:
         return call(*arguments)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return re.sub(" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
 
 
 def constant(value):
@@ -78,14 +87,15 @@ def function(value, names):
     described["attributes"] = dir(value)
     described["code"] = code(value.__code__)
     described["globals"] = value.__globals__["__name__"]
-    described["is in sys.modules"] = (
-        value.__globals__ is vars(sys.modules[value.__globals__["__name__"]])
+    described["is in sys.modules"] = value.__globals__ is vars(
+        sys.modules[value.__globals__["__name__"]]
     )
     builtins = value.__globals__["__builtins__"]
     described["builtins"] = sorted(builtins), builtins["__import__"].__qualname__
     described["own builtins"] = getattr(value, "__builtins__", builtins) is builtins
     described["signature"] = attempt(lambda: str(inspect.signature(value)))
     described["argspec"] = repr(attempt(inspect.getfullargspec, value))
+    described["source"] = attempt(inspect.getsource, value), attempt(inspect.getsourcefile, value)
     described["file"] = attempt(inspect.getfile, value)
     described["pickle"] = attempt(lambda: pickle.dumps(value).hex())
     described["help"] = pydoc.plain(attempt(pydoc.render_doc, value))
@@ -98,35 +108,21 @@ def main():
     for name, module in sorted(sys.modules.items()):
         if name != "mxnet" and not name.startswith("mxnet."):
             continue
-        modules[name] = [
-            # The stand-in of a module is a module.
-            f"{key}: {type(value).__name__ if not isinstance(value, types.ModuleType) else 'module'}"
-            for key, value in vars(module).items()
-        ], list(getattr(module, "__all__", ()))
+        modules[name] = (
+            [
+                # The stand-in of a module is a module.
+                (key, "module" if isinstance(value, types.ModuleType) else type(value).__name__)
+                for key, value in vars(module).items()
+            ],
+            list(getattr(module, "__all__", ())),
+        )
         for key, value in vars(module).items():
             if isinstance(value, types.FunctionType) and value.__code__.co_filename == "<string>":
                 functions.setdefault(id(value), (value, []))[1].append(f"{name}.{key}")
     described = {names[0]: function(value, names) for value, names in functions.values()}
-    for name in ("relu", "FullyConnected", "concat"):
-        for module in (mx.nd, mx.sym):
-            value = getattr(module, name)
-            described[f"source of {module.__name__}.{name}"] = (
-                attempt(inspect.getsource, value),
-                repr(attempt(inspect.getmodule, value)),
-                attempt(inspect.getsourcefile, value),
-            )
-    from sagemaker_mxnet_toolkit import compatibility
-
+    seen = {"cached": status().cached, "functions": described, "modules": modules}
     with open(sys.argv[1], "w") as file:
-        json.dump(
-            {
-                "cached": compatibility.status().cached,
-                "functions": described,
-                "modules": modules,
-            },
-            file,
-            indent=1,
-        )
+        json.dump(seen, file)
 
 
 if __name__ == "__main__":

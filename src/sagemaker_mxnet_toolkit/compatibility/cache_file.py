@@ -88,8 +88,15 @@ def read(key: bytes, places: Sequence[Place]) -> Optional[bytes]:
     return None
 
 
-def write(key: bytes, content: bytes, places: Sequence[Place]) -> None:
-    """Keep ``content`` for ``key`` in the first place that can be written, if there is one."""
+def write(key: bytes, content: bytes, places: Sequence[Place], replace: bool = False) -> None:
+    """Keep ``content`` for ``key`` in the first place that can be written, if there is one.
+
+    Args:
+        key: what the content was made for.
+        content: what ``read`` is to return.
+        places: where it may go, the best first.
+        replace: whether it takes the place of what ``read`` returns.
+    """
     name = name_of(key)
     for place in places:
         # Python is told to leave the directories of packages as they are.
@@ -101,9 +108,8 @@ def write(key: bytes, content: bytes, places: Sequence[Place]) -> None:
                 if os.fstat(directory).st_mode & stat.S_IWOTH:
                     continue
                 # Of many processes that start at once, those that come later need not write.
-                with contextlib.suppress(OSError):
-                    if _content(_read(place, directory, name), key) is not None:
-                        return
+                if not replace and _fits(place, directory, key):
+                    return
                 header = key + b"\n" + source_hash(content)
                 _replace(directory, name, header + content)
                 return
@@ -133,6 +139,12 @@ def _read(place: Place, directory: int, name: str) -> bytes:
         if not (stat.S_ISREG(found.st_mode) and trusted and found.st_size <= _LARGEST):
             raise PermissionError(f"{name} is not trusted")
         return file.read()
+
+
+def _fits(place: Place, directory: int, key: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        return _content(_read(place, directory, name_of(key)), key) is not None
+    return False
 
 
 def _content(data: bytes, key: bytes) -> Optional[bytes]:

@@ -82,7 +82,9 @@ class Operators:
         self._base = base
         self._places = places
         self._key = key_of(base)
-        self._stored = {} if self._key is None else _load(self._key, places)
+        content = None if self._key is None else cache_file.read(self._key, places)
+        self._stored = _loaded(content)
+        self._unusable = content is not None and not self._stored
         self._new: Dict[_Key, _Stored] = {}
         self._code: Dict[_Key, CodeType] = {}
 
@@ -110,7 +112,7 @@ class Operators:
             stored = {**self._stored, **self._new}
             texts: Dict[str, str] = {}
             content = {key: tuple(_with_shared(texts, each)) for key, each in stored.items()}
-            cache_file.write(self._key, marshal.dumps(content), self._places)
+            cache_file.write(self._key, marshal.dumps(content), self._places, self._unusable)
 
     def _init_op_module(self, root: str, module: str, make_op_func: FunctionType) -> None:
         self._base._init_op_module(root, module, self._caching(make_op_func))
@@ -203,8 +205,7 @@ def _attributes(function: FunctionType) -> Tuple[Any, ...]:
     )
 
 
-def _load(key: bytes, places: Sequence[cache_file.Place]) -> Dict[_Key, _Stored]:
-    content = cache_file.read(key, places)
+def _loaded(content: Optional[bytes]) -> Dict[_Key, _Stored]:
     if content is None:
         return {}
     try:
