@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prove MXNet's behaviour on every CPython found here, with the oldest and the newest NumPy that
+# Prove MXNet's behaviour, and that its import cache changes nothing, on every CPython found here, with the oldest and the newest NumPy that
 # has a wheel for it. Ends with a table; its exit status is 1 when anything in it failed.
 set -euo pipefail
 
@@ -108,7 +108,8 @@ for run in "${runs[@]}"; do
     if [ "$installed" = ok ]; then
         step "$name-tools" "$python" -m pip install pytest pytest-timeout
         step "$name-behaviour" "$python" -m pytest -q -p no:cacheprovider \
-            tests/unit/test_compatibility.py tests/functional/test_mxnet_behaviour.py
+            tests/unit/test_compatibility.py tests/functional/test_mxnet_behaviour.py \
+            tests/functional/test_fast_import.py
         behaviour=$result
         if [ -n "$quickstart" ]; then
             # The command of scripts/quickstart.sh, in this environment rather than in .venv.

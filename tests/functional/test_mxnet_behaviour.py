@@ -16,6 +16,7 @@ import sagemaker_mxnet_training
 # Where the package was installed, or src/ of this checkout; the .pth file lies beside it.
 SOURCE = pathlib.Path(sagemaker_mxnet_training.__file__).resolve().parents[1]
 PROGRAM = pathlib.Path(__file__).with_name("mxnet_behaviour.py")
+FILL = "from sagemaker_mxnet_toolkit import compatibility as c; c.install(); import mxnet"
 REFERENCE = json.loads(PROGRAM.with_suffix(".json").read_text())
 
 pytestmark = pytest.mark.skipif(
@@ -36,10 +37,16 @@ def python(*arguments, **variables):
     )
 
 
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    path = tmp_path_factory.mktemp("behaviour") / "outcome.json"
-    run = python(PROGRAM, path)
+@pytest.fixture(scope="module", params=["without cache", "with cache"])
+def outcome(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("behaviour")
+    path = folder / "outcome.json"
+    variables = {"HOME": str(folder), "SAGEMAKER_MXNET_IMPORT_CACHE": "0"}
+    if request.param == "with cache":
+        variables["SAGEMAKER_MXNET_IMPORT_CACHE"] = "1"
+        filled = python("-c", FILL, **variables)
+        assert filled.returncode == 0, filled.stderr
+    run = python(PROGRAM, path, **variables)
     assert run.returncode == 0, run.stderr
     return json.loads(path.read_text())
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import sagemaker_mxnet_training
-from sagemaker_mxnet_toolkit import compatibility
+from sagemaker_mxnet_toolkit.compatibility.numpy_view import version_numbers
 
 SOURCE = pathlib.Path(sagemaker_mxnet_training.__file__).resolve().parents[1]
 PTH = SOURCE / "sagemaker-mxnet-training.pth"
@@ -117,7 +117,7 @@ def test_the_variable_switches_it_off(package, value):
         "import mxnet; print(mxnet.lent, compatibility.status())"
     )
     result = run(code, folder, SAGEMAKER_MXNET_COMPATIBILITY=value)
-    expected = "Status(enabled=False, installed=True, lent=(), repaired=())"
+    expected = "Status(enabled=False, installed=True, lent=(), repaired=(), cached=0)"
     assert result.stdout == f"called\nFalse {expected}\n", result.stderr
 
 
@@ -186,7 +186,7 @@ def test_the_pth_file_is_one_line_that_python_executes():
 @pytest.mark.parametrize("name, tested", [("NEWEST_PYTHON", (3, 7)), ("NEWEST_NUMPY", (2, 4))])
 def test_the_untested_is_told_in_one_warning(package, name, tested):
     folder = package(__init__="import numpy")
-    code = INSTALL + f"compatibility.{name} = {tested}; import mxnet"
+    code = INSTALL + f"compatibility.import_hook.{name} = {tested}; import mxnet"
     warnings = [line for line in run(code, folder).stderr.splitlines() if "Warning" in line]
     assert len(warnings) == 1 and "MXNet 1.9.1 was never tested with CPython" in warnings[0]
 
@@ -200,4 +200,100 @@ def test_the_tested_is_not_warned_about(package):
     [("1.23.5", (1, 23, 5)), ("2.4.0rc1", (2, 4, 0)), ("2.0", (2, 0)), ("", ()), ("x", ())],
 )
 def test_versions_compare_by_their_leading_numbers(text, numbers):
-    assert compatibility._numbers(text) == numbers
+    assert version_numbers(text) == numbers
+
+
+DEFERRED = """
+import sys
+from sagemaker_mxnet_toolkit import compatibility
+compatibility.install()
+loaded = lambda: [name for name in sys.modules if name.partition(".")[0] in ("scipy", "requests")]
+"""
+NEW_SCIPY = (
+    "def __getattr__(name):\n    import importlib; return importlib.import_module('scipy.' + name)"
+)
+CSR = "class csr_matrix: pass\nclass csr: csr_matrix = csr_matrix\nclass Other: pass"
+
+
+@pytest.fixture
+def user_of_scipy(package):
+    """Write MXNet's module for sparse arrays, a SciPy, and requests."""
+
+    def write(scipy=NEW_SCIPY):
+        folder = package()
+        for name in ("ndarray", "gluon"):
+            (folder / "mxnet" / name).mkdir()
+            (folder / "mxnet" / name / "__init__.py").write_text("import numpy\n")
+        imports = "try:\n    import scipy.sparse as spsp\nexcept ImportError:\n    spsp = None\n"
+        (folder / "mxnet" / "ndarray" / "sparse.py").write_text(imports)
+        (folder / "mxnet" / "gluon" / "utils.py").write_text(
+            "import requests\ndef download(): return requests.get('x')\n"
+        )
+        (folder / "requests.py").write_text("def get(url): return 'got ' + url\n")
+        if scipy is not None:
+            (folder / "scipy").mkdir()
+            (folder / "scipy" / "__init__.py").write_text(scipy)
+            (folder / "scipy" / "sparse.py").write_text(CSR)
+        return folder
+
+    return write
+
+
+IMPORT = DEFERRED + "import mxnet.ndarray.sparse as sparse, mxnet.gluon.utils as utils\n"
+
+
+def test_packages_are_loaded_when_mxnet_uses_them(user_of_scipy):
+    code = IMPORT + (
+        "print(loaded()); print(utils.download(), loaded()); "
+        "print(sparse.spsp.Other.__module__, loaded())"
+    )
+    lines = run(code, user_of_scipy()).stdout.splitlines()
+    expected = ["[]", "got x ['requests']", "scipy.sparse ['requests', 'scipy', 'scipy.sparse']"]
+    assert lines == expected
+
+
+def test_whether_an_array_is_sparse_is_told_without_loading_scipy(user_of_scipy):
+    code = IMPORT + (
+        "of = lambda x: isinstance(x, sparse.spsp.csr.csr_matrix); print(of(1), loaded()); "
+        "import scipy.sparse; print(of(1), of(scipy.sparse.csr_matrix()), of(scipy.sparse.Other()))"
+    )
+    assert run(code, user_of_scipy()).stdout.splitlines() == ["False []", "False True False"]
+
+
+def test_what_is_changed_in_a_deferred_module_is_changed_for_all(user_of_scipy):
+    code = IMPORT + (
+        "from unittest.mock import patch\n"
+        "import requests; whole = requests.get\n"
+        "with patch('mxnet.gluon.utils.requests.get', lambda url: 'mine'):\n"
+        "    print(utils.download(), requests.get('x'))\n"
+        "requests.get = lambda url: 'other'; print(utils.download(), 'get' in dir(utils.requests))"
+    )
+    assert run(code, user_of_scipy()).stdout.splitlines() == ["mine mine", "other True"]
+
+
+def test_a_loaded_package_is_used_as_it_is(user_of_scipy):
+    code = DEFERRED + (
+        "import requests, scipy.sparse, mxnet.ndarray.sparse as s, mxnet.gluon.utils as u; "
+        "print(s.spsp is scipy.sparse, u.requests is requests)"
+    )
+    assert run(code, user_of_scipy()).stdout == "True True\n"
+
+
+def test_a_missing_package_is_missed_at_the_import(user_of_scipy):
+    code = DEFERRED + (
+        "sys.modules['scipy'] = None; import mxnet.ndarray.sparse as s; print(s.spsp); "
+        "sys.modules['requests'] = None; import mxnet.gluon.utils"
+    )
+    result = run(code, user_of_scipy(scipy=None))
+    assert result.stdout == "None\n"
+    assert "ModuleNotFoundError" in result.stderr.splitlines()[-1]
+
+
+def test_a_scipy_whose_submodules_come_with_mxnet_is_loaded_at_once(user_of_scipy):
+    code = IMPORT + "import scipy; print(scipy.sparse is sparse.spsp)"
+    assert run(code, user_of_scipy(scipy="")).stdout == "True\n"
+
+
+def test_only_mxnet_is_given_stand_ins(user_of_scipy):
+    code = IMPORT + "import requests; print(type(requests) is type(sys), requests.get('x'))"
+    assert run(code, user_of_scipy()).stdout == "True got x\n"
