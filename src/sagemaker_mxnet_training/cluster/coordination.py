@@ -8,12 +8,10 @@ Here is what the supervisor sees of it.
 """
 
 import enum
-import selectors
 from collections import deque
 from typing import Callable, Deque, Generic, Optional, Protocol, Sequence, TypeVar
 
 from sagemaker_mxnet_toolkit.failure import Failure
-from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster.decision import (
     Drain,
     End,
@@ -23,7 +21,6 @@ from sagemaker_mxnet_training.cluster.decision import (
     Verdict,
 )
 from sagemaker_mxnet_training.cluster.network import Rendezvous
-from sagemaker_mxnet_training.config.job import Job
 
 __all__ = [
     "GIVE_UP_DEADLINE",
@@ -35,7 +32,6 @@ __all__ = [
     "Step",
     "Stop",
     "Verdict",
-    "coordinator",
     "give",
     "listed",
 ]
@@ -155,24 +151,6 @@ def give(action: object, orders: Orders) -> None:
         orders.end(action.verdict)
     else:
         raise TypeError(f"not an order: {action!r}")
-
-
-def coordinator(
-    job: Job, log: Log, orders: Orders, selector: selectors.BaseSelector
-) -> Coordinator:
-    """Return this host's coordinator: the leader's on the first host, a follower's elsewhere.
-
-    Raises:
-        NetworkError: the leader's port cannot be listened on.
-    """
-    # A host is one of the two, and has no use for the other's module.
-    if job.is_leader:
-        from sagemaker_mxnet_training.cluster import leader  # noqa: PLC0415
-
-        return leader.open_leader(job, log, orders, selector)
-    from sagemaker_mxnet_training.cluster import follower  # noqa: PLC0415
-
-    return follower.open_follower(job, log, orders, selector)
 
 
 def listed(hosts: Sequence[str]) -> str:

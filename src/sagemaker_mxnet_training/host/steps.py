@@ -15,9 +15,9 @@ from sagemaker_mxnet_toolkit.processes.background import BackgroundCall
 from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
 from sagemaker_mxnet_toolkit.processes.table import ProcessTable
 from sagemaker_mxnet_toolkit.requirements import install
-from sagemaker_mxnet_training.cluster import coordination
 from sagemaker_mxnet_training.cluster.coordination import Coordinator, Step, Stop, Verdict
 from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_training.cluster.opening import open_coordinator
 from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import diagnosis, plan, result
@@ -69,7 +69,7 @@ class Steps:
         self.failures = FailureReporter(
             job.current_host, log, timeline, self.table, self._observer, self._report_failure
         )
-        self.coordinator: Coordinator = coordination.coordinator(job, log, self, selector)
+        self.coordinator: Coordinator = open_coordinator(job, log, self, selector)
         self.attempt = Attempt(job, log, timeline, self.table, self.coordinator)
         self._drain: Optional[Drain] = None
         self._disk: Optional[DiskWait] = None
