@@ -309,7 +309,7 @@ def expected(seen: Sequence[Event]) -> Tuple[Outcome, Optional[Failure]]:
     return Outcome.SUCCESS, None
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(histories())
 def test_every_history_ends_once_and_names_the_earliest_failure(history: History) -> None:
     steps = played(history[0], completed(history))
@@ -322,7 +322,7 @@ def test_every_history_ends_once_and_names_the_earliest_failure(history: History
     assert last.verdict == Verdict(*expected(before_end))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(histories())
 def test_no_host_is_given_an_order_twice_or_out_of_turn(history: History) -> None:
     turn = {Start: 0, FirstStep: 1, StopScripts: 2, Drain: 3, End: 4}
@@ -342,7 +342,7 @@ def test_no_host_is_given_an_order_twice_or_out_of_turn(history: History) -> Non
             assert Start not in kinds[kinds.index(StopScripts) :], "no start after a stop"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(histories())
 def test_success_needs_every_host_and_no_fault(history: History) -> None:
     seen: List[Event] = []
@@ -356,7 +356,7 @@ def test_success_needs_every_host_and_no_fault(history: History) -> None:
             break
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(histories())
 def test_a_phase_never_comes_back_and_nothing_changes_a_verdict(history: History) -> None:
     order = list(Phase)
@@ -367,7 +367,7 @@ def test_a_phase_never_comes_back_and_nothing_changes_a_verdict(history: History
             assert not orders or isinstance(event, Joined)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(histories())
 def test_a_tick_changes_something_when_it_is_due_and_only_then(history: History) -> None:
     """Else the loop would spin, or sleep through a verdict."""
