@@ -38,6 +38,13 @@ class BuildWithPth(build_py):
         return [*super().get_outputs(*args, **kwargs), self._pth()]
 
 
+SERVING = [
+    "httptools>=0.6,<1",
+    "prometheus-client>=0.21,<1",
+    "uvicorn>=0.33,<1",
+    "uvloop>=0.21,<1",
+]
+
 setup(
     name="sagemaker-mxnet-training",
     version=VERSION,
@@ -74,6 +81,8 @@ setup(
         ],
         # What draws the page of `sagemaker-mxnet-training report`; a training image needs it not.
         "report": ["plotly>=5,<7"],
+        # What `sagemaker-mxnet-training serve` stands on.
+        "serving": SERVING,
         "test": [
             "coverage",
             "hypothesis",
@@ -85,6 +94,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "uv",
+            *SERVING,
         ],
     },
     entry_points={

@@ -46,6 +46,7 @@ class ProcessSpec:
         environment: its whole environment.
         directory: its working directory.
         held: its stdin is a pipe that stays open until ``Child.let_go``; otherwise it is empty.
+        inherited: file descriptors of ours that it has too, under the same numbers.
     """
 
     role: Role
@@ -54,6 +55,7 @@ class ProcessSpec:
     environment: Mapping[str, str] = field(repr=False)
     directory: str = "/"
     held: bool = False
+    inherited: Tuple[int, ...] = ()
 
 
 class StderrTail:
@@ -248,7 +250,7 @@ def spawn(spec: ProcessSpec) -> Child:
             cwd=spec.directory,
             stdin=subprocess.PIPE if spec.held else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            pass_fds=(write_end,),
+            pass_fds=(write_end, *spec.inherited),
             start_new_session=True,
         )
     except OSError as error:
