@@ -74,11 +74,15 @@ setup(
         ],
         # What draws the page of `sagemaker-mxnet-training report`; a training image needs it not.
         "report": ["plotly>=5,<7"],
+        # What reads and writes JSON in a serving worker.
+        "serving": ["msgspec>=0.18", "orjson>=3.10"],
         "test": [
             "coverage",
             "hypothesis",
             "moto[server,s3]",
+            "msgspec>=0.18",
             "mypy",
+            "orjson>=3.10",
             "plotly>=5,<7",
             "pytest",
             "pytest-timeout",
