@@ -56,6 +56,7 @@ class ArrayHandler:
         """Answer requests, in their order."""
         answers: Dict[int, Response] = {}
         batches: Dict[Tuple[Any, ...], Dict[int, _Work]] = {}
+        joins = len(requests) > 1 and self._joins()
         for index, request in enumerate(requests):
             try:
                 work = self._read(request)
@@ -64,11 +65,17 @@ class ArrayHandler:
             except Exception as error:
                 answers[index] = failure(request, "input_fn (default)", error)
             else:
-                key = work.kind if self._model.joins else (index,)
+                key = work.kind if joins else (index,)
                 batches.setdefault(key, {})[index] = work
         for batch in batches.values():
             answers.update(zip(batch, self._predict(list(batch.values()))))
         return [answers[index] for index in range(len(requests))]
+
+    def _joins(self) -> bool:
+        try:
+            return self._model.check_joins()
+        except Exception:  # what is wrong is told to the request that meets it
+            return False
 
     def _read(self, request: Request) -> _Work:
         accept = choose(request.accept, self._accept)

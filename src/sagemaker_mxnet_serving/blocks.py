@@ -26,8 +26,12 @@ class BlockModel:
         self._ctx = ctx
         self.inputs = [Input("data", block_dtype(block))]
 
-    def warm_up(self) -> None:
+    def warm_up(self, joins: bool = False) -> None:
         """Do nothing: what a block can be tried with is unknown."""
+
+    def check_joins(self) -> bool:
+        """Say that rows may be joined: whoever switches batching on says that of the block."""
+        return True
 
     def run(self, arrays: Sequence[Any]) -> List[Any]:
         """Call the block.

@@ -64,6 +64,7 @@ class Executors:
         self.inputs = network.inputs
         self._network = network
         self._bound: OrderedDict[Optional[int], _Bound] = OrderedDict()
+        self._independent: Optional[bool] = None
         firsts = set(network.first.values())
         self._first = firsts.pop() if len(firsts) == 1 else None
         any_size = self._first is not None and all(map(self._has_rows, (1, 2, 3)))
@@ -74,7 +75,13 @@ class Executors:
 
     @property
     def joins(self) -> bool:
-        """Whether rows of several requests may be one batch."""
+        """Whether rows of several requests may be one batch, as far as is known."""
+        return self.per_row
+
+    def check_joins(self) -> bool:
+        """Find out whether they may, unless that is known."""
+        if self.per_row:
+            self._check_independence(max(self.sizes[0], 2))
         return self.per_row
 
     @property
@@ -84,16 +91,20 @@ class Executors:
             return "predicted as they come: outputs do not belong to rows"
         return f"any number, in batches of {', '.join(map(str, self.sizes))}"
 
-    def warm_up(self) -> None:
-        """Predict zeros, and see whether a row's outputs depend on the rows beside it."""
+    def warm_up(self, joins: bool = False) -> None:
+        """Predict zeros.
+
+        Args:
+            joins: whether rows of several requests are to be one batch: then it is found out here
+                and not at the first such batch whether they may.
+        """
         size = self.sizes[0]
         if not self.per_row:
             self._run_whole([np.zeros(shape, each.dtype) for shape, each in self._own()])
             return
-        self.run(self._zeros(size))
-        size = max(size, self.sizes[min(1, len(self.sizes) - 1)])
-        if size > 1 and self._depends_on_others(size):
-            self.per_row = False
+        self._executor(size).run(self._zeros(size))
+        if joins:
+            self.check_joins()
 
     def run(self, arrays: Sequence[Any]) -> List[Any]:
         """Predict.
@@ -107,15 +118,18 @@ class Executors:
         Raises:
             InferenceError: when the network cannot take this number of rows.
         """
+        rows = len(arrays[0])
+        batches = split(rows, self.sizes) if self.per_row else []
+        if batches and batches != [(rows, rows)]:
+            self._check_independence(batches[0][1])
         if not self.per_row:
             return self._run_whole(arrays)
-        batches = split(len(arrays[0]), self.sizes)
         if len(batches) == 1:
             return self._executor(batches[0][1]).run(arrays)
         parts, start = [], 0
         for count, size in batches:
-            rows = [array[start : start + count] for array in arrays]
-            parts.append(self._executor(size).run(rows))
+            piece = [array[start : start + count] for array in arrays]
+            parts.append(self._executor(size).run(piece))
             start += count
         return [np.concatenate(outputs) for outputs in zip(*parts)]
 
@@ -142,16 +156,26 @@ class Executors:
         inferred = self._network.infer(rows)
         return inferred is not None and all(s[:1] == (rows,) for s in inferred[1])
 
-    def _depends_on_others(self, size: int) -> bool:
-        """Run twice, with other rows beside the first: its outputs must be the very same."""
+    def _check_independence(self, size: int) -> None:
+        """Find out, once, whether a row's outputs are the same whatever rows are beside it.
+
+        Shapes do not tell: a softmax over the wrong axis, or a recurrent network whose first
+        dimension is time, has as many outputs as rows. Run twice in one executor, rows that do not
+        depend on others have the very same outputs.
+        """
+        if self._independent is not None:
+            return
+        if size not in self.sizes:  # rows that run one by one have nothing beside them
+            return
         numbers = np.random.RandomState(0)
-        outputs = []
+        results = []
         for _ in range(2):
             arrays = self._zeros(size)
             for array in arrays:
                 array[1:] = numbers.uniform(size=array[1:].shape)
-            outputs.append([output[:1] for output in self._executor(size).run(arrays)])
-        return not all(np.array_equal(np.nan_to_num(a), np.nan_to_num(b)) for a, b in zip(*outputs))
+            results.append([np.nan_to_num(o[:1]) for o in self._executor(size).run(arrays)])
+        self._independent = all(np.array_equal(a, b) for a, b in zip(*results))
+        self.per_row = self._independent
 
     def _executor(self, rows: Optional[int]) -> "_Bound":
         """Return the executor for so many rows; None for the network's own shapes."""

@@ -58,7 +58,7 @@ class LoadedModel:
         """
         if self.predictor is not None:
             try:
-                self.predictor.warm_up()
+                self.predictor.warm_up(joins=self.settings.max_batch > 1)
             except Exception as error:
                 raise ModelError(
                     f"{self.kind} does not predict: {first_line(error)}; "

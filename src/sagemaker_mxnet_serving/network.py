@@ -217,13 +217,20 @@ def _labels(symbol: Any) -> Set[str]:
 
 
 def _dtypes(symbol: Any, args: Mapping[str, Any], names: Sequence[str]) -> Sequence[Any]:
-    """Return the inputs' types that follow from those of the parameters; float32 where none do."""
-    try:
-        found, _, _ = symbol.infer_type(**{n: array.dtype for n, array in args.items()})
-    except mxnet.base.MXNetError:
-        found = None
-    known = dict(zip(symbol.list_arguments(), found or ()))
-    return [np.dtype(known.get(name) or np.float32) for name in names]
+    """Return the inputs' types: those that follow from the parameters, or else that of them all."""
+    known = {name: np.dtype(array.dtype) for name, array in args.items()}
+    floating = {dtype for dtype in known.values() if dtype.kind == "f"}
+    common = floating.pop() if len(floating) == 1 else np.dtype(np.float32)
+    for guess in (common, np.dtype(np.float32)):
+        try:
+            found, _, _ = symbol.infer_type_partial(**known)
+            types = dict(zip(symbol.list_arguments(), found or ()))
+            dtypes = {name: np.dtype(types.get(name) or guess) for name in names}
+            symbol.infer_type_partial(**known, **dtypes)
+        except mxnet.base.MXNetError:
+            continue
+        return [dtypes[name] for name in names]
+    return [np.dtype(np.float32) for _ in names]
 
 
 def _on(ctx: Any, array: Any) -> Any:
