@@ -81,13 +81,20 @@ setup(
         ],
         # What draws the page of `sagemaker-mxnet-training report`; a training image needs it not.
         "report": ["plotly>=5,<7"],
+<<<<<<< HEAD
         # What `sagemaker-mxnet-training serve` stands on.
         "serving": SERVING,
+=======
+        # What reads and writes JSON in a serving worker.
+        "serving": ["msgspec>=0.18", "orjson>=3.10"],
+>>>>>>> part/serving-data
         "test": [
             "coverage",
             "hypothesis",
             "moto[server,s3]",
+            "msgspec>=0.18",
             "mypy",
+            "orjson>=3.10",
             "plotly>=5,<7",
             "pytest",
             "pytest-timeout",
