@@ -38,8 +38,12 @@ class BuildWithPth(build_py):
         return [*super().get_outputs(*args, **kwargs), self._pth()]
 
 
+# What `sagemaker-mxnet-training serve` needs: httptools, uvicorn and uvloop for HTTP, msgspec and
+# orjson for JSON.
 SERVING = [
     "httptools>=0.6,<1",
+    "msgspec>=0.18",
+    "orjson>=3.10",
     "prometheus-client>=0.21,<1",
     "uvicorn>=0.33,<1",
     "uvloop>=0.21,<1",
@@ -81,20 +85,12 @@ setup(
         ],
         # What draws the page of `sagemaker-mxnet-training report`; a training image needs it not.
         "report": ["plotly>=5,<7"],
-<<<<<<< HEAD
-        # What `sagemaker-mxnet-training serve` stands on.
         "serving": SERVING,
-=======
-        # What reads and writes JSON in a serving worker.
-        "serving": ["msgspec>=0.18", "orjson>=3.10"],
->>>>>>> part/serving-data
         "test": [
             "coverage",
             "hypothesis",
             "moto[server,s3]",
-            "msgspec>=0.18",
             "mypy",
-            "orjson>=3.10",
             "plotly>=5,<7",
             "pytest",
             "pytest-timeout",

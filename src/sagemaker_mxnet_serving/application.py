@@ -1,6 +1,6 @@
 """The hosting contract as an ASGI application: which request gets which answer.
 
-Errors are JSON objects ``{"error": TEXT, "request_id": ID}``; exceptions stay in the log.
+An error is one sentence of plain text; the header ``X-Request-Id`` names the request in the log.
 """
 
 import asyncio
@@ -150,13 +150,13 @@ class Application:
         try:
             return await self._route(exchange, receive)
         except InferenceError as error:
-            return _error(exchange, error.status, str(error))
+            return _error(error.status, str(error))
         except (_CallerGone, asyncio.CancelledError):
             raise
         except Exception as error:
             # A defect of ours: said in full in the log, and not to the caller.
             self._log.error("serve", f"request {exchange.id}: {type(error).__name__}: {error}")
-            return _error(exchange, 500, "the server has a defect; see its log")
+            return _error(500, "the server has a defect; see its log")
 
     async def _route(self, exchange: Exchange, receive: Receive) -> Response:
         path = exchange.path
@@ -243,7 +243,7 @@ class Application:
         finally:
             self._held -= exchange.received
         if isinstance(result, Refusal):
-            return _error(exchange, result.status, result.message)
+            return _error(result.status, result.message)
         response: Response = result
         return response
 
@@ -295,9 +295,8 @@ def _json(value: Mapping[str, Any]) -> Response:
     return Response(200, json.dumps(value).encode(), _JSON)
 
 
-def _error(exchange: Exchange, status: int, message: str) -> Response:
-    body = json.dumps({"error": message, "request_id": exchange.id}).encode()
-    return Response(status, body, _JSON)
+def _error(status: int, message: str) -> Response:
+    return Response(status, f"{message}\n".encode("utf-8", "replace"))
 
 
 async def _send(

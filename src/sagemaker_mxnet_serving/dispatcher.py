@@ -129,10 +129,14 @@ class Dispatcher:
 
     Args:
         limits: what to keep to.
+
+    Attributes:
+        batching: whether requests may go together, as far as ``limits`` allow.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self.batching = limits.batch_size > 1
         self._queue: Deque[Ticket] = deque()
         self._waiting = 0
         # The worker that was free last has the warmest caches: it is taken from the end.
@@ -286,10 +290,11 @@ class Dispatcher:
             first = self._first()
             if first is None:
                 break
-            full = self._waiting >= self._limits.batch_size
+            size = self._limits.batch_size if self.batching else 1
+            full = self._waiting >= size
             if not (full or first.tries or now >= first.arrived + self._limits.batch_delay):
                 break
-            tickets = tuple(self._take(self._limits.batch_size))
+            tickets = tuple(self._take(size))
             worker = self._idle.pop()
             for ticket in tickets:
                 ticket.state = State.SENT

@@ -283,6 +283,8 @@ class ServedModel:
             return
         link.ready = True
         self.description = greeting["model"]
+        # Requests go together only where no function of the user's sees them.
+        self._dispatcher.batching = bool(self.description.get("batchable"))
         actions = self._dispatcher.joined(link, time.monotonic())
         if self.phase is Phase.LOADING and self._dispatcher.workers == self._settings.workers:
             self.was_ready = True

@@ -257,22 +257,23 @@ def _start_up(settings: ServerSettings, model: ServedModel, seconds: float) -> s
     how = "that share the model" if settings.shared else "that each have the model"
     lines: List[str] = [
         f"ready after {seconds:.1f} s",
-        f"model: {model.model_dir}",
         *(f"{name}: {_shown(value)}" for name, value in model.description.items()),
         f"workers: {settings.workers} {how}, with {settings.threads} threads each",
         f"limits: {settings.max_payload} bytes of a body, {settings.timeout:g} s of a prediction",
-        f"versions: sagemaker-mxnet-training {__version__}, Python {sys.version.split()[0]}",
+        f"program: sagemaker-mxnet-training {__version__}, Python {sys.version.split()[0]}",
     ]
     if settings.batch_size > 1:
         delay = settings.batch_delay
-        lines.insert(4, f"batches: up to {settings.batch_size} requests within {delay:g} s")
+        lines.insert(-2, f"batches: up to {settings.batch_size} requests within {delay:g} s")
     return "\n".join(lines)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
-    return str(value)
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_shown, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def _last_words(log: Log, failure: Failure) -> int:
