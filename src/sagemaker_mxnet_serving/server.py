@@ -277,9 +277,14 @@ def _shown(value: Any) -> str:
 
 
 def _last_words(log: Log, failure: Failure) -> int:
+    headline = f"{failure.role.value} failed ({failure.kind.value}): {failure.reason}"
+    if failure.reason.endswith(":"):
+        # What follows says it, and its last line best: a traceback.
+        log.error("serve", f"{headline}\n{failure.detail}".rstrip())
+        return 1
     if failure.detail:
         log.error("serve", failure.detail)
-    log.error("serve", f"{failure.role.value} failed ({failure.kind.value}): {failure.reason}")
+    log.error("serve", headline)
     return 1
 
 
