@@ -43,6 +43,7 @@ CALLER_GONE = 499
 _ID = re.compile(rb"[\w.:-]{1,64}")
 _ID_HEADER = b"x-request-id"
 _NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,1024}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _JSON = "application/json"
 _MODEL_BODY = 64 * 1024
 
@@ -133,6 +134,7 @@ class Application:
             pass
         finally:
             self.active -= 1
+            self._held -= exchange.received
             seconds = time.monotonic() - exchange.started
             self._metrics.request(status, seconds, exchange.queued)
             self._access_log(
@@ -222,26 +224,21 @@ class Application:
         model = self._models.find(name)
         answer: asyncio.Future[Any] = self._loop.create_future()
         exchange.scope[GONE] = answer.cancel
-        size = 0
+        pieces, size = await self._body(exchange, receive, self._settings.max_payload)
+        fields = {
+            "id": exchange.id,
+            "content_type": exchange.headers.get("content-type", ""),
+            "accept": exchange.headers.get("accept", ""),
+            "headers": exchange.headers,
+        }
+        call = Call(fields, pieces, size, answer)
+        model.submit(call)
         try:
-            pieces, size = await self._body(exchange, receive, self._settings.max_payload)
-            headers = exchange.headers
-            fields = {
-                "id": exchange.id,
-                "content_type": headers.get("content-type", ""),
-                "accept": headers.get("accept", ""),
-                "headers": headers,
-            }
-            call = Call(fields, pieces, size, answer)
-            model.submit(call)
-            try:
-                result = await answer
-            except asyncio.CancelledError:
-                model.cancel(call)
-                raise _CallerGone from None
-            exchange.queued = max(0.0, call.sent - call.arrived)
-        finally:
-            self._held -= exchange.received
+            result = await answer
+        except asyncio.CancelledError:
+            model.cancel(call)
+            raise _CallerGone from None
+        exchange.queued = max(0.0, call.sent - call.arrived)
         if isinstance(result, Refusal):
             return _error(result.status, result.message)
         response: Response = result
@@ -307,10 +304,15 @@ async def _send(
         *headers,
     ]
     if response.body:
-        lines.append((b"content-type", response.content_type.encode("latin-1", "replace")))
+        lines.append((b"content-type", _line(response.content_type)))
     for name, value in response.headers.items():
-        lines.append((name.encode("latin-1", "replace"), value.encode("latin-1", "replace")))
+        lines.append((_line(name), _line(value)))
     if last:
         lines.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": response.status, "headers": lines})
     await send({"type": "http.response.body", "body": response.body})
+
+
+def _line(text: str) -> bytes:
+    """Return a text as part of one header line, which a script cannot end early."""
+    return _CONTROL.sub(" ", text).encode("latin-1", "replace")

@@ -8,16 +8,14 @@ from typing import FrozenSet, Mapping, Optional, Sequence, Tuple
 from sagemaker_mxnet_toolkit.container import cgroup, hardware
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.redaction import secrets_in
-from sagemaker_mxnet_toolkit.settings.sources import Faults, Sources
+from sagemaker_mxnet_toolkit.settings.sources import Faults, Found, Sources
 from sagemaker_mxnet_toolkit.settings.validation import Validator
 
 MEGABYTE = 1024 * 1024
 
-MODEL_DIR = "/opt/ml/model"
-"""Where SageMaker puts the model."""
-
-MODELS_DIR = "/opt/ml/models"
-"""Below which SageMaker puts the models of a multi-model endpoint."""
+BASE_DIR = "/opt/ml"
+"""Below which SageMaker puts the model (``model``), or the models of a multi-model endpoint
+(``models``)."""
 
 ALL_INTERFACES = "0.0.0.0"
 LOOPBACK = "127.0.0.1"
@@ -48,6 +46,7 @@ class ServerSettings:
     Attributes:
         model_dir: the model's directory, or, with ``multi_model``, the one that models are below.
         program: the user's script as ``SAGEMAKER_PROGRAM`` has it; may be empty.
+        code_dir: where the script is, if not in ``code`` of the model's directory.
         host: the address to listen on.
         port: the TCP port to listen on.
         workers: worker processes of each model.
@@ -72,8 +71,9 @@ class ServerSettings:
         notes: what the user should know about settings that have no effect.
     """
 
-    model_dir: str = MODEL_DIR
+    model_dir: str = "/opt/ml/model"
     program: str = ""
+    code_dir: str = ""
     host: str = ALL_INTERFACES
     port: int = 8080
     workers: int = 1
@@ -136,6 +136,7 @@ def resolve(
     find = sources.variable
 
     multi_model = check.flag(find("SAGEMAKER_MULTI_MODEL"))
+    base = check.path(find("SAGEMAKER_BASE_DIR"), BASE_DIR)
     cpus, gpus = hardware.count_cpus(), hardware.count_gpus()
     count, threads = _parallelism(sources, check, workers, cpus, gpus, multi_model)
     payload = MEGABYTE * check.whole(
@@ -143,8 +144,11 @@ def resolve(
     )
     first = find("SAGEMAKER_DEFAULT_MODEL_FIRST_DIMENSION_SIZE")
     settings = ServerSettings(
-        model_dir=os.path.abspath(model_dir or (MODELS_DIR if multi_model else MODEL_DIR)),
+        model_dir=os.path.abspath(
+            model_dir or os.path.join(base, "models" if multi_model else "model")
+        ),
         program=check.text(find("SAGEMAKER_PROGRAM"), "", "the name of a script"),
+        code_dir="" if multi_model else _code_dir(environ),
         host=host or (ALL_INTERFACES if model_dir is None else LOOPBACK),
         port=check.port(find("SAGEMAKER_BIND_TO_PORT"), 8080),
         workers=count,
@@ -179,7 +183,7 @@ def resolve(
         notes=tuple(_notes(environ)),
     )
     if port is not None:
-        settings = replace(settings, port=port)
+        settings = replace(settings, port=check.port(_argument("--port", port), 8080))
     _check_ports(settings, sources, faults)
     told = faults.told()
     if told:
@@ -206,10 +210,24 @@ def _parallelism(
     found = sources.variable("SAGEMAKER_MODEL_SERVER_WORKERS")
     count = check.whole(found, default, 1, 1024, "a number of workers")
     if workers is not None:
-        count = workers
+        count = check.whole(_argument("--workers", workers), 1, 1, 1024, "a number of workers")
     if asked is None and not multi_model:
         threads = max(1, cpus // count)
     return count, threads
+
+
+def _argument(name: str, value: int) -> Found:
+    return Found(value, name, name)
+
+
+def _code_dir(environ: Mapping[str, str]) -> str:
+    """Return the script's directory where it is apart from the model.
+
+    The SDK's local mode mounts ``source_dir`` at ``/opt/ml/code``; otherwise the variable is empty,
+    or names ``code`` in the model's directory.
+    """
+    directory = environ.get("SAGEMAKER_SUBMIT_DIRECTORY", "")
+    return directory if os.path.isabs(directory) and os.path.isdir(directory) else ""
 
 
 def _timeout(sources: Sources, check: Validator) -> float:
@@ -281,6 +299,11 @@ def _notes(environ: Mapping[str, str]) -> Sequence[str]:
             other = _MMS_REPLACEMENTS.get(name)
             hint = f": set {other} instead" if other else ""
             notes.append(f"{name} is a variable of multi-model-server and has no effect{hint}")
+    if environ.get("SAGEMAKER_SUBMIT_DIRECTORY", "").startswith("s3://"):
+        notes.append(
+            "SAGEMAKER_SUBMIT_DIRECTORY names S3 and has no effect: put the script into code/ of "
+            "model.tar.gz, as the SageMaker SDK does for framework versions from 1.4 on"
+        )
     if environ.get("SAGEMAKER_INFERENCE_ACCELERATOR_PRESENT", "").lower() == "true":
         notes.append(
             "SAGEMAKER_INFERENCE_ACCELERATOR_PRESENT has no effect: Amazon Elastic Inference has "

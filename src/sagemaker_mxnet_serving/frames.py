@@ -163,6 +163,9 @@ def from_response(response: Response) -> Tuple[Mapping[str, Any], Sequence[bytes
 
 
 def to_response(item: Item) -> Response:
-    """Return the answer that a worker gave."""
+    """Return the answer that a worker gave; ``FrameError`` if it is none."""
     fields, body = item
-    return Response(int(fields["status"]), body, str(fields["content_type"]), fields["headers"])
+    try:
+        return Response(int(fields["status"]), body, str(fields["content_type"]), fields["headers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FrameError(f"an answer that is none: {error!r}") from error

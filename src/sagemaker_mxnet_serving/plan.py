@@ -15,9 +15,9 @@ _MODEL = "sagemaker_mxnet_serving/model_process.py"
 _DEFAULT_SCRIPT = "inference.py"
 
 
-def code_dir(model_dir: str) -> str:
+def code_dir(settings: ServerSettings, model_dir: str) -> str:
     """Return where the code of a model is, if it has any."""
-    return os.path.join(model_dir, "code")
+    return settings.code_dir or os.path.join(model_dir, "code")
 
 
 def script(settings: ServerSettings) -> str:
@@ -27,7 +27,7 @@ def script(settings: ServerSettings) -> str:
 
 def install(settings: ServerSettings, model_dir: str, environ: Mapping[str, str]) -> ProcessSpec:
     """Return the process that installs what the model's code requires."""
-    directory = code_dir(model_dir)
+    directory = code_dir(settings, model_dir)
     argv = ("--code-dir", directory, "--entry-point", script(settings))
     return _program(Role.INSTALL, "install", _INSTALL, argv, environ, directory)
 
@@ -68,6 +68,7 @@ def _model_settings(settings: ServerSettings, model_dir: str) -> Dict[str, Any]:
         "first_dimension": settings.first_dimension,
         "use_gpu": settings.gpus > 0,
         "max_batch": settings.batch_size,
+        "code_dir": settings.code_dir,
     }
 
 

@@ -156,7 +156,9 @@ class ServedModel:
 
     def start(self) -> None:
         """Begin to install, and then to load."""
-        if install.needed(plan.code_dir(self.model_dir), plan.script(self._settings)):
+        if install.needed(
+            plan.code_dir(self._settings, self.model_dir), plan.script(self._settings)
+        ):
             self._start(plan.install(self._settings, self.model_dir, self._environ))
         else:
             self._load()
@@ -267,12 +269,13 @@ class ServedModel:
         if not link.ready:
             self._on_greeting(link, items[0][0])
             return
+        responses = [frames.to_response(item) for item in items]
+        if len(responses) != len(self._dispatcher.held(link)):
+            raise frames.FrameError("not as many answers as requests")
         tickets, actions = self._dispatcher.answered(link, time.monotonic())
-        if len(items) != len(tickets):
-            link.close()
-        for ticket, item in zip(tickets, items):
+        for ticket, response in zip(tickets, responses):
             assert isinstance(ticket, Call)
-            ticket.settle(frames.to_response(item))
+            ticket.settle(response)
         self._strikes = 0
         self._do(actions)
 

@@ -1,5 +1,7 @@
 """Settings of a server: defaults, what takes precedence, and all faults at once."""
 
+from pathlib import Path
+
 import pytest
 
 from sagemaker_mxnet_serving.configuration import resolve
@@ -103,3 +105,24 @@ def test_variables_without_effect_are_named() -> None:
     assert "set SAGEMAKER_MXNET_QUEUE_SIZE instead" in notes[0]
     assert notes[1].startswith("MMS_NETTY_CLIENT_THREADS")
     assert "Elastic Inference" in notes[2]
+
+
+def test_code_apart_from_the_model_is_where_the_variable_says(tmp_path: Path) -> None:
+    assert resolve({"SAGEMAKER_SUBMIT_DIRECTORY": str(tmp_path)}).code_dir == str(tmp_path)
+    for other in ("", "/no/such/directory", "code"):
+        assert resolve({"SAGEMAKER_SUBMIT_DIRECTORY": other}).code_dir == ""
+    (note,) = resolve({"SAGEMAKER_SUBMIT_DIRECTORY": "s3://bucket/source.tar.gz"}).notes
+    assert "no effect" in note
+
+
+def test_arguments_are_checked_too() -> None:
+    with pytest.raises(ConfigurationError, match="--workers"):
+        resolve({}, workers=0)
+    with pytest.raises(ConfigurationError, match="--port"):
+        resolve({}, port=70000)
+
+
+def test_the_base_directory_may_be_elsewhere() -> None:
+    assert resolve({"SAGEMAKER_BASE_DIR": "/data"}).model_dir == "/data/model"
+    multi = {"SAGEMAKER_BASE_DIR": "/data", "SAGEMAKER_MULTI_MODEL": "true"}
+    assert resolve(multi).model_dir == "/data/models"

@@ -85,3 +85,9 @@ def test_an_answer_comes_back_as_it_was() -> None:
     data = b"".join(frames.encode([frames.from_response(answer)]))
     (items,) = frames.FrameReader().feed(data)
     assert frames.to_response(items[0]) == answer
+
+
+@pytest.mark.parametrize("fields", [{}, {"status": "x", "content_type": "", "headers": {}}])
+def test_an_answer_that_is_none(fields: "dict[str, object]") -> None:
+    with pytest.raises(frames.FrameError):
+        frames.to_response((fields, b""))
