@@ -269,6 +269,11 @@ def _start_up(settings: ServerSettings, model: ServedModel, seconds: float) -> s
 
 
 def _shown(value: Any) -> str:
+    """Return a value of a model's description for people: an input as ``x float32 (rows, 784)``."""
+    if isinstance(value, Mapping) and "shape" in value:
+        shape = value["shape"]
+        axes = "unknown" if shape is None else ", ".join(str(n or "rows") for n in shape)
+        return f"{value.get('name')} {value.get('dtype')} ({axes})"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
     if isinstance(value, (list, tuple)):

@@ -168,6 +168,20 @@ def test_slow_callers_hold_no_worker(served: Served) -> None:
         assert served.invoke(b"fast").body == b"fast"
 
 
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"POST /invocations HTTP/1.1\r\nContent-", b"HTTP/1.1 408 "),
+        (b"POST /invocations HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf", b"HTTP/1.1 408 "),
+    ],
+)
+def test_a_request_that_does_not_end_is_ended(served: Served, data: bytes, status: bytes) -> None:
+    with served.connect() as connection:
+        connection.sendall(data)
+        assert connection.recv(1000).startswith(status)
+        assert connection.recv(1000) == b""
+
+
 def test_a_second_server_on_the_port_says_who_has_it(served: Served, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     with serving(model, port=served.port) as second:
@@ -225,3 +239,14 @@ def test_nothing_is_written_into_the_model_directory(served: Served) -> None:
     options = json.loads(child.cmdline()[-1])
     found = {path.name for path in Path(options["model"]["model_dir"]).rglob("*")}
     assert found == {"code", "inference.py"}
+
+
+def test_a_header_of_the_script_cannot_begin_another(tmp_path: Path) -> None:
+    script = (
+        "def model_fn(model_dir):\n    return None\n\n"
+        "def transform_fn(model, body, content_type, accept):\n"
+        "    return 'x', 'text/plain\\r\\nSet-Cookie: a=b'\n"
+    )
+    with serving(write_model(tmp_path / "model", script), "--workers", "1") as served:
+        answer = served.healthy().invoke(b"x")
+        assert "set-cookie" not in answer.headers
