@@ -208,3 +208,23 @@ def test_settings_with_faults_are_all_told(tmp_path: Path) -> None:
     with serving(model, **wrong) as served:
         assert served.ended() == 1
         assert all(name in served.log for name in wrong)
+
+
+def test_a_model_that_is_loading_is_not_healthy_and_can_be_stopped(tmp_path: Path) -> None:
+    """Defect 7 of the peer: a ping is healthy before the model has been loaded."""
+    script = SCRIPT.replace('return {"loaded"', 'print("here", flush=True); time.sleep(600) #')
+    with serving(write_model(tmp_path / "model", script)) as served:
+        eventually(lambda: "here" in served.lines, "the load")
+        assert served.ping() == 503
+        answer = served.invoke(b"early")
+        assert (answer.status, b"not loaded yet" in answer.body) == (503, True)
+        served.process.terminate()
+        assert served.ended() == 0
+
+
+def test_the_front_has_no_mxnet_in_it(served: Served) -> None:
+    """A defect of MXNet, or of a script, cannot take the connections with it."""
+    front = Path(f"/proc/{served.process.pid}/maps").read_text()
+    model = Path(f"/proc/{served.model_process().pid}/maps").read_text()
+    assert "libmxnet" not in front
+    assert "libmxnet" in model
