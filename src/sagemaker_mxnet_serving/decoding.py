@@ -114,7 +114,10 @@ def _check_rows(arrays: Sequence[Any], inputs: Sequence[Input]) -> None:
     counts = {each.name: len(array) for each, array in zip(inputs, arrays)}
     if 0 in counts.values():
         raise InferenceError("the body holds no rows; expected at least one")
-    if len(set(counts.values())) > 1:
+    for each in inputs:
+        if each.rows not in (None, counts[each.name]):
+            raise InferenceError(f"{each.name} has {counts[each.name]} rows, expected {each.rows}")
+    if len({counts[each.name] for each in inputs if each.rows is None}) > 1:
         found = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise InferenceError(f"the inputs have different numbers of rows ({found})")
 

@@ -57,16 +57,18 @@ class Executors:
         inputs: what it takes.
         per_row: whether each row of an input has its row in each output, whatever the other rows
             are. If not, a request is predicted as it is, without padding, splitting or company.
-        sizes: the batch sizes; empty where each number of rows is bound as it comes.
+        sizes: the batch sizes that rows are padded and split to.
     """
 
     def __init__(self, network: Network, only_first: bool = False) -> None:
-        self.inputs = network.inputs
         self._network = network
+        self._only_first = only_first
         self._bound: OrderedDict[Optional[int], _Bound] = OrderedDict()
         self._independent: Optional[bool] = None
         firsts = set(network.first.values())
         self._first = firsts.pop() if len(firsts) == 1 else None
+        fixed = {} if self._first is not None else network.first
+        self.inputs = [Input(e.name, e.dtype, e.row, fixed.get(e.name)) for e in network.inputs]
         any_size = self._first is not None and all(map(self._has_rows, (1, 2, 3)))
         self.per_row = any_size or (self._first is not None and self._has_rows(self._first))
         self.sizes: Tuple[int, ...] = SIZES
@@ -138,7 +140,7 @@ class Executors:
         own = [shape for shape, _ in self._own()]
         if [array.shape for array in arrays] == own:
             return self._executor(None).run(arrays)
-        if self.sizes == SIZES and self._first is not None and rows <= _LARGEST_WHOLE:
+        if self._first is not None and not self._only_first and rows <= _LARGEST_WHOLE:
             return self._executor(rows).run(arrays)
         raise InferenceError(
             "the outputs of this model do not belong to rows of its input, so rows are neither "
@@ -218,11 +220,11 @@ class _Bound:
 
     def run(self, arrays: Sequence[Any]) -> List[Any]:
         """Predict rows, at most as many as it is bound for."""
-        rows = len(arrays[0])
+        rows, full = len(arrays[0]), True
         for target, array in zip(self._inputs, arrays):
             # A slice is a view: rows beyond stay what they were, and nobody reads their outputs.
-            whole = target.shape[0] == rows
-            (target if whole else target[:rows])._sync_copyfrom(array)
-        full = all(target.shape[0] == rows for target in self._inputs)
+            whole = target.shape == array.shape
+            (target if whole else target[: len(array)])._sync_copyfrom(array)
+            full = full and whole
         outputs = [output.asnumpy() for output in self._executor.forward(is_train=False)]
         return outputs if full else [output[:rows] for output in outputs]
