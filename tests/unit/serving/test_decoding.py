@@ -43,6 +43,10 @@ def npy(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def described(shape: str) -> str:
+    return f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}"
+
+
 def header(text: str, data: bytes = b"", version: int = 1) -> bytes:
     raw = text.encode()
     width = 2 if version == 1 else 4
@@ -296,27 +300,12 @@ def attempt(body: bytes, content_type: str, item: Input) -> None:
 CONTENT_TYPES = st.one_of(
     st.sampled_from([*SUPPORTED, "text-csv", "text/csv; charset=utf-16"]), st.text(max_size=30)
 )
-PIECES = st.lists(
-    st.sampled_from(
-        [
-            b"[",
-            b"]",
-            b"{",
-            b"}",
-            b",",
-            b"1",
-            b"-2.5e3",
-            b" ",
-            b"\n",
-            b"\r\n",
-            b'"',
-            b'"data":',
-            b"nan",
-        ]
-        + [b"\x93NUMPY", b"\x01\x00", b"null", b"true", b"\xef\xbb\xbf", b"_", b"e", b".", b"\x00"]
-    ),
-    max_size=40,
-).map(b"".join)
+TOKENS = (
+    *(b"[", b"]", b"{", b"}", b",", b" ", b"\n", b"\r\n", b'"', b"_", b"e", b".", b"\x00"),
+    *(b"1", b"-2.5e3", b"nan", b"null", b"true", b'"data":'),
+    *(b"\x93NUMPY", b"\x01\x00", b"\xef\xbb\xbf"),
+)
+PIECES = st.lists(st.sampled_from(TOKENS), max_size=40).map(b"".join)
 
 
 @settings(max_examples=500, deadline=None)
@@ -367,16 +356,17 @@ def test_each_content_type_gives_the_same_numbers(array: np.ndarray) -> None:
 def test_memory_stays_in_proportion_to_the_body() -> None:
     hostile = [
         (header("{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 3), }"), NPY),
-        (b"[" * 1_000_000, JSON),
-        (b"[" + b"[]," * 300_000 + b"[]]", JSON),
-        (b"," * 1_000_000, CSV),
-        (b"1\n" * 500_000, CSV),
-        (b"1" * 1_000_000, CSV),
+        (b"[" * 300_000, JSON),
+        (b"[" + b"[]," * 50_000 + b"[]]", JSON),
+        (b"1" * 300_000, JSON),
+        (b"," * 300_000, CSV),
+        (b"1\n" * 50_000, CSV),
+        (b"1" * 300_000, CSV),
     ]
     for body, content_type in hostile:
         tracemalloc.start()
         try:
-            for item in (THREE, UNKNOWN):
+            for item in (THREE, INTEGER, UNKNOWN):
                 attempt(body, content_type, item)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
