@@ -345,7 +345,12 @@ def _npy_header(body: bytes) -> Tuple[Any, bool, Tuple[int, ...], int]:
     length = int.from_bytes(body[8:start], "little")
     if body[6] not in (1, 2, 3) or length > _NPY_LONGEST_HEADER:
         raise InferenceError(f"NPY: version {body[6]} with a header of {length} bytes is not read")
-    match = _NPY_HEADER.fullmatch(body[start : start + length])
+    return (*_npy_fields(body[start : start + length]), start + length)
+
+
+@functools.lru_cache(maxsize=64)
+def _npy_fields(header: bytes) -> Tuple[Any, bool, Tuple[int, ...]]:
+    match = _NPY_HEADER.fullmatch(header)
     fields = {} if match is None else {k: v for k, v in match.groupdict().items() if v is not None}
     found = {
         re.sub(r"\d", "", key): value.decode("ascii", "replace") for key, value in fields.items()
@@ -358,5 +363,4 @@ def _npy_header(body: bytes) -> Tuple[Any, bool, Tuple[int, ...], int]:
     sizes = [text.strip().rstrip("L") for text in found["shape"].split(",") if text.strip()]
     if not all(text.isdecimal() and len(text) <= 18 for text in sizes):
         raise InferenceError("NPY: the shape in the header cannot be read")
-    dtype = np.dtype(found["descr"])
-    return dtype, found["fortran"] == "True", tuple(map(int, sizes)), start + length
+    return np.dtype(found["descr"]), found["fortran"] == "True", tuple(map(int, sizes))

@@ -204,6 +204,7 @@ class _Bound:
         if inferred is None:
             raise InferenceError(f"the model cannot take inputs of {shapes}")
         ctx = network.ctx
+        self._shapes = [shapes[each.name] for each in network.inputs]
         self._inputs = [
             mxnet.nd.zeros(shapes[each.name], ctx, dtype=each.dtype) for each in network.inputs
         ]
@@ -221,9 +222,9 @@ class _Bound:
     def run(self, arrays: Sequence[Any]) -> List[Any]:
         """Predict rows, at most as many as it is bound for."""
         rows, full = len(arrays[0]), True
-        for target, array in zip(self._inputs, arrays):
+        for target, shape, array in zip(self._inputs, self._shapes, arrays):
             # A slice is a view: rows beyond stay what they were, and nobody reads their outputs.
-            whole = target.shape == array.shape
+            whole = shape == array.shape
             (target if whole else target[: len(array)])._sync_copyfrom(array)
             full = full and whole
         outputs = [output.asnumpy() for output in self._executor.forward(is_train=False)]
