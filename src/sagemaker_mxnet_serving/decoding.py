@@ -157,7 +157,7 @@ def _decode_json(body: bytes, inputs: Sequence[Input]) -> List[Any]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_json(error, _expectation(JSON, inputs)) from None
     if set(lists) != set(names):
-        given = ", ".join(sorted(lists))[:200]
+        given = ", ".join(map(repr, sorted(lists)))[:200]
         expected = ", ".join(names)
         raise InferenceError(f"JSON: expected an object with {expected}, and found: {given}")
     arrays = []

@@ -104,7 +104,7 @@ class Executors:
         if not self.per_row:
             self._run_whole([np.zeros(shape, each.dtype) for shape, each in self._own()])
             return
-        self._executor(size).run(self._zeros(size))
+        self._run_bound(size, self._zeros(size))
         if joins:
             self.check_joins()
 
@@ -126,22 +126,20 @@ class Executors:
             self._check_independence(batches[0][1])
         if not self.per_row:
             return self._run_whole(arrays)
-        if len(batches) == 1:
-            return self._executor(batches[0][1]).run(arrays)
         parts, start = [], 0
         for count, size in batches:
             piece = [array[start : start + count] for array in arrays]
-            parts.append(self._executor(size).run(piece))
+            parts.append(self._run_bound(size, piece))
             start += count
-        return [np.concatenate(outputs) for outputs in zip(*parts)]
+        return parts[0] if len(parts) == 1 else [np.concatenate(each) for each in zip(*parts)]
 
     def _run_whole(self, arrays: Sequence[Any]) -> List[Any]:
         rows = len(arrays[0])
         own = [shape for shape, _ in self._own()]
         if [array.shape for array in arrays] == own:
-            return self._executor(None).run(arrays)
+            return self._run_bound(None, arrays)
         if self._first is not None and not self._only_first and rows <= _LARGEST_WHOLE:
-            return self._executor(rows).run(arrays)
+            return self._run_bound(rows, arrays)
         raise InferenceError(
             "the outputs of this model do not belong to rows of its input, so rows are neither "
             f"added nor split: expected {' and '.join(map(str, own))}"
@@ -175,9 +173,17 @@ class Executors:
             arrays = self._zeros(size)
             for array in arrays:
                 array[1:] = numbers.uniform(size=array[1:].shape)
-            results.append([np.nan_to_num(o[:1]) for o in self._executor(size).run(arrays)])
+            results.append([np.nan_to_num(o[:1]) for o in self._run_bound(size, arrays)])
         self._independent = all(np.array_equal(a, b) for a, b in zip(*results))
         self.per_row = self._independent
+
+    def _run_bound(self, rows: Optional[int], arrays: Sequence[Any]) -> List[Any]:
+        try:
+            return self._executor(rows).run(arrays)
+        except mxnet.base.MXNetError:
+            # An array that an operator failed to write keeps the error, and raises it again.
+            self._bound.clear()
+            raise
 
     def _executor(self, rows: Optional[int]) -> "_Bound":
         """Return the executor for so many rows; None for the network's own shapes."""

@@ -68,7 +68,8 @@ class FunctionHandler:
             self._restore()
             return failure(request, str(error), error.__cause__ or error)
         except Exception as error:  # such as a result that cannot be written
-            return failure(request, "output_fn", error)
+            name = "transform_fn" if self._script["transform_fn"] else "output_fn"
+            return failure(request, f"writing the result of {name}", error)
 
     def _transform(self, request: Request, context: Context) -> Any:
         accept = request.accept

@@ -14,6 +14,7 @@ mx = pytest.importorskip("mxnet", reason="MXNet is not installed")
 import numpy as np  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
+from sagemaker_mxnet_serving.executors import SIZES, split  # noqa: E402
 from sagemaker_mxnet_serving.media_types import CSV, JSON, NPY  # noqa: E402
 from sagemaker_mxnet_serving.messages import Request  # noqa: E402
 from sagemaker_mxnet_serving.service import ModelError, ModelSettings, load  # noqa: E402
@@ -120,6 +121,17 @@ def test_any_number_of_rows_comes_back_whole_and_in_order(tmp_path, first):
                 same(numbers(response), expected)
 
 
+@pytest.mark.parametrize("sizes", [SIZES, (1,), (4,), (1, 2, 4, 8)])
+def test_rows_are_split_into_batches_with_little_padding(sizes):
+    for rows in range(1, 150):
+        batches = split(rows, sizes)
+        assert sum(count for count, _ in batches) == rows
+        assert all(0 < count <= size and size in sizes for count, size in batches)
+        assert all(count == size for count, size in batches[:-1])
+        count, size = batches[-1]
+        assert size - count <= size / 4 or size == min(sizes)
+
+
 @pytest.mark.parametrize("first", [1, 4, 8])
 def test_images_take_their_shape_in_every_content_type(tmp_path, first):
     net = network(nn.Conv2D(4, 3), nn.BatchNorm(), nn.Activation("relu"), nn.Dense(3))
@@ -157,6 +169,20 @@ def test_a_graph_with_its_batch_size_built_in(tmp_path):
         same(numbers(*answer(ready, request(array))), expected)
     with pytest.raises(ModelError, match="FIRST_DIMENSION_SIZE"):
         service(tmp_path, first_dimension=3)
+
+
+def test_no_memory_beyond_the_rows_is_read(tmp_path):
+    """MXNet would read it: a reshape is not checked for the number of values."""
+    data = mx.sym.reshape(mx.sym.var("data"), shape=(4, COLUMNS))
+    module = mx.mod.Module(mx.sym.mean(data, axis=0), data_names=["data"], label_names=None)
+    module.bind([("data", (4, COLUMNS))], for_training=False)
+    module.init_params()
+    save(str(tmp_path), module)
+    ready = service(tmp_path)
+    assert answer(ready, request(random(4)))[0].status == 200
+    for rows in (1, 3, 5):
+        (response,) = answer(ready, request(random(rows)))
+        assert (response.status, b"cannot take" in response.body) == (400, True)
 
 
 class OverRows(mx.gluon.HybridBlock):
@@ -300,6 +326,51 @@ def model_fn(model_dir):
 """
 
 
+NUMPY = """
+import sys
+import mxnet as mx
+from sagemaker_mxnet_training.training_utils import save
+mx.npx.set_np()
+
+class Block(mx.gluon.HybridBlock):
+    def __init__(self):
+        super().__init__()
+        self.dense = mx.gluon.nn.Dense(4)
+
+    def hybrid_forward(self, F, x):
+        return F.np.tanh(self.dense(x))
+
+net = Block()
+net.initialize(mx.init.Xavier())
+net.hybridize()
+print(net(mx.np.full((3, 6), 0.5)).asnumpy().tolist())
+save(sys.argv[1], net)
+"""
+
+ANSWERING = """
+import json, sys
+from sagemaker_mxnet_serving.messages import Request
+from sagemaker_mxnet_serving.service import ModelSettings, load
+ready = load(ModelSettings(sys.argv[1]))
+ready.warm_up()
+body = json.dumps([[0.5] * 6] * 3).encode()
+print(ready.predict([Request("r", body, "application/json")])[0].body.decode())
+"""
+
+
+def test_a_model_of_numpy_arrays(tmp_path):
+    lines = []
+    for program in (NUMPY, ANSWERING):  # set_np holds for a whole process
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            timeout=120,
+            check=True,
+        )
+        lines.append(np.array(json.loads(done.stdout.splitlines()[-1]), "float32"))
+    same(lines[1], lines[0])
+
+
 def test_a_gluon_block_of_the_scripts(tmp_path):
     net = network()
     net(mx.nd.zeros((1, COLUMNS)))
@@ -373,6 +444,46 @@ def test_a_bad_request_changes_nothing_for_the_next(tmp_path):
         for content_type in (JSON, NPY):
             assert answer(ready, request(bad, content_type))[0].status == 400
         assert numbers(*answer(ready, request(array))).tobytes() == expected.tobytes()
+
+
+FAILING = """
+import mxnet as mx
+
+class Picky(mx.operator.CustomOp):
+    def forward(self, is_train, req, in_data, out_data, aux):
+        assert in_data[0].min().asscalar() >= 0, "a negative number"
+        self.assign(out_data[0], req[0], in_data[0] * 2)
+
+@mx.operator.register("picky")
+class PickyProp(mx.operator.CustomOpProp):
+    def create_operator(self, ctx, shapes, dtypes):
+        return Picky()
+
+def pre_model_fn(model_dir):
+    pass
+"""
+
+
+def test_an_operator_that_fails_harms_no_other_request(tmp_path, capfd):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "inference.py").write_text(FAILING)
+    exec(FAILING, {})
+    module = mx.mod.Module(
+        mx.sym.Custom(mx.sym.var("data"), op_type="picky"), data_names=["data"], label_names=None
+    )
+    module.bind([("data", (1, 2))], for_training=False)
+    module.init_params()
+    save(str(tmp_path), module)
+    ready = service(tmp_path, max_batch=4)
+    good, bad = np.ones((2, 2), "float32"), -np.ones((1, 2), "float32")
+    for _ in range(3):
+        responses = answer(ready, request(good), request(bad, name="id-5"), request(good))
+        assert [each.status for each in responses] == [200, 500, 200]
+        assert b"request id-5" in responses[1].body
+        for each in responses[::2]:
+            same(numbers(each), good * 2)
+        assert capfd.readouterr().err.count("request id-5") == 1
 
 
 def test_the_pickle_in_an_npy_body_is_not_read(tmp_path):
