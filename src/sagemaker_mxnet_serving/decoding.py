@@ -278,7 +278,7 @@ def _json_numbers(body: bytes) -> Optional[Any]:
     try:
         rows = _list_decoder(2, float).decode(b"[[" + body.replace(b"\n", b"],[") + b"]]")
         return np.array(rows, dtype=np.float64)
-    except ValueError:
+    except (ValueError, msgspec.DecodeError):  # which is no ValueError in msgspec 0.18
         return None
 
 

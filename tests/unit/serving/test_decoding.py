@@ -98,7 +98,7 @@ def test_json_in_another_character_set() -> None:
         (b"\xff\xfe", "malformed"),
         (b'"text"', "got str"),
         (b"{}", "expected an object with data"),
-        (b'{"other": [[1, 2, 3]]}', "found: other"),
+        (b'{"other": [[1, 2, 3]]}', "found: 'other'"),
     ],
 )
 def test_json_that_is_not_what_the_model_takes(body: bytes, words: str) -> None:
