@@ -192,6 +192,13 @@ class OverRows(mx.gluon.HybridBlock):
         return F.softmax(x, axis=0)
 
 
+class FirstToAll(mx.gluon.HybridBlock):
+    """Each row depends on the first, as a state goes on from row to row."""
+
+    def hybrid_forward(self, F, x):
+        return F.broadcast_add(x, F.slice_axis(x, axis=0, begin=0, end=1))
+
+
 class Mean(mx.gluon.HybridBlock):
     """One output for all rows."""
 
@@ -199,7 +206,7 @@ class Mean(mx.gluon.HybridBlock):
         return F.mean(x, axis=0, keepdims=True)
 
 
-@pytest.mark.parametrize("block", [OverRows, Mean])
+@pytest.mark.parametrize("block", [OverRows, FirstToAll, Mean])
 def test_outputs_that_do_not_belong_to_rows(tmp_path, block):
     net = block()
     net.hybridize()
@@ -216,8 +223,9 @@ def test_outputs_that_do_not_belong_to_rows(tmp_path, block):
     assert answer(ready, request(random(5000)))[0].status == 400
 
 
-def test_rows_that_depend_on_each_other_are_noticed_without_batching_too(tmp_path):
-    net = OverRows()
+@pytest.mark.parametrize("block", [OverRows, FirstToAll])
+def test_rows_that_depend_on_each_other_are_noticed_without_batching_too(tmp_path, block):
+    net = block()
     net.hybridize()
     reference = saved(tmp_path, 1, net=net)
     for arrays in ([random(3)], [random(40)], [random(1), random(1)]):
