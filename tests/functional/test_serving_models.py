@@ -29,6 +29,7 @@ def alone(monkeypatch):
     monkeypatch.delenv("SM_CURRENT_HOST", raising=False)
     monkeypatch.delenv("SM_HOSTS", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     mx.random.seed(7)
     np.random.seed(7)
     before = set(sys.modules)

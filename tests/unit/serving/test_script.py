@@ -13,6 +13,7 @@ from sagemaker_mxnet_serving.script import Script, find_script, load_script
 @pytest.fixture(autouse=True)
 def imports_are_undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -57,13 +58,14 @@ def test_modules_beside_the_script_and_in_lib_are_importable(tmp_path: Path) -> 
     (tmp_path / "neighbour_of_a_test.py").write_text("VALUE = 1")
     text = (
         "from neighbour_of_a_test import VALUE as one\n"
-        "from dependency_of_a_test import VALUE as two\n"
-        "def model_fn(model_dir): return one, two\n"
+        "def model_fn(model_dir):\n"
+        "    from dependency_of_a_test import VALUE as two\n"
+        "    return one, two\n"
     )
     function = script(tmp_path, text)["model_fn"]
     assert function is not None
     assert function("") == (1, 2)
-    assert not list(tmp_path.rglob("inference*.pyc"))
+    assert not list(tmp_path.rglob("*.pyc"))
 
 
 def test_a_script_may_have_the_name_of_a_module(tmp_path: Path) -> None:
