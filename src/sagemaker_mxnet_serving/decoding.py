@@ -114,7 +114,10 @@ def _check_rows(arrays: Sequence[Any], inputs: Sequence[Input]) -> None:
     counts = {each.name: len(array) for each, array in zip(inputs, arrays)}
     if 0 in counts.values():
         raise InferenceError("the body holds no rows; expected at least one")
-    if len(set(counts.values())) > 1:
+    for each in inputs:
+        if each.rows not in (None, counts[each.name]):
+            raise InferenceError(f"{each.name} has {counts[each.name]} rows, expected {each.rows}")
+    if len({counts[each.name] for each in inputs if each.rows is None}) > 1:
         found = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise InferenceError(f"the inputs have different numbers of rows ({found})")
 
@@ -154,7 +157,7 @@ def _decode_json(body: bytes, inputs: Sequence[Input]) -> List[Any]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_json(error, _expectation(JSON, inputs)) from None
     if set(lists) != set(names):
-        given = ", ".join(sorted(lists))[:200]
+        given = ", ".join(map(repr, sorted(lists)))[:200]
         expected = ", ".join(names)
         raise InferenceError(f"JSON: expected an object with {expected}, and found: {given}")
     arrays = []
@@ -275,7 +278,7 @@ def _json_numbers(body: bytes) -> Optional[Any]:
     try:
         rows = _list_decoder(2, float).decode(b"[[" + body.replace(b"\n", b"],[") + b"]]")
         return np.array(rows, dtype=np.float64)
-    except ValueError:
+    except (ValueError, msgspec.DecodeError):  # which is no ValueError in msgspec 0.18
         return None
 
 
@@ -342,7 +345,12 @@ def _npy_header(body: bytes) -> Tuple[Any, bool, Tuple[int, ...], int]:
     length = int.from_bytes(body[8:start], "little")
     if body[6] not in (1, 2, 3) or length > _NPY_LONGEST_HEADER:
         raise InferenceError(f"NPY: version {body[6]} with a header of {length} bytes is not read")
-    match = _NPY_HEADER.fullmatch(body[start : start + length])
+    return (*_npy_fields(body[start : start + length]), start + length)
+
+
+@functools.lru_cache(maxsize=64)
+def _npy_fields(header: bytes) -> Tuple[Any, bool, Tuple[int, ...]]:
+    match = _NPY_HEADER.fullmatch(header)
     fields = {} if match is None else {k: v for k, v in match.groupdict().items() if v is not None}
     found = {
         re.sub(r"\d", "", key): value.decode("ascii", "replace") for key, value in fields.items()
@@ -355,5 +363,4 @@ def _npy_header(body: bytes) -> Tuple[Any, bool, Tuple[int, ...], int]:
     sizes = [text.strip().rstrip("L") for text in found["shape"].split(",") if text.strip()]
     if not all(text.isdecimal() and len(text) <= 18 for text in sizes):
         raise InferenceError("NPY: the shape in the header cannot be read")
-    dtype = np.dtype(found["descr"])
-    return dtype, found["fortran"] == "True", tuple(map(int, sizes)), start + length
+    return np.dtype(found["descr"]), found["fortran"] == "True", tuple(map(int, sizes))

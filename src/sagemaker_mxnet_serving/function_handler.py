@@ -68,7 +68,8 @@ class FunctionHandler:
             self._restore()
             return failure(request, str(error), error.__cause__ or error)
         except Exception as error:  # such as a result that cannot be written
-            return failure(request, "output_fn", error)
+            name = "transform_fn" if self._script["transform_fn"] else "output_fn"
+            return failure(request, f"writing the result of {name}", error)
 
     def _transform(self, request: Request, context: Context) -> Any:
         accept = request.accept
@@ -153,7 +154,7 @@ def _write(prediction: Any, accept: str, default: str) -> Tuple[bytes, str]:
     """Write what a prediction returned in a content type that the caller accepts."""
     outputs = [_numbers(each) for each in _outputs(prediction)]
     numeric = outputs and all(output is not None for output in outputs)
-    offered: Sequence[str] = SUPPORTED if numeric and len(outputs) == 1 else (JSON,)
+    offered = SUPPORTED if numeric and len(outputs) == 1 else (JSON,)
     name = choose(accept, default, offered)
     if name is None:
         text = f"Accept {accept[:100]!r}: this prediction can be answered in {', '.join(offered)}"

@@ -1,7 +1,8 @@
 """Content types: what a body is in, and what an answer may be in (RFC 9110, 8.3 and 12.5.1)."""
 
+import functools
 from dataclasses import dataclass, field
-from typing import List, Mapping, Optional, Sequence, Tuple
+from typing import List, Mapping, Optional, Tuple
 
 JSON = "application/json"
 CSV = "text/csv"
@@ -17,6 +18,10 @@ TEXT = (JSON, CSV)
 _ALIASES = {"text-csv": CSV}
 
 
+# Callers send the same few headers again and again.
+_remembered = functools.lru_cache(maxsize=64)
+
+
 @dataclass(frozen=True)
 class MediaType:
     """A content type.
@@ -30,6 +35,7 @@ class MediaType:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
+@_remembered
 def parse_media_type(text: str) -> MediaType:
     """Read one content type, with or without parameters, in any case."""
     name, *rest = text.split(";")
@@ -57,7 +63,8 @@ def preferences(accept: str) -> List[Tuple[str, float]]:
     return sorted(ranges, key=lambda entry: (-entry[1], entry[0].count("*")))
 
 
-def choose(accept: str, default: str, offered: Sequence[str] = SUPPORTED) -> Optional[str]:
+@_remembered
+def choose(accept: str, default: str, offered: Tuple[str, ...] = SUPPORTED) -> Optional[str]:
     """Choose the content type of an answer, or None when nothing offered is acceptable.
 
     Args:

@@ -1,6 +1,7 @@
 """A symbolic network: graph, parameters, inputs; and the three files it is saved in."""
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Optional, Sequence, Set, Tuple
@@ -60,12 +61,38 @@ class Network:
         known = {**self.shapes(rows), **{name: array.shape for name, array in self.args.items()}}
         try:
             found, outputs, _ = self.symbol.infer_shape(**known)
+            if found is None or any(0 in shape for shape in outputs):
+                return None
+            if not _reshapes_keep_size(self.symbol, known):
+                return None
         except mxnet.base.MXNetError:
-            return None
-        if found is None or any(0 in shape for shape in outputs):
             return None
         arguments = dict(zip(self.symbol.list_arguments(), found))
         return {name: arguments[name] for name in self.labels}, outputs
+
+
+def _reshapes_keep_size(symbol: Any, known: Mapping[str, Any]) -> bool:
+    """Tell whether each reshape has as many numbers before as after.
+
+    MXNet 1.9.1 does not check that. A graph with its batch size built in, ``reshape((4, -1))``,
+    would run with three rows, and read memory beyond them.
+    """
+    nodes = json.loads(symbol.tojson())["nodes"]
+    reshapes = [node for node in nodes if "reshape" in node["op"].lower()]
+    if not reshapes:
+        return True
+    internals = symbol.get_internals()
+    _, shapes, _ = internals.infer_shape(**known)
+    sizes = {name: math.prod(shape) for name, shape in zip(internals.list_outputs(), shapes)}
+    for node in reshapes:
+        index, output, *_ = node["inputs"][0]
+        source = nodes[index]["name"]
+        names = [source, f"{source}_output", f"{source}_output{output}"]
+        before = [sizes[name] for name in names if name in sizes]
+        after = sizes.get(f"{node['name']}_output")
+        if after is not None and before and after not in before:
+            return False
+    return True
 
 
 def network_in(model_dir: str, ctx: Any, first_dimension: Optional[int] = None) -> Network:
@@ -87,7 +114,7 @@ def network_in(model_dir: str, ctx: Any, first_dimension: Optional[int] = None) 
             f"{_SAVED_BY}, or a script in {os.path.join(model_dir, 'code')} that defines model_fn"
         )
     shapes = _read_shapes(os.path.join(model_dir, SHAPES))
-    _use_numpy_arrays_if(os.path.join(model_dir, SYMBOL))
+    _read_graph(os.path.join(model_dir, SYMBOL))
     try:
         symbol, args, auxs = mxnet.model.load_checkpoint(os.path.join(model_dir, PREFIX), EPOCH)
     except Exception as error:
@@ -199,12 +226,15 @@ def _read_shapes(path: str) -> Sequence[Tuple[str, Tuple[int, ...]]]:
     return shapes
 
 
-def _use_numpy_arrays_if(path: str) -> None:
-    """Switch to the shapes of ``mx.np``, in the whole process, for a graph of its operators."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        text = file.read()
-    if '"op": "_np' in text:  # _np_, _npi_ and _npx_
-        mxnet.npx.set_np()
+def _read_graph(path: str) -> None:
+    """Check that the graph is whole, and use the shapes of ``mx.np`` if its operators are."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            operators = [node["op"] for node in json.load(file)["nodes"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} cannot be read: {first_line(error)}; {_SAVED_BY}") from error
+    if any(name.startswith("_np") for name in operators):  # _np_, _npi_ and _npx_
+        mxnet.npx.set_np()  # in the whole process, as MXNet has it
 
 
 def _labels(symbol: Any) -> Set[str]:

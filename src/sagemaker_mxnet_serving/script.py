@@ -152,15 +152,13 @@ def _import(path: str) -> Any:
         raise ModelError(f"{path} is not a Python script; expected a file whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs, as the import system does: pickle looks there
-    # Nothing is written into the model directory, which may be read-only or somebody else's.
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    # Nothing is written into the model directory, by what the script imports later neither.
+    sys.dont_write_bytecode = True
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise script_failed(f"importing {path}", error) from error
-    finally:
-        sys.dont_write_bytecode = writes
     return module
 
 

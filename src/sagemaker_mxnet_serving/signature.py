@@ -12,15 +12,18 @@ class Input:
         name: its name in the graph.
         dtype: its NumPy type.
         row: the shape of one row: all dimensions after the first; None where it is unknown.
+        rows: its first dimension, where that is fixed; None where it counts the rows of a batch.
     """
 
     name: str
     dtype: Any
     row: Optional[Tuple[int, ...]] = None
+    rows: Optional[int] = None
 
     @property
     def expected(self) -> str:
         """Its shape in words, for messages."""
         if self.row is None:
             return "the shape that the model takes, rows first"
-        return f"shape ({', '.join(['rows', *map(str, self.row)])})"
+        first = "rows" if self.rows is None else str(self.rows)
+        return f"shape ({', '.join([first, *map(str, self.row)])})"
