@@ -146,7 +146,11 @@ class ServedModel:
         # What the workers that have gone were doing.
         self._over: Dict[int, str] = {}
         self._frozen: Set[int] = set()
+        # Model processes that died since the last answer; workers that are starting, and those
+        # that failed to since the last one that did.
         self._strikes = 0
+        self._starting: Set[int] = set()
+        self._failed_starts: Dict[int, Failure] = {}
         self._oom_kills = cgroup.oom_kills()
         self._timer: Optional[asyncio.TimerHandle] = None
         self._timer_due = 0.0
@@ -256,6 +260,7 @@ class ServedModel:
         if attached is not None:
             pid = int(message["worker"])
             self._slots[pid] = self._ordered.pop(0)
+            self._starting.add(pid)
             self._loop.create_task(self._connect(pid, attached))
         elif "ended" in message:
             self._on_worker_end(int(message["ended"]), int(message["status"]))
@@ -282,9 +287,14 @@ class ServedModel:
     def _on_greeting(self, link: WorkerLink, greeting: Mapping[str, Any]) -> None:
         if not greeting.get("ready"):
             reason, detail = str(greeting.get("reason")), str(greeting.get("detail"))
-            self._fail(Failure(_HOST, Role.MODEL, reason, None, detail, kind=FailureKind.MODEL))
+            failure = Failure(_HOST, Role.MODEL, reason, None, detail, kind=FailureKind.MODEL)
+            self._failed_starts[link.pid] = failure
+            if not self.was_ready:
+                self._fail(failure)
             return
         link.ready = True
+        self._failed_starts.clear()
+        self._starting.discard(link.pid)
         self.description = greeting["model"]
         # Requests go together only where no function of the user's sees them.
         self._dispatcher.batching = bool(self.description.get("batchable"))
@@ -311,13 +321,15 @@ class ServedModel:
             return
         how = self._how(status) + self._over.pop(pid, "")
         self._metrics.restarted("worker")
-        if self.phase is Phase.LOADING:
-            self._strikes += 1
-            if self._strikes >= _STRIKES:
-                reason = f"workers die at their start: {how}"
-                status = exit_status(status)
-                kind = FailureKind.MODEL
-                self._fail(Failure(_HOST, Role.MODEL, reason, status, kind=kind))
+        if pid in self._starting:
+            self._starting.discard(pid)
+            reason = f"workers die at their start: {how}"
+            failure = self._failed_starts.setdefault(
+                pid,
+                Failure(_HOST, Role.MODEL, reason, exit_status(status), kind=FailureKind.MODEL),
+            )
+            if len(self._failed_starts) >= _STRIKES:
+                self._fail(failure)
                 return
         self._log.error(self.name, f"worker {pid} {how}; another one takes its place")
         self._order([slot])
@@ -336,6 +348,8 @@ class ServedModel:
         self._slots.clear()
         self._frozen.clear()
         self._over.clear()
+        self._starting.clear()
+        self._failed_starts.clear()
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self._control = ControlLink(

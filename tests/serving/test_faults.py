@@ -228,3 +228,20 @@ def test_the_front_has_no_mxnet_in_it(served: Served) -> None:
     model = Path(f"/proc/{served.model_process().pid}/maps").read_text()
     assert "libmxnet" not in front
     assert "libmxnet" in model
+
+
+def test_workers_that_cannot_start_any_more_end_the_server(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    script = SCRIPT.replace(
+        'return {"loaded"',
+        f'assert not os.path.exists({str(marker)!r}), "gone bad"; return {{"loaded"',
+    )
+    variables = {"SAGEMAKER_MXNET_LOAD_IN_WORKERS": "true"}
+    with serving(write_model(tmp_path / "model", script), "--workers", "2", **variables) as served:
+        victim, survivor = served.healthy().workers()
+        marker.write_text("")
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: gone(victim), "the end of the worker")
+        assert served.invoke(b"worker").body == str(survivor).encode()
+        assert served.ended() == 1
+        assert "gone bad" in served.lines[-1]
