@@ -25,7 +25,7 @@ _PAYLOAD_MB = 6  # SageMaker's limit for a real-time endpoint.
 _PAYLOAD_MB_LIMIT = 1024  # and for an asynchronous one.
 _QUEUE = 2048
 _ACCESS_LOGS = ("text", "json", "off")
-_STRATEGIES = {"multirecord": "MultiRecord", "singlerecord": "SingleRecord"}
+_STRATEGIES = frozenset({"multirecord", "singlerecord"})
 
 # Variables of AWS's multi-model-server, and what stands in for them here.
 _MMS_REPLACEMENTS = {
@@ -129,6 +129,7 @@ def resolve(
     Raises:
         ConfigurationError: with every fault that was found.
     """
+    # Over 60 lines: one line or two for each setting, and nothing else.
     secrets = secrets_in(environ)
     faults = Faults(secrets)
     sources = Sources(environ, "/opt/ml/input/config", faults)

@@ -244,10 +244,6 @@ class Dispatcher:
         sent = [t for busy in self._busy.values() for t in busy.tickets if t.state is State.SENT]
         return [*(_refuse(t, refusal) for t in sent), *self.close(refusal, waiting=True)]
 
-    def reopen(self) -> None:
-        """Take requests again."""
-        self._closed = None
-
     def tick(self, now: float) -> List[Action]:
         """Do what is due by the passing of time."""
         actions: List[Action] = []

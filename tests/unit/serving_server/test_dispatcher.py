@@ -176,7 +176,6 @@ class AnyOrder(RuleBasedStateMachine):
         self.killed: Set[str] = set()
         self.open: Dict[Ticket, int] = {}
         self.settled: Set[Ticket] = set()
-        self.closed = False
 
     def take(self, actions: List[Action]) -> None:
         for action in actions:
@@ -247,15 +246,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.now += seconds
         self.take(self.dispatcher.tick(self.now))
 
+    @precondition(lambda self: self.now > 20)
     @rule(all_of_them=st.booleans())
     def close(self, all_of_them: bool) -> None:
-        self.closed = True
         self.take(self.dispatcher.close(Refusal.CLOSED, waiting=all_of_them))
-
-    @rule()
-    def reopen(self) -> None:
-        self.closed = False
-        self.dispatcher.reopen()
 
     @invariant()
     def counts_agree(self) -> None:
