@@ -205,10 +205,14 @@ class Dispatcher:
         self._idle.append(worker)
         return busy.tickets, self._dispatch(now)
 
-    def lost(self, worker: Worker, now: float) -> List[Action]:
-        """Forget a worker that has gone; try what it had once more, each request alone."""
+    def retire(self, worker: Worker) -> None:
+        """Give a worker that is about to be killed nothing more."""
         if worker in self._idle:
             self._idle.remove(worker)
+
+    def lost(self, worker: Worker, now: float) -> List[Action]:
+        """Forget a worker that has gone; try what it had once more, each request alone."""
+        self.retire(worker)
         busy = self._busy.pop(worker, None)
         if busy is None:
             return []

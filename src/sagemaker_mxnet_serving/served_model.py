@@ -399,7 +399,11 @@ class ServedModel:
         """Kill what has been stopped, as by SIGSTOP: it would answer nothing."""
         self._look_timer = self._loop.call_later(_LOOK_SECONDS, self._look)
         stopped = {pid for pid in self._links if _is_stopped(pid)}
-        for pid in stopped & self._frozen:
+        doomed = stopped & self._frozen
+        for pid in doomed:
+            # Before any of them goes: what it had must not go to the next of them.
+            self._dispatcher.retire(self._links[pid])
+        for pid in doomed:
             self._kill(pid, "is stopped by a signal and does not go on")
         self._frozen = stopped
         child = self._child

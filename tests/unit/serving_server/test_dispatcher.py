@@ -131,6 +131,19 @@ def test_after_a_death_the_requests_of_a_batch_are_tried_one_by_one() -> None:
     assert sent(dispatcher.joined("d", 4)) == [[batch[2]]]
 
 
+def test_what_a_killed_worker_had_does_not_go_to_one_that_is_killed_with_it() -> None:
+    dispatcher = Dispatcher(Limits())
+    (ticket,) = tickets(1)
+    dispatcher.joined("a", 0)
+    dispatcher.joined("b", 0)
+    assert dispatcher.submit(ticket, 0) == [Send("b", (ticket,))]
+    dispatcher.retire("a")
+    dispatcher.retire("b")
+    assert dispatcher.lost("b", 1) == []
+    assert dispatcher.lost("a", 1) == []
+    assert sent(dispatcher.joined("c", 2)) == [[ticket]]
+
+
 def test_large_bodies_do_not_go_together() -> None:
     dispatcher = Dispatcher(Limits(batch_size=8))
     large = tickets(2, size=40 * 1024 * 1024)
