@@ -1,9 +1,10 @@
 """The process of one model: it loads the model once, and forks the workers, which share it.
 
-Started as a program by the HTTP front, with a socket (``--control``) on which messages are JSON
-objects. The front asks for a worker with ``{"fork": SLOT}``. It is told ``{"worker": PID}``, with
-a connection to the worker as an attached file descriptor, and later ``{"ended": PID, "status": N}``
-with a return code as in ``subprocess``. When the socket is closed, all ends.
+A module for ``processes.program``. The HTTP front hands it a socket (``--control``) on which
+messages are JSON objects. The front asks for a worker with ``{"fork": SLOT}``. It is told
+``{"worker": PID}``, with a connection to the worker as an attached file descriptor, and later
+``{"ended": PID, "status": N}`` with a return code as in ``subprocess``. When the socket is closed,
+the process ends with its workers.
 """
 
 import argparse
@@ -17,15 +18,11 @@ import select
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, Mapping, NoReturn, Optional, Set
-
-if __name__ == "__main__":
-    # The directory of this file is no place to import from.
-    del sys.path[0]
+from typing import TYPE_CHECKING, Any, List, Mapping, NoReturn, Optional, Set
 
 from sagemaker_mxnet_serving import worker
-from sagemaker_mxnet_toolkit.failure import FailureKind
-from sagemaker_mxnet_toolkit.processes.child_report import Report, open_report
+from sagemaker_mxnet_toolkit.processes import program
+from sagemaker_mxnet_toolkit.processes.child_report import Report
 
 if TYPE_CHECKING:
     from sagemaker_mxnet_serving.service import ModelSettings, Service
@@ -130,53 +127,48 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _load(report: Report, settings: "ModelSettings") -> "Service":
+def _load(settings: "ModelSettings") -> "Service":
+    """Load the model and predict once; ``ModelError`` if that is impossible."""
     from sagemaker_mxnet_serving import service  # noqa: PLC0415  (imports MXNet)
 
     try:
         loaded = service.load(settings)
         # Before the fork, so that workers share what the first prediction allocates.
         loaded.warm_up()
-    except service.ModelError as error:
-        reason, _, detail = str(error).partition("\n")
-        _fail(report, reason, detail)
-    except MemoryError:
-        _fail(report, "there is not enough memory for the model", "")
+    except MemoryError as error:
+        raise service.ModelError("there is not enough memory for the model") from error
     return loaded
 
 
-def _fail(report: Report, reason: str, detail: str) -> NoReturn:
-    kind = FailureKind.MODEL.value
-    report.event("failed", reason=reason, detail=detail, kind=kind)
+def _exit_at_once(status: int) -> NoReturn:
+    """End without waiting for threads that the user's code has started; nothing is left to do."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # A thread of the user's would keep the process; there is nothing left to tidy.
-    os._exit(1)
+    os._exit(status)
 
 
-def main() -> None:
+def main(arguments: List[str], report: Report) -> None:
     """Load the model that the command line tells, and be its process."""
     parser = argparse.ArgumentParser(prog="model_process", description="Serve one model.")
     parser.add_argument("--control", required=True, type=int, metavar="FD")
     parser.add_argument("--parent", required=True, type=int, metavar="PID")
     parser.add_argument("--options", required=True, metavar="JSON")
-    arguments = parser.parse_args()
-    die_with_parent(arguments.parent)
-    report = open_report()
-    control = socket.socket(fileno=arguments.control)
+    given = parser.parse_args(arguments)
+    die_with_parent(given.parent)
+    control = socket.socket(fileno=given.control)
     control.set_inheritable(False)
-    options = Options(**json.loads(arguments.options))
+    options = Options(**json.loads(given.options))
     from sagemaker_mxnet_serving.service import ModelSettings  # noqa: PLC0415
 
     settings = ModelSettings(**options.model)
-    service = _load(report, settings) if options.shared else None
+    try:
+        service = _load(settings) if options.shared else None
+    except Exception as error:
+        program.report_exception(report, error)
+        _exit_at_once(1)
     # Collecting in a worker would write to the pages that it shares.
     gc.collect()
     gc.freeze()
     report.event("started")
     ModelProcess(control, options, settings, service).run()
     os.killpg(0, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,17 +2,16 @@
 
 import json
 import os
-import sys
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping
 
 from sagemaker_mxnet_serving.configuration import ServerSettings
 from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.processes.process import ProcessSpec
 
-_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_INSTALL = "sagemaker_mxnet_toolkit/requirements/install.py"
-_MODEL = "sagemaker_mxnet_serving/model_process.py"
-_DEFAULT_SCRIPT = "inference.py"
+# Programs that children run, by name: the server imports little of what they need.
+_INSTALL = "sagemaker_mxnet_toolkit.requirements.install"
+_MODEL = "sagemaker_mxnet_serving.model_process"
 
 
 def code_dir(settings: ServerSettings, model_dir: str) -> str:
@@ -20,16 +19,11 @@ def code_dir(settings: ServerSettings, model_dir: str) -> str:
     return settings.code_dir or os.path.join(model_dir, "code")
 
 
-def script(settings: ServerSettings) -> str:
-    """Return the name of the user's script; the SDK's local mode gives a path of its host."""
-    return os.path.basename(settings.program) or _DEFAULT_SCRIPT
-
-
 def install(settings: ServerSettings, model_dir: str, environ: Mapping[str, str]) -> ProcessSpec:
     """Return the process that installs what the model's code requires."""
     directory = code_dir(settings, model_dir)
-    argv = ("--code-dir", directory, "--entry-point", script(settings))
-    return _program(Role.INSTALL, "install", _INSTALL, argv, environ, directory)
+    argv = program.argv(_INSTALL, "--code-dir", directory)
+    return ProcessSpec(Role.INSTALL, "install", argv, _environment(environ), directory)
 
 
 def model(
@@ -49,15 +43,13 @@ def model(
         "shared": settings.shared,
         "gpus": settings.gpus,
     }
-    argv = ("--control", str(control), "--parent", str(os.getpid()), "--options")
-    return _program(
-        Role.MODEL,
-        name,
+    argv = program.argv(
         _MODEL,
-        (*argv, json.dumps(options)),
-        {**_threads(settings), **environ},
-        inherited=(control,),
+        *("--control", str(control), "--parent", str(os.getpid())),
+        *("--options", json.dumps(options)),
     )
+    variables = _environment({**_threads(settings), **environ})
+    return ProcessSpec(Role.MODEL, name, argv, variables, "/", inherited=(control,))
 
 
 def _model_settings(settings: ServerSettings, model_dir: str) -> Dict[str, Any]:
@@ -84,18 +76,6 @@ def _threads(settings: ServerSettings) -> Dict[str, str]:
     }
 
 
-def _program(
-    role: Role,
-    name: str,
-    file: str,
-    argv: Tuple[str, ...],
-    environ: Mapping[str, str],
-    directory: str = "/",
-    inherited: Tuple[int, ...] = (),
-) -> ProcessSpec:
-    path = os.path.join(_PACKAGES, file)
+def _environment(environ: Mapping[str, str]) -> Dict[str, str]:
     # Nothing is written into a model directory, which is read-only on SageMaker.
-    variables = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **environ}
-    return ProcessSpec(
-        role, name, (sys.executable, "-u", path, *argv), variables, directory, inherited=inherited
-    )
+    return {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **environ}

@@ -87,6 +87,7 @@ class Call(Ticket):
             self.answer.set_result(answer)
 
 
+# long: every method moves the same few fields, the states of one model.
 class ServedModel:
     """A model from its load to its end.
 
@@ -109,8 +110,6 @@ class ServedModel:
         was_ready: whether it has answered, or could have. A model that is loaded again keeps the
             requests that come meanwhile.
     """
-
-    # Over 250 lines: every method here moves the same few fields, the states of one model.
 
     def __init__(
         self,
@@ -160,9 +159,7 @@ class ServedModel:
 
     def start(self) -> None:
         """Begin to install, and then to load."""
-        if install.needed(
-            plan.code_dir(self._settings, self.model_dir), plan.script(self._settings)
-        ):
+        if install.needed(plan.code_dir(self._settings, self.model_dir)):
             self._start(plan.install(self._settings, self.model_dir, self._environ))
         else:
             self._load()
@@ -287,7 +284,7 @@ class ServedModel:
     def _on_greeting(self, link: WorkerLink, greeting: Mapping[str, Any]) -> None:
         if not greeting.get("ready"):
             reason, detail = str(greeting.get("reason")), str(greeting.get("detail"))
-            failure = Failure(_HOST, Role.MODEL, reason, None, detail, kind=FailureKind.MODEL)
+            failure = Failure(_HOST, Role.MODEL, reason, FailureKind.MODEL, detail=detail)
             self._failed_starts[link.pid] = failure
             if not self.was_ready:
                 self._fail(failure)
@@ -326,7 +323,7 @@ class ServedModel:
             reason = f"workers die at their start: {how}"
             failure = self._failed_starts.setdefault(
                 pid,
-                Failure(_HOST, Role.MODEL, reason, exit_status(status), kind=FailureKind.MODEL),
+                Failure(_HOST, Role.MODEL, reason, FailureKind.MODEL, exit_status(status)),
             )
             if len(self._failed_starts) >= _STRIKES:
                 self._fail(failure)
@@ -340,7 +337,7 @@ class ServedModel:
         try:
             self._child = self._processes.start(spec, self)
         except StartError as error:
-            self._fail(Failure(_HOST, spec.role, str(error), kind=FailureKind.MODEL))
+            self._fail(Failure(_HOST, spec.role, str(error), FailureKind.MODEL))
 
     def _load(self) -> None:
         self._enter(Phase.LOADING)
@@ -446,13 +443,13 @@ class ServedModel:
             with contextlib.suppress(ValueError):
                 kind = FailureKind(child.failure.get("kind", kind.value))
             reason, detail = str(child.failure["reason"]), str(child.failure.get("detail", ""))
-            return Failure(_HOST, child.spec.role, reason, status, detail, kind=kind)
+            return Failure(_HOST, child.spec.role, reason, kind, status, detail)
         what = "the model process" if child.spec.role is Role.MODEL else "the installation"
         how = self._how(child.returncode)
         if how == _OUT_OF_MEMORY:
             kind = FailureKind.OUT_OF_MEMORY
         reason = f"{what} {how}"
-        return Failure(_HOST, child.spec.role, reason, status, child.stderr.text(), kind=kind)
+        return Failure(_HOST, child.spec.role, reason, kind, status, child.stderr.text())
 
     def _how(self, returncode: int) -> str:
         """Return how a process ended, after ``it``."""

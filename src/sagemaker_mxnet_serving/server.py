@@ -164,7 +164,7 @@ class Server:
         except OSError as error:
             raise NetworkError(
                 f"cannot listen on port {port} for metrics: {error.strerror or error}; expected a "
-                "free port: set SAGEMAKER_MXNET_METRICS_PORT to one"
+                "free port: set SAGEMAKER_MXNET_SERVING_METRICS_PORT to one"
             ) from error
 
     async def _answer(

@@ -192,7 +192,10 @@ def test_a_second_server_on_the_port_says_who_has_it(served: Served, tmp_path: P
 
 def test_batches_are_split_where_functions_of_the_user_take_part(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
-    variables = {"SAGEMAKER_MXNET_BATCH_SIZE": "4", "SAGEMAKER_MXNET_BATCH_DELAY": "0.05"}
+    variables = {
+        "SAGEMAKER_MXNET_SERVING_BATCH_SIZE": "4",
+        "SAGEMAKER_MXNET_SERVING_BATCH_DELAY": "0.05",
+    }
     with serving(model, "--workers", "1", **variables) as served:
         served.healthy()
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -203,7 +206,10 @@ def test_batches_are_split_where_functions_of_the_user_take_part(tmp_path: Path)
 def test_metrics_have_a_port_of_their_own(tmp_path: Path) -> None:
     port = free_port()
     model = write_model(tmp_path / "model")
-    variables = {"SAGEMAKER_MXNET_METRICS_PORT": port, "SAGEMAKER_MXNET_ACCESS_LOG": "json"}
+    variables = {
+        "SAGEMAKER_MXNET_SERVING_METRICS_PORT": port,
+        "SAGEMAKER_MXNET_SERVING_ACCESS_LOG": "json",
+    }
     with serving(model, "--workers", "1", **variables) as served:
         served.healthy().invoke(b"x", **{"X-Request-Id": "counted"})
         served.invoke(b"exit")
@@ -224,7 +230,7 @@ def _get(port: int) -> str:
 
 def test_each_worker_loads_the_model_where_that_is_asked_for(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
-    with serving(model, "--workers", "2", SAGEMAKER_MXNET_LOAD_IN_WORKERS="true") as served:
+    with serving(model, "--workers", "2", SAGEMAKER_MXNET_SERVING_LOAD_IN_WORKERS="true") as served:
         served.healthy()
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             loaded = {int(each.body) for each in pool.map(served.invoke, [b"loaded"] * 16)}

@@ -169,7 +169,7 @@ FAILING = {
 
 
 @pytest.mark.parametrize("name", sorted(FAILING))
-@pytest.mark.parametrize("variables", [{}, {"SAGEMAKER_MXNET_LOAD_IN_WORKERS": "true"}])
+@pytest.mark.parametrize("variables", [{}, {"SAGEMAKER_MXNET_SERVING_LOAD_IN_WORKERS": "true"}])
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_cause(
     tmp_path: Path, name: str, variables: "dict[str, str]"
 ) -> None:
@@ -236,7 +236,7 @@ def test_workers_that_cannot_start_any_more_end_the_server(tmp_path: Path) -> No
         'return {"loaded"',
         f'assert not os.path.exists({str(marker)!r}), "gone bad"; return {{"loaded"',
     )
-    variables = {"SAGEMAKER_MXNET_LOAD_IN_WORKERS": "true"}
+    variables = {"SAGEMAKER_MXNET_SERVING_LOAD_IN_WORKERS": "true"}
     with serving(write_model(tmp_path / "model", script), "--workers", "2", **variables) as served:
         victim, survivor = served.healthy().workers()
         marker.write_text("")

@@ -37,13 +37,13 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "variables",
-    [{}, {"SAGEMAKER_MXNET_BATCH_SIZE": "4", "SAGEMAKER_MXNET_BATCH_DELAY": "0.5"}],
+    [{}, {"SAGEMAKER_MXNET_SERVING_BATCH_SIZE": "4", "SAGEMAKER_MXNET_SERVING_BATCH_DELAY": "0.5"}],
     ids=["alone", "together"],
 )
 def test_every_caller_gets_its_own_rows(model_dir: Path, variables: "dict[str, str]") -> None:
     port = free_port()
     with serving(
-        model_dir, "--workers", "1", SAGEMAKER_MXNET_METRICS_PORT=port, **variables
+        model_dir, "--workers", "1", SAGEMAKER_MXNET_SERVING_METRICS_PORT=port, **variables
     ) as served:
         served.healthy()
 

@@ -63,7 +63,7 @@ def test_a_batch_strategy_is_spelled_as_its_reader_wants(
 def test_workers_share_the_model_only_where_that_is_safe() -> None:
     assert resolve({"OMP_NUM_THREADS": "1"}).shared
     assert not resolve({"OMP_NUM_THREADS": "2"}).shared
-    assert not resolve({"SAGEMAKER_MXNET_LOAD_IN_WORKERS": "true"}).shared
+    assert not resolve({"SAGEMAKER_MXNET_SERVING_LOAD_IN_WORKERS": "true"}).shared
 
 
 def test_all_faults_are_told_together_and_name_their_variables() -> None:
@@ -73,7 +73,7 @@ def test_all_faults_are_told_together_and_name_their_variables() -> None:
         "SAGEMAKER_MODEL_SERVER_TIMEOUT": "-1",
         "SAGEMAKER_MAX_PAYLOAD_IN_MB": "0",
         "SAGEMAKER_BATCH_STRATEGY": "some",
-        "SAGEMAKER_MXNET_ACCESS_LOG": "xml",
+        "SAGEMAKER_MXNET_SERVING_ACCESS_LOG": "xml",
         "SAGEMAKER_MULTI_MODEL": "perhaps",
         "SAGEMAKER_SAFE_PORT_RANGE": "high",
         "SAGEMAKER_DEFAULT_MODEL_FIRST_DIMENSION_SIZE": "x",
@@ -86,12 +86,15 @@ def test_all_faults_are_told_together_and_name_their_variables() -> None:
 
 
 def test_the_port_of_metrics_keeps_to_the_range() -> None:
-    inside = {"SAGEMAKER_SAFE_PORT_RANGE": "9000-9100", "SAGEMAKER_MXNET_METRICS_PORT": "9005"}
+    inside = {
+        "SAGEMAKER_SAFE_PORT_RANGE": "9000-9100",
+        "SAGEMAKER_MXNET_SERVING_METRICS_PORT": "9005",
+    }
     assert resolve(inside).metrics_port == 9005
     with pytest.raises(ConfigurationError, match="SAGEMAKER_SAFE_PORT_RANGE"):
-        resolve({**inside, "SAGEMAKER_MXNET_METRICS_PORT": "9200"})
+        resolve({**inside, "SAGEMAKER_MXNET_SERVING_METRICS_PORT": "9200"})
     with pytest.raises(ConfigurationError, match="own port"):
-        resolve({"SAGEMAKER_MXNET_METRICS_PORT": "8080"})
+        resolve({"SAGEMAKER_MXNET_SERVING_METRICS_PORT": "8080"})
 
 
 def test_variables_without_effect_are_named() -> None:
@@ -102,7 +105,7 @@ def test_variables_without_effect_are_named() -> None:
             "SAGEMAKER_INFERENCE_ACCELERATOR_PRESENT": "true",
         }
     ).notes
-    assert "set SAGEMAKER_MXNET_QUEUE_SIZE instead" in notes[0]
+    assert "set SAGEMAKER_MXNET_SERVING_QUEUE_SIZE instead" in notes[0]
     assert notes[1].startswith("MMS_NETTY_CLIENT_THREADS")
     assert "Elastic Inference" in notes[2]
 
@@ -126,3 +129,14 @@ def test_the_base_directory_may_be_elsewhere() -> None:
     assert resolve({"SAGEMAKER_BASE_DIR": "/data"}).model_dir == "/data/model"
     multi = {"SAGEMAKER_BASE_DIR": "/data", "SAGEMAKER_MULTI_MODEL": "true"}
     assert resolve(multi).model_dir == "/data/models"
+
+
+def test_a_misspelled_setting_is_a_fault_that_names_the_right_one() -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        resolve({"SAGEMAKER_MXNET_SERVING_BATCHSIZE": "secret"})
+    assert "did you mean SAGEMAKER_MXNET_SERVING_BATCH_SIZE?" in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_settings_of_training_are_left_alone() -> None:
+    assert resolve({"SAGEMAKER_MXNET_PEER_TIMEOUT": "5"}).timeout == 60
