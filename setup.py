@@ -38,6 +38,17 @@ class BuildWithPth(build_py):
         return [*super().get_outputs(*args, **kwargs), self._pth()]
 
 
+# What `sagemaker-mxnet-training serve` needs: httptools, uvicorn and uvloop for HTTP, msgspec and
+# orjson for JSON.
+SERVING = [
+    "httptools>=0.6,<1",
+    "msgspec>=0.18",
+    "orjson>=3.10",
+    "prometheus-client>=0.21,<1",
+    "uvicorn>=0.33,<1",
+    "uvloop>=0.21,<1",
+]
+
 setup(
     name="sagemaker-mxnet-training",
     version=VERSION,
@@ -76,6 +87,7 @@ setup(
         "report": ["plotly>=5,<7"],
         # `sagemaker-mxnet-training export`; MXNet imports `onnx.mapping`, gone from onnx 1.19.
         "onnx": ["onnx>=1.13,<1.19", "onnxruntime"],
+        "serving": SERVING,
         "test": [
             "coverage",
             "hypothesis",
@@ -88,6 +100,7 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            *SERVING,
         ],
     },
     entry_points={

@@ -41,5 +41,5 @@ lock() {
 }
 
 lock "$CPU_PYTHON" tools.txt docker/requirements/tools.in
-lock "$CPU_PYTHON" cpu.txt "$work/checkout/setup.py" --extra mxnet -c docker/requirements/tools.txt
-lock "$GPU_PYTHON" gpu.txt "$work/checkout/setup.py" docker/requirements/gpu.in -c docker/requirements/tools.txt
+lock "$CPU_PYTHON" cpu.txt "$work/checkout/setup.py" --extra mxnet --extra serving -c docker/requirements/tools.txt
+lock "$GPU_PYTHON" gpu.txt "$work/checkout/setup.py" --extra serving docker/requirements/gpu.in -c docker/requirements/tools.txt

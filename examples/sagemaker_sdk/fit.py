@@ -1,9 +1,10 @@
 """Trains with the SageMaker Python SDK's MXNet estimator: on this machine, or in the cloud.
 
-    python fit.py --hosts 2                                                        # this machine
+    python fit.py --hosts 2 --deploy                                               # this machine
     python fit.py --hosts 2 --instance-type ml.c5.xlarge --image ECR_URI --role ARN   # SageMaker
 
 The estimator and its arguments are the same in both; only where data and results lie differs.
+With --deploy, an endpoint then serves the model from the same image, and is asked and deleted.
 """
 
 import argparse
@@ -12,11 +13,14 @@ import pathlib
 import tarfile
 
 import boto3
+import numpy as np
 import sagemaker
 from data import write_channels
-from local_mode import remove_containers, site_settings
+from local_mode import remove_containers, serving_variables, site_settings
+from sagemaker.deserializers import CSVDeserializer, JSONDeserializer, NumpyDeserializer
 from sagemaker.local import LocalSession
 from sagemaker.mxnet import MXNet
+from sagemaker.serializers import CSVSerializer, JSONSerializer, NumpySerializer
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -46,8 +50,24 @@ def parse_arguments():
     parser.add_argument("--image", default="sagemaker-mxnet-training:latest")
     parser.add_argument("--role", default="arn:aws:iam::111111111111:role/unused-in-local-mode")
     parser.add_argument("--source-dir", default=str(HERE / "source"))
+    parser.add_argument("--deploy", action="store_true", help="serve the model, and ask it")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/sdk"))
     return parser.parse_args()
+
+
+def predict_with(predictor, images, labels):
+    """Print how many images an endpoint knows, by each content type."""
+    pairs = [
+        (JSONSerializer(), JSONDeserializer()),
+        (CSVSerializer(), CSVDeserializer()),
+        (NumpySerializer(), NumpyDeserializer()),
+    ]
+    for predictor.serializer, predictor.deserializer in pairs:
+        # CSV has no dimensions: a line is one image.
+        rows = images.reshape(len(images), -1) if predictor.content_type == "text/csv" else images
+        scores = np.array(predictor.predict(rows), dtype="float32")
+        accuracy = (scores.argmax(axis=1) == labels).mean()
+        print(f"{predictor.content_type}: {len(scores)} answers, accuracy={accuracy:.4f}")
 
 
 def main():
@@ -68,7 +88,8 @@ def main():
         session.config = {"local": {"local_code": True, "container_root": str(containers)}}
         variables, site = site_settings(output)
         channels = {name: f"file://{folder}" for name, folder in {**folders, **site}.items()}
-        where = {"output_path": f"file://{output}"}
+        # The SDK asks for an account's default bucket where code_location is not given.
+        where = {"output_path": f"file://{output}", "code_location": "s3://unused-in-local-mode"}
     else:
         session = sagemaker.Session()
         channels = {
@@ -80,6 +101,7 @@ def main():
     estimator = MXNet(
         entry_point="train.py",
         source_dir=args.source_dir,
+        framework_version="1.9.1",  # asked for by deploy
         image_uri=args.image,
         role=args.role,
         instance_type=args.instance_type,
@@ -92,6 +114,14 @@ def main():
     )
     try:
         estimator.fit(channels)
+        if args.deploy:
+            env = serving_variables(variables) if local else {}
+            predictor = estimator.deploy(1, args.instance_type, env=env)
+            try:
+                with np.load(folders["validation"] / "digits.npz") as data:
+                    predict_with(predictor, data["images"], data["labels"])
+            finally:
+                predictor.delete_endpoint()
     finally:
         if local:
             remove_containers(containers)

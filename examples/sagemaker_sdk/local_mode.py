@@ -26,15 +26,28 @@ def site_settings(directory: pathlib.Path) -> tuple:
     return variables, channels
 
 
-def remove_containers(root: pathlib.Path) -> None:
-    """Remove the containers of every job below ``root``, and the network when nobody is in it.
+def serving_variables(variables: dict) -> dict:
+    """Return the variables by which an endpoint's pip knows the package index of this site.
 
-    Compose names a project after its file's folder; local mode never takes one down.
+    An endpoint has no channels. Local mode mounts the folder that holds ``model.tar.gz``, and here
+    that is the one that ``site_settings`` has written into.
     """
-    for file in [*root.glob("docker-compose.yaml"), *root.glob("*/docker-compose.yaml")]:
-        label = f"label=com.docker.compose.project={file.parent.name}"
-        found = subprocess.check_output(["docker", "ps", "-aq", "--filter", label], text=True)
-        for container in found.split():
+    if "PIP_CERT" not in variables:
+        return variables
+    return {**variables, "PIP_CERT": "/opt/ml/model/site/ca.pem"}
+
+
+def remove_containers(root: pathlib.Path) -> None:
+    """Remove the containers of all jobs and endpoints below ``root``, and an unused network.
+
+    Local mode stops containers and leaves them there; the folder of an endpoint it deletes.
+    """
+    label = "com.docker.compose.project.working_dir"
+    form = '{{.ID}} {{.Label "' + label + '"}}'
+    listed = ["docker", "ps", "--all", "--filter", f"label={label}", "--format", form]
+    for line in subprocess.check_output(listed, text=True).splitlines():
+        container, _, directory = line.partition(" ")
+        if root in (pathlib.Path(directory), pathlib.Path(directory).parent):
             subprocess.run(["docker", "rm", "-f", container], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(
         ["docker", "network", "rm", NETWORK],

@@ -29,6 +29,8 @@ class Role(enum.Enum):
     """The user's script."""
     SYNC = "sync"
     """Copies intermediate output to S3 while the job runs."""
+    MODEL = "model"
+    """Loads a model that is served, and is what its workers are forked from."""
 
 
 class Outcome(enum.Enum):
@@ -69,6 +71,8 @@ class FailureKind(enum.Enum):
     """The user's requirements cannot be installed, or would break the job."""
     NETWORK = "network"
     """A port or an address that the job needs cannot be had."""
+    MODEL = "model"
+    """A model that is to be served cannot be loaded, or does not answer."""
     OUTPUT = "output"
     """Results or checkpoints cannot be written."""
     INTERNAL = "internal"

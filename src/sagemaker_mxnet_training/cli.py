@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         help="run the job that SM_* variables and /opt/ml describe (SageMaker calls this)",
     )
     train.set_defaults(run=_train)
+    serve = commands.add_parser(
+        "serve", help="answer requests with a saved model (SageMaker calls this)"
+    )
+    _add_serve(serve)
+    serve.set_defaults(run=_serve)
     local = commands.add_parser(
         "local", help="run a job on this machine, each host as a process, without Docker"
     )
@@ -136,6 +141,28 @@ def _train(options: argparse.Namespace) -> NoReturn:
     os._exit(status)
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-dir",
+        metavar="DIR",
+        help="serve the model in DIR, to this machine only (default: /opt/ml/model, to everybody)",
+    )
+    parser.add_argument("--host", metavar="ADDRESS", help="listen on this address instead")
+    parser.add_argument("--port", metavar="N", type=int, help="listen on this port (default: 8080)")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        help="number of worker processes (default: one for each CPU or GPU)",
+    )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from sagemaker_mxnet_serving import serving  # noqa: PLC0415
+
+    return serving.run(os.environ, options.model_dir, options.host, options.port, options.workers)
+
+
 def _local(options: argparse.Namespace) -> int:
     from sagemaker_mxnet_training import local  # noqa: PLC0415
 
@@ -189,4 +216,4 @@ def _execute(words: List[str]) -> NoReturn:
         sys.exit(_NOT_FOUND if missing else _NOT_EXECUTABLE)
 
 
-_COMMANDS = ("train", "local", "report", "export", "doctor")
+_COMMANDS = ("train", "serve", "local", "report", "export", "doctor")

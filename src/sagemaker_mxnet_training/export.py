@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Set, Tuple
 
 from sagemaker_mxnet_toolkit import compatibility
 from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_training.training_utils import PARAMS, SHAPES, SYMBOL
+from sagemaker_mxnet_toolkit.model_files import PARAMS, SHAPES, SYMBOL
 
 TOLERANCE = 1e-5
 """Largest difference between an output of MXNet and of ONNX Runtime, relative above 1."""

@@ -19,10 +19,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from sagemaker_mxnet_toolkit import compatibility
 from sagemaker_mxnet_toolkit.fileset import naming, replacing
-
-SYMBOL, PARAMS, SHAPES = "model-symbol.json", "model-0000.params", "model-shapes.json"
-"""The files of a saved model, under the names that ``mx.model.load_checkpoint`` and SageMaker's
-MXNet inference toolkit look for."""
+from sagemaker_mxnet_toolkit.model_files import PARAMS, SHAPES, SYMBOL
 
 _Shape = Tuple[int, ...]
 _Model = Tuple[Any, Dict[str, Any], List[Tuple[str, _Shape]]]

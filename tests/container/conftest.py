@@ -6,7 +6,7 @@ from typing import Iterator
 
 import pytest
 
-from tests.container.engine import IMAGE, ROOT, Engine, engine_answers, run
+from tests.container.engine import IMAGE, ROOT, Engine, Trained, engine_answers, run, train_model
 
 SITE_MARK = "mark-of-this-site.invalid"
 """Stands in pip's settings while the image is built, and nowhere in the image."""
@@ -45,5 +45,15 @@ def engine(image: str, tmp_path: Path) -> Iterator[Engine]:
     made = Engine(tmp_path)
     try:
         yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def trained(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    """Train a model to be served."""
+    made = Engine(tmp_path_factory.mktemp("trained"))
+    try:
+        yield train_model(made)
     finally:
         made.close()

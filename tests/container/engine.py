@@ -36,6 +36,28 @@ def push_and_pull():
 """
 """The beginning of a script that uses the parameter server."""
 
+TRAIN = """
+import os
+import mxnet as mx
+import numpy as np
+from sagemaker_mxnet_training.training_utils import save
+
+net = mx.gluon.nn.HybridSequential()
+net.add(mx.gluon.nn.Dense(8, activation="relu"), mx.gluon.nn.Dense(3))
+net.initialize()
+net.hybridize()
+trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.1})
+rows = mx.nd.random.uniform(shape=(5, 4))
+for _ in range(3):
+    with mx.autograd.record():
+        loss = (net(rows) ** 2).sum()
+    loss.backward()
+    trainer.step(5)
+save(os.environ["SM_MODEL_DIR"], net)
+np.savez("/opt/ml/output/data/reference.npz", rows=rows.asnumpy(), answers=net(rows).asnumpy())
+"""
+"""A script that saves a model, and beside it some rows and what the network answers to them."""
+
 
 def run(*argv: str, timeout: float = 60, check: bool = True, **options: Any) -> "Completed[str]":
     """Run a program to its end; its output, both streams in one, is text."""
@@ -193,6 +215,39 @@ class Engine:
             run("docker", "rm", "--force", "--volumes", name, check=False)
         for name in self._networks:
             run("docker", "network", "rm", name)
+
+
+@dataclass
+class Trained:
+    """What a job has left.
+
+    Attributes:
+        model: the model's directory.
+        rows: some input.
+        answers: what the network makes of it.
+    """
+
+    model: Path
+    rows: Any
+    answers: Any
+
+
+def train_model(engine: Engine) -> Trained:
+    """Run a job that saves a model."""
+    import numpy as np
+
+    code = engine.folder / "code"
+    code.mkdir()
+    (code / "train.py").write_text(TRAIN)
+    container = engine.start(
+        "trainer",
+        "train",
+        env={"SM_USER_ENTRY_POINT": "train.py", "SM_MODULE_DIR": "/code"},
+        options=("-v", f"{code}:/code:ro"),
+    )
+    assert container.wait() == 0, container.log()
+    with np.load(container.base / "output/data/reference.npz") as reference:
+        return Trained(container.base / "model", reference["rows"], reference["answers"])
 
 
 def job_variables(host: str, hosts: Iterable[str], kvstore: bool) -> Dict[str, str]:

@@ -1,13 +1,18 @@
 """The SageMaker Python SDK's local mode, by the example, in an environment of its own."""
 
+import json
 import os
 import re
 import tarfile
 from pathlib import Path
+from typing import Any, Dict, Mapping
 
+import numpy as np
 import pytest
 
-from tests.container.engine import ROOT, Completed, run
+from tests.cluster import free_port
+from tests.container.engine import IMAGE, ROOT, Completed, Trained, run
+from tests.packages import wheel
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -27,18 +32,21 @@ def fit(sdk: str, *arguments: str, check: bool = True) -> "Completed[str]":
     return done
 
 
-@pytest.mark.parametrize("hosts", [1, 2])
-def test_fit(sdk: str, tmp_path: Path, hosts: int) -> None:
-    done = fit(sdk, "--hosts", str(hosts), "--output", str(tmp_path))
+MODEL = ["model-0000.params", "model-shapes.json", "model-symbol.json"]
+ANSWERED = r"^([a-z/-]+): 360 answers, accuracy=([\d.]+)$"
+
+
+def check_training(done: "Completed[str]", hosts: int) -> None:
     accuracies = re.findall(r"validation-accuracy=([\d.]+)", done.stdout)
     assert len(accuracies) == 10 * hosts
     assert max(map(float, accuracies)) >= 0.9
+
+
+def test_fit(sdk: str, tmp_path: Path) -> None:
+    done = fit(sdk, "--hosts", "2", "--output", str(tmp_path))
+    check_training(done, hosts=2)
     with tarfile.open(tmp_path / "model.tar.gz") as archive:
-        assert sorted(archive.getnames()) == [
-            "model-0000.params",
-            "model-shapes.json",
-            "model-symbol.json",
-        ]
+        assert sorted(archive.getnames()) == MODEL
     kinds = r" ([\w-]+) {2,}(int|float|bool|list|dict|str|NoneType)\b"
     types = dict(re.findall(kinds, done.stdout))
     assert types == {
@@ -51,6 +59,16 @@ def test_fit(sdk: str, tmp_path: Path, hosts: int) -> None:
         "comment": "str",
         "resume-from": "NoneType",
     }
+
+
+def test_fit_then_deploy(sdk: str, tmp_path: Path) -> None:
+    """The training script is the endpoint's too, and what it trained answers as it did there."""
+    done = fit(sdk, "--deploy", "--output", str(tmp_path))
+    check_training(done, hosts=1)
+    reached = float(re.findall(r"validation-accuracy=([\d.]+)", done.stdout)[-1])
+    answered = dict(re.findall(ANSWERED, done.stdout, re.MULTILINE))
+    assert sorted(answered) == ["application/json", "application/x-npy", "text/csv"]
+    assert [float(accuracy) for accuracy in answered.values()] == pytest.approx([reached] * 3)
 
 
 def test_failing_script_reaches_the_caller(sdk: str, tmp_path: Path) -> None:
@@ -84,3 +102,116 @@ def test_model_trainer(sdk: str, tmp_path: Path) -> None:
     done = run(python, script, "--hosts", "2", "--output", str(tmp_path), timeout=300)
     assert max(map(float, re.findall(r"validation-accuracy=([\d.]+)", done.stdout))) >= 0.9
     assert "holds: model-0000.params model-shapes.json model-symbol.json" in done.stdout
+
+
+class Model:
+    """A model's archive, and what the SDK does with it in a program of its own."""
+
+    def __init__(self, folder: Path, trained: Trained) -> None:
+        self.folder = folder
+        self._trained = trained
+        (folder / "model").mkdir()
+        self._archive = folder / "model/model.tar.gz"
+
+    def pack(self, code: Mapping[str, bytes]) -> None:
+        """Write the archive, with these files in ``code``."""
+        folder = self.folder / "packed"
+        folder.mkdir()
+        for name, content in code.items():
+            (folder / name).write_bytes(content)
+        with tarfile.open(self._archive, "w:gz") as archive:
+            for file in self._trained.model.iterdir():
+                archive.add(file, file.name)
+            if code:
+                archive.add(folder, "code")
+
+    def use(self, transform: Path = Path(), **model: Any) -> Dict[str, Any]:
+        """Deploy it and ask for what the network says to some rows, or transform a file."""
+        scenario = {
+            "directory": str(self.folder),
+            "port": free_port(),
+            "model": {"model_data": f"file://{self._archive}", "image_uri": IMAGE, **model},
+            "rows": self._trained.rows.tolist(),
+            **({"transform": str(transform)} if transform.name else {}),
+        }
+        file = self.folder / "scenario.json"
+        file.write_text(json.dumps(scenario))
+        python = str(ROOT / os.environ.get("SDK_VENV", ".venv-sdk") / "bin/python")
+        program = str(ROOT / "tests/container/sdk_model.py")
+        done = run(python, program, str(file), timeout=200)
+        print(done.stdout)
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def model(sdk: str, trained: Trained, tmp_path: Path) -> Model:
+    return Model(tmp_path, trained)
+
+
+def check_answers(answers: Mapping[str, Any], expected: Any) -> None:
+    assert sorted(answers) == ["application/json", "application/x-npy", "text/csv"]
+    for answer in answers.values():
+        np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_model_without_entry_point(model: Model, trained: Trained) -> None:
+    model.pack({})
+    check_answers(model.use(), trained.answers)
+
+
+def test_model_with_entry_point(model: Model, trained: Trained, tmp_path: Path) -> None:
+    """The script imports what ``dependencies`` brings, and what ``requirements.txt`` installs."""
+    required = wheel(tmp_path, "doubling", "1.0", code="FACTOR = 2\n")
+    dependency = tmp_path / "scaling"
+    dependency.mkdir()
+    (dependency / "__init__.py").write_text("def scale(array, by):\n    return array * by\n")
+    script = tmp_path / "serve_scaled.py"
+    script.write_text(
+        "from doubling import FACTOR\n"
+        "from scaling import scale\n"
+        "def predict_fn(data, model):\n"
+        "    return scale(model.predict(data), FACTOR)\n"
+    )
+    requirements = f"numpy>=1\n./{required.name}\n".encode()
+    model.pack({"requirements.txt": requirements, required.name: required.read_bytes()})
+    answers = model.use(entry_point=str(script), dependencies=[str(dependency)])
+    check_answers(answers, 2 * trained.answers)
+
+
+def test_model_with_source_dir_and_transform_fn(
+    model: Model, trained: Trained, tmp_path: Path
+) -> None:
+    dependency = tmp_path / "library"
+    dependency.mkdir()
+    (dependency / "__init__.py").write_text("")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "loading.py").write_text("def load(model_dir):\n    return {'dir': model_dir}\n")
+    (source / "inference.py").write_text(
+        "import library\n"
+        "import loading\n"
+        "def model_fn(model_dir):\n"
+        "    return loading.load(model_dir)\n"
+        "def transform_fn(model, body, content_type, accept):\n"
+        "    assert model == {'dir': '/opt/ml/model'}\n"
+        "    return body, content_type\n"
+    )
+    model.pack({})
+    answers = model.use(
+        entry_point="inference.py", source_dir=str(source), dependencies=[str(dependency)]
+    )
+    check_answers(answers, trained.rows)
+
+
+def test_transformer(model: Model, trained: Trained, tmp_path: Path) -> None:
+    """As many lines as the input has, and in its order, so that a transform can join them."""
+    rows = np.tile(trained.rows, (20, 1))
+    file = tmp_path / "rows.csv"
+    file.write_text("".join(",".join(map(repr, row)) + "\n" for row in rows.tolist()))
+    model.pack({})
+    model.use(transform=file)
+    [output] = tmp_path.rglob("rows.csv.out")
+    assert output.read_text().count("\n") == len(rows)
+    np.testing.assert_allclose(
+        np.loadtxt(output, delimiter=","), np.tile(trained.answers, (20, 1)), rtol=1e-5, atol=1e-6
+    )

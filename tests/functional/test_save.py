@@ -15,7 +15,8 @@ mx = pytest.importorskip("mxnet", reason="MXNet is not installed")
 import numpy as np  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
-from sagemaker_mxnet_training.training_utils import PARAMS, SHAPES, SYMBOL, save  # noqa: E402
+from sagemaker_mxnet_toolkit.model_files import PARAMS, SHAPES, SYMBOL  # noqa: E402
+from sagemaker_mxnet_training.training_utils import save  # noqa: E402
 
 FILES = sorted([SYMBOL, PARAMS, SHAPES])
 

@@ -47,6 +47,7 @@ class ProcessSpec:
         directory: its working directory.
         stdin_open: its stdin is a pipe that stays open until ``Child.close_stdin``; otherwise it
             is empty.
+        inherited: file descriptors of ours that it has too, under the same numbers.
     """
 
     role: Role
@@ -55,6 +56,7 @@ class ProcessSpec:
     environment: Mapping[str, str] = field(repr=False)
     directory: str = "/"
     stdin_open: bool = False
+    inherited: Tuple[int, ...] = ()
 
 
 class StderrTail:
@@ -252,7 +254,7 @@ def spawn(spec: ProcessSpec) -> Child:
             cwd=spec.directory,
             stdin=subprocess.PIPE if spec.stdin_open else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            pass_fds=(write_end,),
+            pass_fds=(write_end, *spec.inherited),
             start_new_session=True,
         )
     except OSError as error:

@@ -1,0 +1,171 @@
+"""Frames between the HTTP front and the workers: a JSON header and the bodies it lists.
+
+A frame carries the requests of one prediction, or the answers to them in the same order. It is
+``HEAD`` (length of the header, length of all bodies), the header, and the bodies one after
+another. The header is a list of objects, each with the key ``size``: the bytes of its body.
+"""
+
+import json
+import socket
+import struct
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from sagemaker_mxnet_serving.messages import Request, Response
+
+HEAD = struct.Struct(">IQ")
+HEADER_LIMIT = 4 * 1024 * 1024
+"""Bytes of a header. A request's headers have at most 64 KiB, and a batch 1,024 requests."""
+
+BODY_LIMIT = 2**31
+"""Bytes of all bodies of a frame."""
+
+Item = Tuple[Mapping[str, Any], bytes]
+
+
+class FrameError(Exception):
+    """The other side sent something that is no frame."""
+
+
+def encode(items: Sequence[Tuple[Mapping[str, Any], Sequence[bytes]]]) -> List[bytes]:
+    """Return the pieces of a frame; bodies stay as they are, in one piece or in several."""
+    fields = [{**item, "size": sum(map(len, body))} for item, body in items]
+    header = json.dumps(fields, separators=(",", ":")).encode()
+    total = sum(item["size"] for item in fields)
+    if len(header) > HEADER_LIMIT or total > BODY_LIMIT:
+        raise FrameError(f"a frame of {len(header)} and {total} bytes is too large")
+    return [HEAD.pack(len(header), total) + header, *(part for _, body in items for part in body)]
+
+
+def lengths(head: bytes) -> Tuple[int, int]:
+    """Return the lengths that a head tells: of the header, and of all bodies."""
+    header, body = HEAD.unpack(head)
+    if header > HEADER_LIMIT or body > BODY_LIMIT:
+        raise FrameError(f"a frame of {header} and {body} bytes is too large")
+    return header, body
+
+
+def decode(header: bytes, body: bytes) -> List[Item]:
+    """Return what a frame carries."""
+    try:
+        fields = json.loads(header)
+        sizes = [item["size"] for item in fields]
+    except (ValueError, TypeError, KeyError) as error:
+        raise FrameError("a header that is no list of objects") from error
+    if any(type(size) is not int or size < 0 for size in sizes) or sum(sizes) != len(body):
+        raise FrameError("bodies of other lengths than the header says")
+    if len(fields) == 1:
+        return [(fields[0], body)]
+    items, start = [], 0
+    for item, size in zip(fields, sizes):
+        items.append((item, body[start : start + size]))
+        start += size
+    return items
+
+
+class FrameReader:
+    """Puts frames together from the pieces in which they arrive."""
+
+    def __init__(self) -> None:
+        self._pieces: List[bytes] = []
+        self._held = 0
+        self._lengths: Optional[Tuple[int, int]] = None
+
+    def feed(self, data: bytes) -> Iterator[List[Item]]:
+        """Yield what is complete now."""
+        self._pieces.append(data)
+        self._held += len(data)
+        while True:
+            if self._lengths is None:
+                if self._held < HEAD.size:
+                    return
+                self._lengths = lengths(self._take(HEAD.size))
+            header, body = self._lengths
+            if self._held < header + body:
+                return
+            self._lengths = None
+            yield decode(self._take(header), self._take(body))
+
+    def _take(self, size: int) -> bytes:
+        if not size:
+            return b""
+        data = b"".join(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
+        self._pieces = [data[size:]] if len(data) > size else []
+        self._held -= size
+        return data[:size]
+
+
+def receive(connection: socket.socket) -> Optional[List[Item]]:
+    """Wait for the next frame; ``None`` when the other side has gone."""
+    head = _exactly(connection, HEAD.size)
+    if head is None:
+        return None
+    header, body = (_exactly(connection, size) for size in lengths(head))
+    return None if header is None or body is None else decode(header, body)
+
+
+def _exactly(connection: socket.socket, size: int) -> Optional[bytes]:
+    if not size:
+        return b""
+    data = connection.recv(size, socket.MSG_WAITALL)
+    if len(data) == size:
+        return data
+    # A signal, or a message longer than the kernel passes on at once.
+    pieces, held = [data], len(data)
+    while data and held < size:
+        data = connection.recv(size - held, socket.MSG_WAITALL)
+        pieces.append(data)
+        held += len(data)
+    return b"".join(pieces) if held == size else None
+
+
+def send(connection: socket.socket, pieces: Iterable[bytes]) -> None:
+    """Send a frame."""
+    pending = [memoryview(piece) for piece in pieces if piece]
+    while pending:
+        # At most IOV_MAX pieces go into one call.
+        sent = connection.sendmsg(pending[:512])
+        while pending and sent >= len(pending[0]):
+            sent -= len(pending.pop(0))
+        if sent:
+            pending[0] = pending[0][sent:]
+
+
+def from_request(request: Request) -> Dict[str, Any]:
+    """Return a request without its body, as a header has it."""
+    return {
+        "id": request.id,
+        "content_type": request.content_type,
+        "accept": request.accept,
+        "headers": dict(request.headers),
+    }
+
+
+def to_request(item: Item) -> Request:
+    """Return the request that a worker gets."""
+    fields, body = item
+    return Request(
+        id=str(fields["id"]),
+        body=body,
+        content_type=str(fields["content_type"]),
+        accept=str(fields["accept"]),
+        headers=fields["headers"],
+    )
+
+
+def from_response(response: Response) -> Tuple[Mapping[str, Any], Sequence[bytes]]:
+    """Return an answer as ``encode`` takes it."""
+    fields = {
+        "status": response.status,
+        "content_type": response.content_type,
+        "headers": dict(response.headers),
+    }
+    return fields, [response.body]
+
+
+def to_response(item: Item) -> Response:
+    """Return the answer that a worker gave; ``FrameError`` if it is none."""
+    fields, body = item
+    try:
+        return Response(int(fields["status"]), body, str(fields["content_type"]), fields["headers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FrameError(f"an answer that is none: {error!r}") from error

@@ -1,0 +1,474 @@
+"""One model: its process, its workers and the requests that wait for them."""
+
+import asyncio
+import contextlib
+import enum
+import os
+import signal
+import socket
+import time
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set
+
+from sagemaker_mxnet_serving import frames, plan
+from sagemaker_mxnet_serving.configuration import ServerSettings
+from sagemaker_mxnet_serving.dispatcher import (
+    Action,
+    Dispatcher,
+    Kill,
+    Limits,
+    Refusal,
+    Refuse,
+    Send,
+    Ticket,
+)
+from sagemaker_mxnet_serving.links import ControlLink, WorkerLink
+from sagemaker_mxnet_serving.metrics import Metrics
+from sagemaker_mxnet_serving.processes import Processes
+from sagemaker_mxnet_toolkit.container import cgroup
+from sagemaker_mxnet_toolkit.errors import StartError
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status, signal_name
+from sagemaker_mxnet_toolkit.log import Log
+from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
+from sagemaker_mxnet_toolkit.requirements import install
+
+STOP_SECONDS = 2.0
+"""Seconds that processes of a model have to end, once nobody waits for an answer of theirs."""
+
+_STRIKES = 3
+"""Processes that may die one after another without one that does its work."""
+
+_LOOK_SECONDS = 1.0
+_HOST = "localhost"
+_OUT_OF_MEMORY = "was killed by the kernel: the container's memory is used up"
+
+
+class Phase(enum.Enum):
+    """What a model is doing."""
+
+    INSTALLING = "installing"
+    """What its code requires is being installed."""
+    LOADING = "loading"
+    """Its process loads it, or its first workers start."""
+    READY = "ready"
+    """It answers, or would if its workers were not being replaced."""
+    FAILED = "failed"
+    """It never will; ``ServedModel.failure`` says why."""
+    STOPPED = "stopped"
+    """Its processes are gone, as was asked for."""
+
+
+class Call(Ticket):
+    """A request with what is sent to a worker, and who waits for the answer.
+
+    Attributes:
+        fields: the request without its body, as a frame's header has it.
+        body: the body, in the pieces in which it came.
+        answer: set to a ``Response`` or a ``Refusal``.
+    """
+
+    __slots__ = ("answer", "body", "fields")
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        body: Sequence[bytes],
+        size: int,
+        answer: "asyncio.Future[Any]",
+    ) -> None:
+        super().__init__(size)
+        self.fields = fields
+        self.body = body
+        self.answer = answer
+
+    def settle(self, answer: Any) -> None:
+        """Give the caller an answer, if it is still there."""
+        self.body = ()
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+
+# long: every method moves the same few fields, the states of one model.
+class ServedModel:
+    """A model from its load to its end.
+
+    Args:
+        name: what it is called in the log and to callers.
+        model_dir: where it is.
+        settings: the server's.
+        environ: the environment of its processes.
+        processes: where they are started.
+        log: told what happens.
+        metrics: told what happens.
+
+    Attributes:
+        name: its name.
+        model_dir: where it is.
+        phase: what it is doing.
+        failure: why it failed.
+        description: what the model says about itself, once it is ready.
+        changed: set whenever ``phase`` has changed.
+        was_ready: whether it has answered, or could have. A model that is loaded again keeps the
+            requests that come meanwhile.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model_dir: str,
+        settings: ServerSettings,
+        environ: Mapping[str, str],
+        processes: Processes,
+        log: Log,
+        metrics: Metrics,
+    ) -> None:
+        self.name = name
+        self.model_dir = model_dir
+        self.phase = Phase.INSTALLING
+        self.failure: Optional[Failure] = None
+        self.description: Mapping[str, Any] = {}
+        self.changed = asyncio.Event()
+        self.was_ready = False
+        self._settings = settings
+        self._environ = environ
+        self._processes = processes
+        self._log = log
+        self._metrics = metrics
+        self._loop = asyncio.get_event_loop()
+        self._dispatcher = Dispatcher(
+            Limits(settings.queue_size, settings.timeout, settings.batch_size, settings.batch_delay)
+        )
+        self._child: Optional[Child] = None
+        self._control: Optional[ControlLink] = None
+        self._links: Dict[int, WorkerLink] = {}
+        self._slots: Dict[int, int] = {}
+        self._ordered: List[int] = []
+        # What the workers that have gone were doing.
+        self._over: Dict[int, str] = {}
+        self._frozen: Set[int] = set()
+        # Model processes that died since the last answer; workers that are starting, and those
+        # that failed to since the last one that did.
+        self._strikes = 0
+        self._starting: Set[int] = set()
+        self._failed_starts: Dict[int, Failure] = {}
+        self._oom_kills = cgroup.oom_kills()
+        self._timer: Optional[asyncio.TimerHandle] = None
+        self._timer_due = 0.0
+        self._look_timer: Optional[asyncio.TimerHandle] = None
+
+    # What the server asks of a model.
+
+    def start(self) -> None:
+        """Begin to install, and then to load."""
+        if install.needed(plan.code_dir(self._settings, self.model_dir)):
+            self._start(plan.install(self._settings, self.model_dir, self._environ))
+        else:
+            self._load()
+        self._look_timer = self._loop.call_later(_LOOK_SECONDS, self._look)
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether a worker is there."""
+        return self.phase is Phase.READY and self._dispatcher.workers > 0
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests wait for an answer."""
+        return self._dispatcher.unanswered
+
+    @property
+    def workers(self) -> int:
+        """How many workers can answer."""
+        return self._dispatcher.workers
+
+    @property
+    def waiting(self) -> int:
+        """How many of them wait for a worker."""
+        return self._dispatcher.waiting
+
+    def submit(self, call: Call) -> None:
+        """Take a request."""
+        self._do(self._dispatcher.submit(call, time.monotonic()))
+
+    def cancel(self, call: Call) -> None:
+        """Forget a request whose caller has gone."""
+        self._dispatcher.cancel(call)
+        call.body = ()
+
+    def close(self) -> None:
+        """Take no further request; answer those that are here."""
+        self._dispatcher.close(Refusal.CLOSED)
+
+    async def wait_for(self, *phases: Phase) -> Phase:
+        """Wait until the model is in one of some phases, and return which."""
+        while self.phase not in phases:
+            self.changed.clear()
+            await self.changed.wait()
+        return self.phase
+
+    async def settle(self, deadline: float) -> None:
+        """Wait until every request is answered, or the deadline (monotonic) has passed."""
+        while self.unanswered and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        self._do(self._dispatcher.abandon(Refusal.CLOSED))
+
+    async def stop(self) -> None:
+        """End all processes of the model; return when they are gone, and their memory free."""
+        if self.phase is not Phase.FAILED:
+            self._enter(Phase.STOPPED)
+        self._do(self._dispatcher.abandon(Refusal.CLOSED))
+        self._end_processes(STOP_SECONDS)
+        while self._child is not None:
+            self.changed.clear()
+            await self.changed.wait()
+
+    # What the processes tell.
+
+    def on_event(self, child: Child, event: Mapping[str, Any]) -> None:
+        """Hear what a process of the model reports."""
+        if event["event"] == "started" and self.phase is Phase.LOADING and child is self._child:
+            self._order(range(self._settings.workers))
+
+    def on_exit(self, child: Child) -> None:
+        """Hear that the installation or the model process has ended."""
+        # Workers are of its process group, and may not have noticed yet.
+        child.signal(signal.SIGKILL)
+        self._child = None
+        self.changed.set()
+        if self.phase is Phase.STOPPED or self.phase is Phase.FAILED:
+            return
+        if child.spec.role is Role.INSTALL:
+            if child.returncode == 0:
+                self._load()
+            else:
+                self._fail(self._cause(child, FailureKind.REQUIREMENTS))
+            return
+        if self._control is not None:
+            self._control.close()
+        failure = self._cause(child, FailureKind.MODEL)
+        self._strikes += 1
+        if not self.was_ready or self._strikes >= _STRIKES:
+            self._fail(failure)
+            return
+        self._log.error(self.name, f"{failure.reason}; the model is loaded again")
+        self._metrics.restarted("model")
+        self._load()
+
+    def _on_message(self, message: Mapping[str, Any], attached: Optional[socket.socket]) -> None:
+        if attached is not None:
+            pid = int(message["worker"])
+            self._slots[pid] = self._ordered.pop(0)
+            self._starting.add(pid)
+            self._loop.create_task(self._connect(pid, attached))
+        elif "ended" in message:
+            self._on_worker_end(int(message["ended"]), int(message["status"]))
+
+    async def _connect(self, pid: int, attached: socket.socket) -> None:
+        link = WorkerLink(pid, self._on_frame, self._on_lost)
+        self._links[pid] = link
+        await self._loop.connect_accepted_socket(lambda: link, attached)
+
+    def _on_frame(self, link: WorkerLink, items: List[frames.Item]) -> None:
+        if not link.ready:
+            self._on_greeting(link, items[0][0])
+            return
+        responses = [frames.to_response(item) for item in items]
+        if len(responses) != len(self._dispatcher.held(link)):
+            raise frames.FrameError("not as many answers as requests")
+        tickets, actions = self._dispatcher.answered(link, time.monotonic())
+        for ticket, response in zip(tickets, responses):
+            assert isinstance(ticket, Call)
+            ticket.settle(response)
+        self._strikes = 0
+        self._do(actions)
+
+    def _on_greeting(self, link: WorkerLink, greeting: Mapping[str, Any]) -> None:
+        if not greeting.get("ready"):
+            reason, detail = str(greeting.get("reason")), str(greeting.get("detail"))
+            failure = Failure(_HOST, Role.MODEL, reason, FailureKind.MODEL, detail=detail)
+            self._failed_starts[link.pid] = failure
+            if not self.was_ready:
+                self._fail(failure)
+            return
+        link.ready = True
+        self._failed_starts.clear()
+        self._starting.discard(link.pid)
+        self.description = greeting["model"]
+        # Requests go together only where no function of the user's sees them.
+        self._dispatcher.batching = bool(self.description.get("batchable"))
+        actions = self._dispatcher.joined(link, time.monotonic())
+        if self.phase is Phase.LOADING and self._dispatcher.workers == self._settings.workers:
+            self.was_ready = True
+            self._enter(Phase.READY)
+        self._do(actions)
+
+    def _on_lost(self, link: WorkerLink) -> None:
+        self._links.pop(link.pid, None)
+        # A worker without its connection is of no use, if it is still there.
+        if link.pid in self._slots:
+            _kill(link.pid)
+        over = [str(c.fields["id"]) for c in self._dispatcher.held(link) if isinstance(c, Call)]
+        if over:
+            self._over[link.pid] = f" over request {', '.join(over)}"
+        self._do(self._dispatcher.lost(link, time.monotonic()))
+        self._processes.look_soon()
+
+    def _on_worker_end(self, pid: int, status: int) -> None:
+        slot = self._slots.pop(pid, None)
+        if slot is None or self.phase in (Phase.FAILED, Phase.STOPPED):
+            return
+        how = self._how(status) + self._over.pop(pid, "")
+        self._metrics.restarted("worker")
+        if pid in self._starting:
+            self._starting.discard(pid)
+            reason = f"workers die at their start: {how}"
+            failure = self._failed_starts.setdefault(
+                pid,
+                Failure(_HOST, Role.MODEL, reason, FailureKind.MODEL, exit_status(status)),
+            )
+            if len(self._failed_starts) >= _STRIKES:
+                self._fail(failure)
+                return
+        self._log.error(self.name, f"worker {pid} {how}; another one takes its place")
+        self._order([slot])
+
+    # What follows.
+
+    def _start(self, spec: ProcessSpec) -> None:
+        try:
+            self._child = self._processes.start(spec, self)
+        except StartError as error:
+            self._fail(Failure(_HOST, spec.role, str(error), FailureKind.MODEL))
+
+    def _load(self) -> None:
+        self._enter(Phase.LOADING)
+        self._ordered.clear()
+        self._slots.clear()
+        self._frozen.clear()
+        self._over.clear()
+        self._starting.clear()
+        self._failed_starts.clear()
+        own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self._control = ControlLink(
+                self._loop, own, self._on_message, self._processes.look_soon
+            )
+            self._start(
+                plan.model(self._settings, self.name, self.model_dir, other.fileno(), self._environ)
+            )
+
+    def _order(self, slots: Iterable[int]) -> None:
+        assert self._control is not None
+        for slot in slots:
+            self._ordered.append(slot)
+            self._control.order(slot)
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Refuse):
+                assert isinstance(action.ticket, Call)
+                action.ticket.settle(action.refusal)
+            elif isinstance(action, Send):
+                self._send(action)
+            elif isinstance(action, Kill):
+                assert isinstance(action.worker, WorkerLink)
+                self._kill(
+                    action.worker.pid,
+                    f"takes longer than {self._settings.timeout:g} s for a request",
+                )
+        due = self._dispatcher.due()
+        if due is not None and (self._timer is None or due < self._timer_due):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_due = due
+            self._timer = self._loop.call_later(max(0.0, due - time.monotonic()), self._tick)
+
+    def _send(self, action: Send) -> None:
+        assert isinstance(action.worker, WorkerLink)
+        calls = [ticket for ticket in action.tickets if isinstance(ticket, Call)]
+        self._metrics.batch(len(calls))
+        action.worker.send(frames.encode([(call.fields, call.body) for call in calls]))
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._do(self._dispatcher.tick(time.monotonic()))
+
+    def _look(self) -> None:
+        """Kill what has been stopped, as by SIGSTOP: it would answer nothing."""
+        self._look_timer = self._loop.call_later(_LOOK_SECONDS, self._look)
+        stopped = {pid for pid in self._links if _is_stopped(pid)}
+        doomed = stopped & self._frozen
+        for pid in doomed:
+            # Before any of them goes: what it had must not go to the next of them.
+            self._dispatcher.retire(self._links[pid])
+        for pid in doomed:
+            self._kill(pid, "is stopped by a signal and does not go on")
+        self._frozen = stopped
+        child = self._child
+        since = None if child is None else child.frozen_since
+        if since is not None and time.monotonic() - since > 2 * _LOOK_SECONDS:
+            assert child is not None
+            self._log.error(self.name, "the model process is stopped by a signal: it is killed")
+            child.signal(signal.SIGKILL)
+
+    def _kill(self, pid: int, why: str) -> None:
+        self._log.error(self.name, f"worker {pid} {why}: it is killed")
+        # Its process id is its own while its connection is open.
+        if pid in self._links:
+            _kill(pid)
+
+    def _fail(self, failure: Failure) -> None:
+        self.failure = failure
+        self._enter(Phase.FAILED)
+        self._do(self._dispatcher.abandon(Refusal.NO_MODEL))
+        self._end_processes(0.0)
+
+    def _end_processes(self, grace: float) -> None:
+        for timer in (self._timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._control is not None:
+            self._control.close()
+        if self._child is not None:
+            self._processes.stop(self._child, grace)
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self.changed.set()
+
+    def _cause(self, child: Child, kind: FailureKind) -> Failure:
+        """Return why a process ended: what it reported, or else how, and its last lines."""
+        assert child.returncode is not None
+        status = exit_status(child.returncode)
+        if child.failure is not None:
+            with contextlib.suppress(ValueError):
+                kind = FailureKind(child.failure.get("kind", kind.value))
+            reason, detail = str(child.failure["reason"]), str(child.failure.get("detail", ""))
+            return Failure(_HOST, child.spec.role, reason, kind, status, detail)
+        what = "the model process" if child.spec.role is Role.MODEL else "the installation"
+        how = self._how(child.returncode)
+        if how == _OUT_OF_MEMORY:
+            kind = FailureKind.OUT_OF_MEMORY
+        reason = f"{what} {how}"
+        return Failure(_HOST, child.spec.role, reason, kind, status, child.stderr.text())
+
+    def _how(self, returncode: int) -> str:
+        """Return how a process ended, after ``it``."""
+        before, self._oom_kills = self._oom_kills, cgroup.oom_kills()
+        if returncode == -signal.SIGKILL and (self._oom_kills or 0) > (before or 0):
+            return _OUT_OF_MEMORY
+        if returncode < 0:
+            return f"died of {signal_name(-returncode)}"
+        return f"ended with status {returncode}"
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rsplit(b")", 1)[1].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False

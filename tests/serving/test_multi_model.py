@@ -1,0 +1,117 @@
+"""Multi-model endpoints: models that come and go by requests."""
+
+import json
+from pathlib import Path
+from typing import Iterator, Tuple
+
+import psutil
+import pytest
+
+from tests.cluster import eventually
+from tests.serving.server import SCRIPT, Answer, Served, serving, write_model
+
+
+@pytest.fixture(scope="module")
+def multi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[Served, Path]]:
+    base = tmp_path_factory.mktemp("models")
+    helper = SCRIPT.replace("import ctypes", "import helper, ctypes")
+    (write_model(base / "one" / "model", helper) / "code" / "helper.py").write_text("")
+    write_model(base / "two" / "model")
+    write_model(base / "broken" / "model", SCRIPT.replace("return {", "raise RuntimeError('hm') #"))
+    with serving(base, SAGEMAKER_MULTI_MODEL="true") as served:
+        yield served.healthy(), base
+
+
+def load(served: Served, name: str, url: object) -> Answer:
+    body = json.dumps({"model_name": name, "url": str(url)}).encode()
+    return served.ask("POST", "/models", body, {"Content-Type": "application/json"})
+
+
+def invoke(served: Served, name: str, body: bytes) -> Answer:
+    kind = {"Content-Type": "application/octet-stream"}
+    return served.ask("POST", f"/models/{name}/invoke", body, kind)
+
+
+def test_a_model_from_its_load_to_its_end(multi: Tuple[Served, Path]) -> None:
+    """Defect 14 of the peer: ``code/`` cannot be imported."""
+    served, base = multi
+    assert invoke(served, "a", b"x").status == 404
+    assert load(served, "a", base / "one/model").status == 200
+    assert load(served, "a", base / "one/model").status == 409
+    assert invoke(served, "a", b"hello").body == b"hello"
+    assert json.loads(served.ask("GET", "/models/a").body)["modelName"] == "a"
+    processes = psutil.Process(served.process.pid).children(recursive=True)
+    assert processes
+    assert served.ask("DELETE", "/models/a").status == 200
+    assert not any(each.is_running() for each in processes), "its memory is free"
+    assert served.ask("DELETE", "/models/a").status == 404
+    assert served.ask("GET", "/models/a").status == 404
+    assert served.ping() == 200
+
+
+def test_a_broken_model_is_told_and_is_its_own_failure(multi: Tuple[Served, Path]) -> None:
+    """Defect 14 of the peer: 200 for a model that is broken."""
+    served, base = multi
+    assert load(served, "good", base / "two/model").status == 200
+    answer = load(served, "bad", base / "broken/model")
+    assert answer.status == 500
+    assert b"cannot be loaded" in answer.body and b"Traceback" not in answer.body
+    assert invoke(served, "bad", b"x").status == 404
+    assert invoke(served, "good", b"exit").status == 500
+    eventually(lambda: invoke(served, "good", b"x").status == 200, "another worker")
+    served.ask("DELETE", "/models/good")
+
+
+def test_lists_have_pages(multi: Tuple[Served, Path]) -> None:
+    served, base = multi
+    for name in ("p1", "p2"):
+        assert load(served, name, base / "two/model").status == 200
+    page = json.loads(served.ask("GET", "/models?limit=1").body)
+    assert [each["modelName"] for each in page["models"]] == ["p1"]
+    rest = json.loads(served.ask("GET", f"/models?next_page_token={page['nextPageToken']}").body)
+    assert [each["modelName"] for each in rest["models"]] == ["p2"]
+    assert "nextPageToken" not in rest
+    assert served.ask("GET", "/models?limit=x").status == 400
+    for name in ("p1", "p2"):
+        assert served.ask("DELETE", f"/models/{name}").status == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "status"),
+    [
+        ("etc", "/etc", 400),
+        ("up", "../..", 400),
+        ("dot", ".", 400),
+        ("none", "missing", 404),
+        ("a/b", "two/model", 400),
+        ("", "two/model", 400),
+        ("n\u0000", "two/model", 400),
+        ("nul", "two\u0000", 400),
+    ],
+)
+def test_names_and_places_that_escape(
+    multi: Tuple[Served, Path], name: str, url: str, status: int
+) -> None:
+    """Defect 14 of the peer: ``/etc`` is a model."""
+    assert load(multi[0], name, url).status == status
+
+
+def test_a_link_does_not_escape(multi: Tuple[Served, Path]) -> None:
+    served, base = multi
+    (base / "link").symlink_to("/etc")
+    assert load(served, "link", base / "link").status == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model_name": 1, "url": 2}', b"[" * 9999])
+def test_bodies_that_name_no_model(multi: Tuple[Served, Path], body: bytes) -> None:
+    assert multi[0].ask("POST", "/models", body).status == 400
+
+
+def test_a_model_larger_than_the_memory_is_refused(multi: Tuple[Served, Path]) -> None:
+    served, base = multi
+    huge = write_model(base / "huge" / "model")
+    with open(huge / "weights", "wb") as file:
+        file.truncate(2**43)  # a sparse file
+    answer = load(served, "huge", huge)
+    assert answer.status == 507
+    assert b"memory" in answer.body
