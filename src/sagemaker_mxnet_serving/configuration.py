@@ -27,6 +27,9 @@ from sagemaker_mxnet_toolkit.settings.validation import (
 PREFIX = "SAGEMAKER_MXNET_SERVING_"
 """What the names of the variables begin with that only this server has."""
 
+PROGRAM = "sagemaker-mxnet-serving"
+"""Begins every line of the server's log."""
+
 MEGABYTE = 1024 * 1024
 
 ALL_INTERFACES = "0.0.0.0"

@@ -39,7 +39,7 @@ def model(
         environ: the server's environment.
     """
     options = {
-        "model": _model_settings(settings, model_dir),
+        "model": model_settings(settings, model_dir),
         "shared": settings.shared,
         "gpus": settings.gpus,
     }
@@ -52,7 +52,8 @@ def model(
     return ProcessSpec(Role.MODEL, name, argv, variables, "/", inherited=(control,))
 
 
-def _model_settings(settings: ServerSettings, model_dir: str) -> Dict[str, Any]:
+def model_settings(settings: ServerSettings, model_dir: str) -> Dict[str, Any]:
+    """Return the fields of ``ModelSettings`` for one model of a server."""
     return {
         "model_dir": model_dir,
         "program": settings.program,

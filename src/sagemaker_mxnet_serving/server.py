@@ -19,9 +19,10 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
+from sagemaker_mxnet_serving import description
 from sagemaker_mxnet_serving.access_log import AccessLog
 from sagemaker_mxnet_serving.application import Application
-from sagemaker_mxnet_serving.configuration import ServerSettings
+from sagemaker_mxnet_serving.configuration import PROGRAM, ServerSettings
 from sagemaker_mxnet_serving.http_protocol import KEEP_ALIVE, GuardedProtocol
 from sagemaker_mxnet_serving.metrics import Metrics, PrometheusMetrics
 from sagemaker_mxnet_serving.models import Models
@@ -29,7 +30,7 @@ from sagemaker_mxnet_serving.processes import Processes
 from sagemaker_mxnet_serving.served_model import STOP_SECONDS, Phase, ServedModel
 from sagemaker_mxnet_toolkit import __version__
 from sagemaker_mxnet_toolkit.errors import NetworkError
-from sagemaker_mxnet_toolkit.failure import Failure
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind
 from sagemaker_mxnet_toolkit.log import Log
 
 DRAIN_SECONDS = 25.0
@@ -56,7 +57,7 @@ def serve(settings: ServerSettings, environ: Mapping[str, str]) -> int:
     Returns:
         The exit status: 0 after a signal, 1 after a failure, whose cause is the last line.
     """
-    log = Log("localhost", settings.log_level, settings.secrets)
+    log = Log("localhost", settings.log_level, settings.secrets, program=PROGRAM)
     try:
         for note in settings.notes:
             log.warning("serve", note)
@@ -255,10 +256,11 @@ class Server:
 def _start_up(settings: ServerSettings, model: ServedModel, seconds: float) -> str:
     """Return the block of lines about a server that can answer."""
     how = "that share the model" if settings.shared else "that each have the model"
+    threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
     lines: List[str] = [
         f"ready after {seconds:.1f} s",
-        *(f"{name}: {_shown(value)}" for name, value in model.description.items()),
-        f"workers: {settings.workers} {how}, with {settings.threads} threads each",
+        *description.lines(model.description),
+        f"workers: {settings.workers} {how}, {threads} each",
         f"limits: {settings.max_payload} bytes of a body, {settings.timeout:g} s of a prediction",
         f"program: sagemaker-mxnet-training {__version__}, Python {sys.version.split()[0]}",
     ]
@@ -268,21 +270,9 @@ def _start_up(settings: ServerSettings, model: ServedModel, seconds: float) -> s
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
-    """Return a value of a model's description for people: an input as ``x float32 (rows, 784)``."""
-    if isinstance(value, Mapping) and "shape" in value:
-        shape = value["shape"]
-        axes = "unknown" if shape is None else ", ".join(str(n or "rows") for n in shape)
-        return f"{value.get('name')} {value.get('dtype')} ({axes})"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
-    if isinstance(value, (list, tuple)):
-        return "; ".join(map(_shown, value)) or "none"
-    return "none" if value is None else str(value)
-
-
 def _last_words(log: Log, failure: Failure) -> int:
-    headline = f"{failure.role.value} failed ({failure.kind.value}): {failure.reason}"
+    kind = "" if failure.kind is FailureKind.MODEL else f" ({failure.kind.value})"
+    headline = f"{failure.role.value} failed{kind}: {failure.reason}"
     if failure.reason.endswith(":"):
         # What follows says it, and its last line best: a traceback.
         log.error("serve", f"{headline}\n{failure.detail}".rstrip())

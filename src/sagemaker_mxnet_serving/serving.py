@@ -40,7 +40,7 @@ def run(
 
 
 def _refuse(reason: str) -> int:
-    log = Log("localhost")
+    log = Log("localhost", program=configuration.PROGRAM)
     log.error("serve", reason)
     log.close()
     return 1

@@ -34,6 +34,7 @@ class Log:
         level: lines below it are dropped; a level of ``logging``.
         secrets: values that never appear in a line.
         fd: where lines go.
+        program: begins every line.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Log:
         level: int = _INFO,
         secrets: FrozenSet[str] = frozenset(),
         fd: int = 2,
+        program: str = "sagemaker-mxnet-training",
     ) -> None:
         self.host = host
         self.level = level
         self.secrets = secrets
         self._fd = fd
+        self._program = program
         self._lines: queue.SimpleQueue[Optional[bytes]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
@@ -56,10 +59,10 @@ class Log:
         if level < self.level:
             return
         clock = time.strftime("%H:%M:%S", time.gmtime())
-        head = f"[sagemaker-mxnet-training] {clock} {self.host} {role}: "
+        head = f"[{self._program}] {clock} {self.host} {role}: "
         if level >= _WARNING:
             head += "ERROR: " if level >= _ERROR else "WARNING: "
-        line = head + self.redact(text).replace("\n", "\n" + "[sagemaker-mxnet-training]   ")
+        line = head + self.redact(text).replace("\n", f"\n[{self._program}]   ")
         self._lines.put((line + "\n").encode("utf-8", "replace"))
 
     def redact(self, text: str) -> str:

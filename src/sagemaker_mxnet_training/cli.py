@@ -82,7 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor", help="tell what this environment is, and whether a job could run in it"
     )
-    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    form = doctor.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument(
+        "--model-dir",
+        metavar="DIR",
+        help="tell whether the model in DIR could be served, too: its script is executed",
+    )
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -197,7 +203,12 @@ def _export(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from sagemaker_mxnet_training import doctor  # noqa: PLC0415
 
-    return doctor.run(os.environ, options.json)
+    status = doctor.run(os.environ, options.json)
+    if options.model_dir is None:
+        return status
+    from sagemaker_mxnet_serving import check  # noqa: PLC0415
+
+    return check.run(os.environ, options.model_dir) or status
 
 
 def _execute(words: List[str]) -> NoReturn:

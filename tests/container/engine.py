@@ -54,7 +54,7 @@ for _ in range(3):
     loss.backward()
     trainer.step(5)
 save(os.environ["SM_MODEL_DIR"], net)
-np.savez("/opt/ml/output/data/reference.npz", rows=rows.asnumpy(), answers=net(rows).asnumpy())
+np.savez("/opt/ml/reference.npz", rows=rows.asnumpy(), answers=net(rows).asnumpy())
 """
 """A script that saves a model, and beside it some rows and what the network answers to them."""
 
@@ -246,7 +246,7 @@ def train_model(engine: Engine) -> Trained:
         options=("-v", f"{code}:/code:ro"),
     )
     assert container.wait() == 0, container.log()
-    with np.load(container.base / "output/data/reference.npz") as reference:
+    with np.load(container.base / "reference.npz") as reference:
         return Trained(container.base / "model", reference["rows"], reference["answers"])
 
 

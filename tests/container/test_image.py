@@ -36,6 +36,8 @@ def test_labels(image: str) -> None:
     names = {name.rpartition(".")[2] for name in labels if name.startswith("org.opencontainers.")}
     assert names >= {"title", "description", "licenses", "version", "revision", "name"}
     assert labels["org.opencontainers.image.version"] in in_image(image, "--version")
+    for capability in ("accept-bind-to-port", "multi-models"):
+        assert labels[f"com.amazonaws.sagemaker.capabilities.{capability}"] == "true"
 
 
 def test_environment(image: str) -> None:

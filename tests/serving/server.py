@@ -147,12 +147,16 @@ def write_model(folder: Path, script: str = SCRIPT, requirements: str = "") -> P
 
 @contextlib.contextmanager
 def serving(
-    model_dir: Path, *arguments: str, port: Optional[int] = None, **variables: Any
+    model_dir: Path,
+    *arguments: str,
+    port: Optional[int] = None,
+    prefix: Sequence[str] = (),
+    **variables: Any,
 ) -> Iterator[Served]:
     """Start a server; end it, and all that it has started, afterwards."""
     port = port or free_port()
     argv: Sequence[str] = (
-        *(sys.executable, "-m", "sagemaker_mxnet_training", "serve"),
+        *(*prefix, sys.executable, "-m", "sagemaker_mxnet_training", "serve"),
         *("--model-dir", str(model_dir), "--port", str(port), *arguments),
     )
     environ = {**os.environ, **{name: str(value) for name, value in variables.items()}}

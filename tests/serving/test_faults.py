@@ -191,7 +191,7 @@ def test_a_model_file_cut_short(tmp_path: Path) -> None:
     (tmp_path / "model-shapes.json").write_text('[{"name": "data", "shape": [1, 4]}]')
     with serving(tmp_path) as served:
         assert served.ended() == 1
-        assert "model failed (model)" in served.lines[-1]
+        assert "model failed: " in served.lines[-1]
 
 
 def test_a_requirement_that_cannot_be_installed(tmp_path: Path) -> None:

@@ -1,14 +1,20 @@
 """A model that training has saved, asked by many callers at once."""
 
 import concurrent.futures
+import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, Sequence
 
+import numpy as np
+import psutil
 import pytest
 
 from tests.cluster import free_port
@@ -69,3 +75,80 @@ def test_every_caller_gets_its_own_rows(model_dir: Path, variables: "dict[str, s
         assert found is not None
         together = float(found[1]) < 40
         assert together is bool(variables)
+
+
+def test_a_saved_model_alone_answers_every_documented_type(model_dir: Path) -> None:
+    """No script and no variable: the default functions, with the packages that pip installs."""
+    with serving(model_dir, "--workers", "1") as served:
+        served.healthy()
+        json_type = {"Content-Type": "application/json"}
+        csv_type = {"Content-Type": "text/csv", "Accept": "text/csv"}
+        assert served.ask("POST", "/invocations", b"[[1, 2, 3]]", json_type).body == b"[[321.0]]"
+        assert served.ask("POST", "/invocations", b"1,2,3\n", csv_type).body == b"321.0\n"
+        array = io.BytesIO()
+        np.save(array, np.array([[1, 2, 3]], np.float32))
+        npy_type = {"Content-Type": "application/x-npy", "Accept": "application/x-npy"}
+        answer = served.ask("POST", "/invocations", array.getvalue(), npy_type)
+        assert np.load(io.BytesIO(answer.body)).tolist() == [[321.0]]
+
+
+# Of the whole file system only /tmp can be written to.
+READ_ONLY_ROOT = (
+    *("unshare", "--mount", "--", "sh", "-c"),
+    'mount --bind /tmp /tmp && mount -o remount,ro,bind / && exec "$0" "$@"',
+)
+# The capability lets that user read the tests' interpreter, wherever it is; not write anything.
+OTHER_USER = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
+
+
+def is_allowed(prefix: Sequence[str]) -> bool:
+    """Tell whether this machine lets us run programs that way."""
+    done = subprocess.run([*prefix, "true"], capture_output=True, check=False, timeout=30)
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [OTHER_USER, (*READ_ONLY_ROOT, *OTHER_USER)],
+    ids=["another user", "another user, read-only root"],
+)
+def test_nothing_but_tmp_needs_to_be_writable(model_dir: Path, prefix: Sequence[str]) -> None:
+    if shutil.which(prefix[0]) is None or not is_allowed(prefix):
+        pytest.skip(f"this machine does not allow {prefix[0]}")
+    # pytest's own directories are closed to other users.
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        model = Path(shutil.copytree(model_dir, Path(folder) / "model"))
+        before = sorted(model.rglob("*"))
+        with serving(model, "--workers", "1", prefix=prefix, HOME="/nonexistent") as served:
+            served.healthy()
+            kind = {"Content-Type": "application/json"}
+            assert served.ask("POST", "/invocations", b"[[1, 2, 3]]", kind).body == b"[[321.0]]"
+            assert psutil.Process(served.process.pid).uids().effective == 65534
+        assert served.process.returncode == 0
+        assert sorted(model.rglob("*")) == before
+
+
+@pytest.mark.parametrize("script", [None, "raise ValueError('not today')\n"])
+def test_the_doctor_says_whether_a_model_could_be_served(
+    model_dir: Path, tmp_path: Path, script: Optional[str]
+) -> None:
+    model = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    if script is not None:
+        (model / "code").mkdir()
+        (model / "code" / "inference.py").write_text(script)
+    command = [sys.executable, "-m", "sagemaker_mxnet_training", "doctor", "--model-dir"]
+    done = subprocess.run(
+        [*command, str(model)], stdout=subprocess.PIPE, text=True, check=False, timeout=120
+    )
+    if script is None:
+        assert done.returncode == 0
+        assert f"The model in {model} can be served:" in done.stdout
+        assert "inputs: data float32 (rows, 3)" in done.stdout
+    else:
+        assert done.returncode == 1
+        assert f"The model in {model} cannot be served: " in done.stdout
+        assert "ValueError" in done.stdout
