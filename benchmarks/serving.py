@@ -72,20 +72,32 @@ class Started:
 
     def proportional(self) -> float:
         """Return the memory of all its processes in MB, what is shared divided by its sharers."""
-        tree = [self.process, *self.process.children(recursive=True)]
-        return sum(process.memory_full_info().pss for process in tree) / 1e6
+        return sum(each.memory_full_info().pss for each in session(self.process.pid)) / 1e6
+
+
+def session(leader: int) -> List[psutil.Process]:
+    """Return the processes of a session. The peer's Java process is nobody's child any more."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 @contextlib.contextmanager
 def started(server: Server, body: Path) -> Iterator[Started]:
     """Start a server; end it, and all that it started, at the end of the block."""
     log = tempfile.TemporaryFile()  # noqa: SIM115  (closed below, after the server)
+    # The peer writes its logs into the working directory.
+    directory = tempfile.mkdtemp(prefix="benchmark-")
     began = time.monotonic()
     popen = subprocess.Popen(
         server.argv,
         env={**os.environ, **server.environment},
         stdout=log,
         stderr=log,
+        cwd=directory,
         start_new_session=True,
     )
     process = psutil.Process(popen.pid)
@@ -108,15 +120,15 @@ def started(server: Server, body: Path) -> Iterator[Started]:
         ping = wait_for("/ping")
         yield Started(server, process, ping, wait_for("/invocations", body.read_bytes()))
     finally:
-        tree = [process, *process.children(recursive=True)] if popen.poll() is None else []
         popen.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             popen.wait(10)
-        for each in tree:
+        for each in session(popen.pid):
             with contextlib.suppress(psutil.Error):
                 each.kill()
         popen.wait()
         log.close()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def load(server: Server, directory: Path, kind: str, connections: int, seconds: float) -> Sample:
