@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
-make_venv .venv mxnet
+make_venv .venv mxnet,serving
 exec sagemaker-mxnet-training local --hosts 2 "$@" examples/digits/train.py
