@@ -17,20 +17,20 @@ PAUSE = float(os.environ.get("PAUSE", 0.03))
 
 @mx.optimizer.register
 class Drifting(mx.optimizer.Optimizer):
-    """Has a state, and a counter of its own."""
+    """Has a state, and counters of its own: one for each key, since keys come in any order."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.calls = 0
+        self.calls = {}
 
     def create_state(self, index, weight):
         return mx.nd.zeros_like(weight)
 
     def update(self, index, weight, grad, state):
         self._update_count(index)
-        self.calls += 1
+        self.calls[index] = self.calls.get(index, 0) + 1
         state[:] = 0.9 * state + grad * self.rescale_grad
-        weight[:] = weight - self._get_lr(index) * state * (1 + 0.01 * (self.calls % 7))
+        weight[:] = weight - self._get_lr(index) * state * (1 + 0.01 * (self.calls[index] % 7))
 
 
 OPTIMIZERS = {
