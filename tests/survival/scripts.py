@@ -12,6 +12,7 @@ index = hosts.index(host)
 KVSTORE = os.environ["KVSTORE"]
 EPOCHS, BATCH = int(os.environ.get("EPOCHS", 3)), 8
 EVERY = int(os.environ.get("EVERY", 4))
+DROPOUT = float(os.environ.get("DROPOUT", 0.3))
 PAUSE = float(os.environ.get("PAUSE", 0.03))
 
 
@@ -66,7 +67,7 @@ net = gluon.nn.HybridSequential()
 net.add(
     gluon.nn.Dense(16, activation="relu"),
     gluon.nn.BatchNorm(),
-    gluon.nn.Dropout(0.3),
+    gluon.nn.Dropout(DROPOUT),
     gluon.nn.Dense(3),
 )
 net.initialize(mx.init.Xavier())
@@ -100,7 +101,7 @@ MODULE = (
     COMMON
     + """
 symbol = mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=16)
-symbol = mx.sym.Dropout(mx.sym.BatchNorm(mx.sym.Activation(symbol, act_type="relu")), p=0.3)
+symbol = mx.sym.Dropout(mx.sym.BatchNorm(mx.sym.Activation(symbol, act_type="relu")), p=DROPOUT)
 symbol = mx.sym.SoftmaxOutput(mx.sym.FullyConnected(symbol, num_hidden=3), name="softmax")
 train = mx.io.NDArrayIter(images, labels, BATCH, shuffle=True)
 module = mx.mod.Module(symbol)

@@ -30,7 +30,7 @@ from typing import List, NoReturn, Optional  # noqa: E402
 
 from sagemaker_mxnet_toolkit import compatibility  # noqa: E402
 from sagemaker_mxnet_toolkit.processes.child_report import Report, open_report  # noqa: E402
-from sagemaker_mxnet_training.roles import stuck_signals  # noqa: E402
+from sagemaker_mxnet_training.roles import optimizer_states, stuck_signals  # noqa: E402
 
 _TRACEBACK_LIMIT = 8192
 _EXIT_HANDLERS_SECONDS = 3.0
@@ -43,6 +43,7 @@ def main() -> None:
     compatibility.install()
     _watch_native_crashes()
     stuck_signals.watch(run.end)
+    compatibility.after_import(optimizer_states.explain)
     # The program that ran until now must outlive its place in sys.modules.
     sys.modules[__name__ + "_bootstrap"] = sys.modules["__main__"]
     run.begin()

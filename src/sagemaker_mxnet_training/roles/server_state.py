@@ -15,11 +15,8 @@ import json
 import os
 import pickle
 import sys
-import tempfile
 import threading
 from typing import Any, Dict, Mapping, Optional
-
-from sagemaker_mxnet_training.host.watchdog import JOB_VARIABLE
 
 PREFIX = "sagemaker-mxnet-training:"
 """How the body of an order starts. A pickle never does."""
@@ -37,6 +34,11 @@ def part_name(rank: int) -> str:
 
 def offer_path(environ: Mapping[str, str]) -> str:
     """Return the path of the file in which an offer reaches the worker of this host."""
+    # Late: most jobs have no offer, and every server would wait for these imports.
+    import tempfile  # noqa: PLC0415
+
+    from sagemaker_mxnet_training.host.watchdog import JOB_VARIABLE  # noqa: PLC0415
+
     return os.path.join(tempfile.gettempdir(), f"sagemaker-mxnet-{environ[JOB_VARIABLE]}.offer")
 
 
@@ -104,6 +106,8 @@ class ServerState:
 
 
 def _share(offer: Mapping[str, Any]) -> None:
+    import tempfile  # noqa: PLC0415
+
     path = offer_path(os.environ)
     # Several servers of a host write the same; whoever reads finds a whole one.
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".sagemaker-mxnet-")
