@@ -139,16 +139,16 @@ def test_a_stop_writes_a_checkpoint_and_the_next_job_goes_on(tmp_path: Path, kin
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path: Path) -> None:
     env = {"KVSTORE": "dist_sync", "OPTIMIZER": "sgd"}
     whole = run(tmp_path / "whole", "gluon", 2, env)
-    run_until(tmp_path / "cut", "gluon", 2, env, 14)
+    run_until(tmp_path / "cut", "gluon", 2, env, 18)
     directory = tmp_path / "cut" / "algo-1" / "checkpoints"
-    newest = catalog.listing(str(directory))[-1]
+    older, newest = catalog.listing(str(directory))
     content = bytearray((directory / newest.name).read_bytes())
     content[len(content) // 2] ^= 1
     (directory / newest.name).write_bytes(content)
     again = run(tmp_path / "cut", "gluon", 2, env)
     assert f"{newest.name} is damaged and not used" in again[0].output
     compare(whole, again, 4)
-    assert resumed_at(again[0]) == newest.step - 4
+    assert resumed_at(again[0]) == older.step
 
 
 def test_more_epochs_go_on_where_fewer_ended(tmp_path: Path) -> None:

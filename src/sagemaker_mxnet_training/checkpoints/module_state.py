@@ -1,6 +1,6 @@
 """State of a training with ``mxnet.mod.Module.fit``."""
 
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Dict, Tuple
 
 from sagemaker_mxnet_training.checkpoints import memory_file
 from sagemaker_mxnet_training.checkpoints.job_environment import JobEnvironment
@@ -79,26 +79,3 @@ def split_weights(source: Source) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         kind, _, rest = name.partition(":")
         parts[kind][rest] = array
     return parts["arg"], parts["aux"]
-
-
-class EpochData:
-    """A data iterator as ``fit`` uses it, whose batches come from a function.
-
-    Args:
-        inner: the ``mxnet.io.DataIter``.
-        batches: returns the batches of the current epoch.
-        reset: called before each new epoch, in place of ``inner.reset``.
-    """
-
-    def __init__(
-        self, inner: Any, batches: Callable[[], Iterator[Any]], reset: Callable[[], None]
-    ) -> None:
-        self._inner = inner
-        self._batches = batches
-        self.reset = reset
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._batches()

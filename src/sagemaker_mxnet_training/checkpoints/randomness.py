@@ -30,7 +30,7 @@ class Randomness:
 
     def epoch(self, epoch: int) -> None:
         """Set the generators for what an epoch draws before its first batch."""
-        self._set("epoch", epoch, True)
+        self._set("epoch", epoch, self._host, True)
 
     def batch(self, step: int, first: bool) -> None:
         """Set the generators before a batch is drawn.
@@ -39,14 +39,17 @@ class Randomness:
             step: steps done before it, over all epochs.
             first: whether it is the first of its epoch, or of this process.
         """
-        self._set("step", step, first or step % self._stride == 0)
+        # The first of all is where Gluon initializes weights whose shapes it did not know. All
+        # hosts must find the same: those of rank 0 are taken, and which host that is varies.
+        host = self._host if step else 0
+        self._set("step", step, host, first or step % self._stride == 0 or step == 1)
 
-    def _set(self, kind: str, number: int, mxnet_too: bool) -> None:
+    def _set(self, kind: str, number: int, host: int, mxnet_too: bool) -> None:
         if self._seed is None:
             return
         import numpy  # noqa: PLC0415
 
-        text = f"{self._seed} {self._host} {kind} {number}"
+        text = f"{self._seed} {host} {kind} {number}"
         value = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         random.seed(value)
         numpy.random.seed(value)
