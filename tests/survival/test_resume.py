@@ -112,8 +112,8 @@ def test_killed_in_the_middle_of_an_epoch(
 def test_wherever_the_optimizer_has_its_state(tmp_path: Path, extra: Mapping[str, str]) -> None:
     env = {"KVSTORE": "dist_sync", **extra}
     whole = run(tmp_path / "whole", "gluon", 2, env)
-    run_until(tmp_path / "cut", "gluon", 2, env, 13)
-    compare(whole, run(tmp_path / "cut", "gluon", 2, env), 4)
+    cut = run_until(tmp_path / "cut", "gluon", 2, env, 13)
+    compare(whole, run(tmp_path / "cut", "gluon", 2, env), 4, cut)
 
 
 @pytest.mark.parametrize("role", ["server", "scheduler"])

@@ -1,5 +1,6 @@
 """A request to stop, noted by a signal handler and answered between two steps."""
 
+import os
 import signal
 import threading
 from typing import Any, Dict
@@ -15,13 +16,25 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._pid = os.getpid()
         self._before: Dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
             for number in _SIGNALS:
                 self._before[number] = signal.getsignal(number)
                 signal.signal(number, self._note)
+            # Processes of a DataLoader are ended by SIGTERM: they must not note it and go on.
+            os.register_at_fork(after_in_child=self._take_back)
+
+    def _take_back(self) -> None:
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, signal.SIG_DFL if before is None else before)
 
     def _note(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._pid:  # sent just after a fork
+            self._take_back()
+            os.kill(os.getpid(), number)
+            return
         before = self._before[number]
         first, self.requested = not self.requested, True
         if callable(before) and (before is not signal.default_int_handler or not first):
