@@ -104,8 +104,9 @@ for epoch in checkpoint.epochs(EPOCHS):
         time.sleep(PAUSE)
     checkpoint.state.setdefault("epochs", []).append(epoch)
 say("state", json.dumps(checkpoint.state), ".")
-parameters = net.collect_params().values()
-say("weights", digest(p.data() for p in parameters if index == 0 or p.grad_req != "null"), ".")
+parameters = list(net.collect_params().values())
+say("weights", digest(p.data() for p in parameters if p.grad_req != "null"), ".")
+say("statistics", digest(p.data() for p in parameters if p.grad_req == "null"), ".")
 """
 )
 
@@ -136,8 +137,8 @@ checkpoint.fit(
     batch_end_callback=after_batch,
 )
 arguments, auxiliary = module.get_params()
-arrays = list(arguments.values()) + (list(auxiliary.values()) if index == 0 else [])
-say("weights", digest(arrays), ".")
+say("weights", digest(arguments.values()), ".")
+say("statistics", digest(auxiliary.values()), ".")
 """
 )
 
