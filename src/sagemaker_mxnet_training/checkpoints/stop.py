@@ -22,8 +22,6 @@ class StopRequest:
             for number in _SIGNALS:
                 self._before[number] = signal.getsignal(number)
                 signal.signal(number, self._note)
-            # Processes of a DataLoader are ended by SIGTERM: they must not note it and go on.
-            os.register_at_fork(after_in_child=self._take_back)
 
     def _take_back(self) -> None:
         for number, before in self._before.items():
@@ -31,7 +29,8 @@ class StopRequest:
                 signal.signal(number, signal.SIG_DFL if before is None else before)
 
     def _note(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._pid:  # sent just after a fork
+        if os.getpid() != self._pid:
+            # A process of a DataLoader is ended by SIGTERM: it must not note it and go on.
             self._take_back()
             os.kill(os.getpid(), number)
             return
