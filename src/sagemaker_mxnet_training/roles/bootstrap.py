@@ -25,7 +25,7 @@ from typing import List, NoReturn, Optional
 
 from sagemaker_mxnet_toolkit import compatibility, tracebacks
 from sagemaker_mxnet_toolkit.processes.child_report import EXCEPTION, EXIT_STATUS, Report
-from sagemaker_mxnet_training.roles import signal_handlers
+from sagemaker_mxnet_training.roles import optimizer_states, signal_handlers
 
 _TRACEBACK_LIMIT = 8192
 _EXIT_HANDLERS_SECONDS = 3.0
@@ -38,6 +38,7 @@ def main(arguments: List[str], report: Report) -> None:
     compatibility.install()
     _watch_native_crashes()
     signal_handlers.watch(run.end)
+    compatibility.after_import(optimizer_states.explain)
     run.begin()
     try:
         if kind == "script":
