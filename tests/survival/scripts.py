@@ -100,6 +100,8 @@ for epoch in checkpoint.epochs(EPOCHS):
             loss = loss_of(net(batch), label)
         loss.backward()
         trainer.step(BATCH * len(hosts))
+        if checkpoint.step == 0:
+            say("rank", trainer._kvstore.rank if trainer._kvstore else 0, ".")
         say("step", checkpoint.step + 1, float(loss.mean().asscalar()).hex(), ".")
         time.sleep(PAUSE)
     checkpoint.state.setdefault("epochs", []).append(epoch)

@@ -1,5 +1,10 @@
-"""A job that is killed and started again ends as one that was never interrupted."""
+"""A job that is killed and started again ends as one that was never interrupted.
 
+``SURVIVAL=full`` in the environment runs the whole matrix; without it one case of each kind runs,
+which takes three minutes on two cores.
+"""
+
+import os
 import re
 import signal
 from pathlib import Path
@@ -77,9 +82,24 @@ def compare(
         expected = {n: loss for n, loss in losses(one.output).items() if n > step}
         assert losses(other.output) == expected
         assert said("weights", other.output) == said("weights", one.output)
-    # With more hosts it varies which has rank 0, whose statistics a trainer's first step takes.
-    if len(whole) == 1:
+    # A Gluon trainer's first step takes the statistics of BatchNorm from rank 0. Which host that is
+    # varies, and hosts see other data; a checkpoint holds the statistics of the first host.
+    if rank(whole[0]) == rank((cut or whole)[0]):
         assert said("statistics", again[0].output) == said("statistics", whole[0].output)
+
+
+def rank(end: Ended) -> Optional[str]:
+    """Return the rank that a host had in the first step, or ``None`` where it does not matter."""
+    found = re.search(r"rank (\d+) \.", end.output)
+    return found.group(1) if found else None
+
+
+FULL = os.environ.get("SURVIVAL") == "full"
+
+
+def matrix(cases: Sequence[Any], always: Sequence[Any]) -> Sequence[Any]:
+    """Return the cases that run: all of them, or those that always do."""
+    return cases if FULL else always
 
 
 CASES = [
@@ -90,7 +110,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kind, kvstore, hosts, optimizer", CASES)
+ALWAYS = [
+    ("gluon", "device", 1, "sgd"),
+    ("gluon", "dist_sync", 2, "drifting"),
+    ("module", "dist_sync", 2, "adam"),
+]
+
+
+@pytest.mark.parametrize("kind, kvstore, hosts, optimizer", matrix(CASES, ALWAYS))
 def test_killed_in_the_middle_of_an_epoch(
     tmp_path: Path, kind: str, kvstore: str, hosts: int, optimizer: str
 ) -> None:
@@ -102,24 +129,23 @@ def test_killed_in_the_middle_of_an_epoch(
     compare(whole, again, 4, cut)
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"OPTIMIZER": "half"},
-        {"OPTIMIZER": "scheduled"},
-        {"OPTIMIZER": "adam", "ON_KVSTORE": "0"},
-        {"OPTIMIZER": "adam", "SPLIT": "50"},
-    ],
-    ids=["multi-precision", "scheduler", "optimizer on workers", "keys split over servers"],
-)
-def test_wherever_the_optimizer_has_its_state(tmp_path: Path, extra: Mapping[str, str]) -> None:
-    env = {"KVSTORE": "dist_sync", **extra}
+STATES = {
+    "multi-precision": {"OPTIMIZER": "half"},
+    "scheduler": {"OPTIMIZER": "scheduled"},
+    "optimizer on workers": {"OPTIMIZER": "adam", "ON_KVSTORE": "0"},
+    "keys split over servers": {"OPTIMIZER": "adam", "SPLIT": "50"},
+}
+
+
+@pytest.mark.parametrize("where", matrix(list(STATES), ["keys split over servers"]))
+def test_wherever_the_optimizer_has_its_state(tmp_path: Path, where: str) -> None:
+    env = {"KVSTORE": "dist_sync", **STATES[where]}
     whole = run(tmp_path / "whole", "gluon", 2, env)
     cut = run_until(tmp_path / "cut", "gluon", 2, env, 13)
     compare(whole, run(tmp_path / "cut", "gluon", 2, env), 4, cut)
 
 
-@pytest.mark.parametrize("role", ["server", "scheduler"])
+@pytest.mark.parametrize("role", matrix(["server", "scheduler"], ["server"]))
 def test_killed_while_checkpoints_are_written(tmp_path: Path, role: str) -> None:
     env = {"KVSTORE": "dist_sync", "OPTIMIZER": "nag", "EVERY": "1", "PAUSE": "0.005"}
     whole = run(tmp_path / "whole", "gluon", 1, env)
@@ -127,7 +153,7 @@ def test_killed_while_checkpoints_are_written(tmp_path: Path, role: str) -> None
     compare(whole, run(tmp_path / "cut", "gluon", 1, env), 1)
 
 
-@pytest.mark.parametrize("kind", ["gluon", "module"])
+@pytest.mark.parametrize("kind", matrix(["gluon", "module"], ["gluon"]))
 def test_a_stop_writes_a_checkpoint_and_the_next_job_goes_on(tmp_path: Path, kind: str) -> None:
     env = {"KVSTORE": "device", "OPTIMIZER": "adam", "EVERY": "1000", "DROPOUT": "0"}
     whole = run(tmp_path / "whole", kind, 1, env)
@@ -142,7 +168,7 @@ def test_a_stop_writes_a_checkpoint_and_the_next_job_goes_on(tmp_path: Path, kin
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path: Path) -> None:
     env = {"KVSTORE": "dist_sync", "OPTIMIZER": "sgd"}
     whole = run(tmp_path / "whole", "gluon", 2, env)
-    run_until(tmp_path / "cut", "gluon", 2, env, 18)
+    cut = run_until(tmp_path / "cut", "gluon", 2, env, 18)
     directory = tmp_path / "cut" / "algo-1" / "checkpoints"
     older, newest = catalog.listing(str(directory))
     content = bytearray((directory / newest.name).read_bytes())
@@ -150,10 +176,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path: Pat
     (directory / newest.name).write_bytes(content)
     again = run(tmp_path / "cut", "gluon", 2, env)
     assert f"{newest.name} is damaged and not used" in again[0].output
-    compare(whole, again, 4)
+    compare(whole, again, 4, cut)
     assert resumed_at(again[0]) == older.step
 
 
+@pytest.mark.skipif(not FULL, reason="a part of the full matrix")
 def test_more_epochs_go_on_where_fewer_ended(tmp_path: Path) -> None:
     env = {"KVSTORE": "dist_sync", "OPTIMIZER": "adam"}
     whole = run(tmp_path / "whole", "module", 1, {**env, "EPOCHS": "2"})
@@ -161,6 +188,7 @@ def test_more_epochs_go_on_where_fewer_ended(tmp_path: Path) -> None:
     compare(whole, run(tmp_path / "cut", "module", 1, {**env, "EPOCHS": "2"}), 16)
 
 
+@pytest.mark.skipif(not FULL, reason="a part of the full matrix")
 def test_dist_async_goes_on(tmp_path: Path) -> None:
     env = {"KVSTORE": "dist_async", "OPTIMIZER": "adam"}
     run_until(tmp_path, "gluon", 2, env, 13)
