@@ -71,6 +71,40 @@ def test_uneven_job_is_said_without_the_setting(tmp_path: Path) -> None:
         cluster.ended()
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_kvstore_that_python_never_deletes_is_closed(
+    tmp_path: Path, verdicts: Verdicts, hosts: int
+) -> None:
+    """Otherwise MXNet ends with SIGABRT, "terminate called without an active exception"."""
+    body = """
+    import ctypes
+    init()
+    say(push_and_pull())
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kv))
+    """
+    with job(tmp_path, body, hosts, kvstore=True) as cluster:
+        verdicts.succeeded(cluster)
+
+
+def test_a_push_that_its_script_does_not_wait_for_arrives(
+    tmp_path: Path, verdicts: Verdicts
+) -> None:
+    """The last step of a training whose loss nobody reads, and the first host that saves it."""
+    body = """
+    init()
+    gradient = mx.nd.ones((1024, 1024))
+    for _ in range(20):  # the engine has enough to do before the push
+        gradient = mx.nd.dot(gradient, gradient) / 1024
+    if host == "algo-2":
+        kv.push("w", gradient[0, :4])
+        sys.exit()
+    say(push_and_pull())
+    """
+    with job(tmp_path, body, 2, kvstore=True) as cluster:
+        verdicts.succeeded(cluster)
+        assert "[2. 2. 2. 2.]" in cluster[1].output
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 3])
 def test_script_that_never_touches_the_kvstore(
     tmp_path: Path, verdicts: Verdicts, hosts: int

@@ -3,8 +3,9 @@
 The supervisor starts a child with ``SAGEMAKER_MXNET_REPORT_FD`` naming the inherited write end of
 a pipe. Every line is an object with the key ``event``: ``started`` when the process begins its
 work, ``stepped`` when a server's optimizer has run for the first time, ``finished`` when the script
-has. A failure is ``{"event": "failed", "reason": "<one line>", "detail": "<more lines>", "kind":
-"<value of FailureKind>"}``.
+has, ``checkpointing`` when it uses checkpoints, ``checkpoint`` when one of them is complete,
+``resumed`` when it goes on from one. A failure is ``{"event": "failed", "reason": "<one line>",
+"detail": "<more lines>", "kind": "<value of FailureKind>"}``.
 
 Little is imported, as the worker imports this before the user's script.
 """
@@ -80,6 +81,9 @@ class Report:
                 print(f"{reason}\n{detail}".rstrip(), file=sys.stderr, flush=True)
 
 
+_opened = Report(None)
+
+
 def open_report(environ: Optional[MutableMapping[str, str]] = None) -> Report:
     """Take the pipe over from the environment, so that no child of this process has it too.
 
@@ -87,13 +91,20 @@ def open_report(environ: Optional[MutableMapping[str, str]] = None) -> Report:
         environ: where to look, ``os.environ`` by default. The variable is removed from it.
     """
     text = (os.environ if environ is None else environ).pop(FD_VARIABLE, "")
+    global _opened  # noqa: PLW0603
     try:
         fd = int(text)
         os.set_inheritable(fd, False)
         os.set_blocking(fd, False)
     except (ValueError, OSError, OverflowError):
         return Report(None)
-    return Report(fd)
+    _opened = Report(fd)
+    return _opened
+
+
+def opened_report() -> Report:
+    """Return the report that ``open_report`` opened in this process, or one that nobody reads."""
+    return _opened
 
 
 def _line(fields: MutableMapping[str, Any]) -> bytes:

@@ -25,7 +25,8 @@ from typing import List, NoReturn, Optional
 
 from sagemaker_mxnet_toolkit import compatibility, tracebacks
 from sagemaker_mxnet_toolkit.processes.child_report import EXCEPTION, EXIT_STATUS, Report
-from sagemaker_mxnet_training.roles import signal_handlers
+from sagemaker_mxnet_training.roles import optimizer_states, signal_handlers
+from sagemaker_mxnet_training.roles.open_kvstores import OpenKVStores
 
 _TRACEBACK_LIMIT = 8192
 _EXIT_HANDLERS_SECONDS = 3.0
@@ -38,6 +39,7 @@ def main(arguments: List[str], report: Report) -> None:
     compatibility.install()
     _watch_native_crashes()
     signal_handlers.watch(run.end)
+    compatibility.after_import(optimizer_states.explain)
     run.begin()
     try:
         if kind == "script":
@@ -60,8 +62,9 @@ class _Run:
     def __init__(self, report: Report) -> None:
         self.pid = os.getpid()
         self._report = report
-        # Exit handlers run last in, first out: this one after the script's own, and before MXNet's,
-        # which waits for pushes and pulls that may never end.
+        self._kvstores = OpenKVStores()
+        # Exit handlers run last in, first out: these after the script's own and before MXNet's. The
+        # report comes first, since the kvstores wait for the other workers.
         self._register()
         compatibility.after_import(self._register)
 
@@ -70,8 +73,9 @@ class _Run:
         self._report.event("started")
 
     def _register(self) -> None:
-        atexit.unregister(self._finished)
-        atexit.register(self._finished)
+        for handler in (self._kvstores.close, self._finished):
+            atexit.unregister(handler)
+            atexit.register(handler)
 
     def _finished(self) -> None:
         if os.getpid() == self.pid:
@@ -90,6 +94,7 @@ class _Run:
             _print_and_report(error, self._report)
         if status != 0:
             atexit.unregister(self._finished)
+        atexit.unregister(self._kvstores.close)  # the others may never close theirs
         _run_exit_handlers()
         if status == 0:
             self._finished()

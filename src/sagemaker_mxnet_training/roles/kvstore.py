@@ -27,6 +27,7 @@ from sagemaker_mxnet_toolkit.processes.child_report import (
     REQUIREMENTS,
     Report,
 )
+from sagemaker_mxnet_training.roles.server_state import PREFIX, ServerState
 
 _OPTIMIZER_COMMAND = 0
 """Command that ``KVStore.set_optimizer`` sends, its body the pickled optimizer (MXNet 1.9.1)."""
@@ -95,15 +96,22 @@ def _controller(store: ctypes.c_void_p, report: Report) -> Callable[[int, bytes,
     # MXNet's own object around the store. There is one for good: its destructor frees the store,
     # and every worker of a job may send an optimizer.
     kvstores: List[Any] = []
+    state = ServerState()
 
     def command(number: int, body: bytes, _: Any) -> None:
         if number != _OPTIMIZER_COMMAND:
+            return
+        if body.startswith(PREFIX.encode()):
+            try:
+                state.carry_out(body, kvstores[0].rank if kvstores else -1)
+            except BaseException as error:
+                _fail(report, "the server's part of a checkpoint cannot be restored", error)
             return
         try:
             mxnet = _import_mxnet()
             if not kvstores:
                 kvstores.append(mxnet.kvstore.KVStore(store))
-            kvstores[0]._set_updater(_updater(mxnet, pickle.loads(body), report))
+            kvstores[0]._set_updater(_updater(mxnet, pickle.loads(body), report, state))
         except BaseException as error:
             _fail(report, "the optimizer that the worker sent cannot be loaded", error)
 
@@ -121,13 +129,17 @@ def _import_mxnet() -> Any:
     return mxnet
 
 
-def _updater(mxnet: Any, optimizer: Any, report: Report) -> Callable[[Any, Any, Any], None]:
+def _updater(
+    mxnet: Any, optimizer: Any, report: Report, state: ServerState
+) -> Callable[[Any, Any, Any], None]:
     update = mxnet.optimizer.get_updater(optimizer)
+    state.follow(update)
     stepped = False
 
     def guarded(key: Any, gradient: Any, weight: Any) -> None:
         nonlocal stepped
         try:
+            state.before_update(key, weight)
             update(key, gradient, weight)
         except BaseException as error:
             name = type(optimizer).__name__

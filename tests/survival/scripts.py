@@ -1,0 +1,147 @@
+"""Training scripts whose every loss and last weights can be compared, bit for bit."""
+
+COMMON = '''
+import hashlib, json, logging
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon
+from sagemaker_mxnet_training.checkpoints import Checkpoint
+
+hosts = json.loads(os.environ["SM_HOSTS"])
+index = hosts.index(host)
+KVSTORE = os.environ["KVSTORE"]
+EPOCHS, BATCH = int(os.environ.get("EPOCHS", 3)), 8
+EVERY = int(os.environ.get("EVERY", 4))
+DROPOUT = float(os.environ.get("DROPOUT", 0.3))
+PAUSE = float(os.environ.get("PAUSE", 0.03))
+
+
+@mx.optimizer.register
+class Drifting(mx.optimizer.Optimizer):
+    """Has a state, and counters of its own: one for each key, since keys come in any order."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.calls = {}
+
+    def create_state(self, index, weight):
+        return mx.nd.zeros_like(weight)
+
+    def update(self, index, weight, grad, state):
+        self._update_count(index)
+        self.calls[index] = self.calls.get(index, 0) + 1
+        state[:] = 0.9 * state + grad * self.rescale_grad
+        weight[:] = weight - self._get_lr(index) * state * (1 + 0.01 * (self.calls[index] % 7))
+
+
+OPTIMIZERS = {
+    "sgd": ("sgd", {"learning_rate": 0.1, "momentum": 0.9, "wd": 1e-3}),
+    "adam": ("adam", {"learning_rate": 0.01}),
+    "nag": ("nag", {"learning_rate": 0.1, "momentum": 0.9}),
+    "drifting": ("drifting", {"learning_rate": 0.05}),
+    "scheduled": ("sgd", {
+        "learning_rate": 0.2,
+        "momentum": 0.9,
+        "lr_scheduler": mx.lr_scheduler.FactorScheduler(step=5, factor=0.8),
+    }),
+    "half": ("sgd", {"learning_rate": 0.1, "momentum": 0.9, "multi_precision": True}),
+}
+NAME, OPTIONS = OPTIMIZERS[os.environ["OPTIMIZER"]]
+
+images = np.random.RandomState(1).randn(128, 6).astype("float32")
+labels = np.random.RandomState(2).randint(0, 3, 128).astype("float32")
+images, labels = images[index :: len(hosts)], labels[index :: len(hosts)]
+np.random.seed(7)
+mx.random.seed(7)
+
+
+def digest(arrays):
+    return hashlib.sha256(b"".join(a.asnumpy().tobytes() for a in arrays)).hexdigest()[:16]
+'''
+
+GLUON = (
+    COMMON
+    + """
+class Scale(gluon.HybridBlock):
+    # A float16 weight; without a GPU no large operator computes with one.
+
+    def __init__(self):
+        super().__init__()
+        with self.name_scope():
+            self.scale = self.params.get("scale", shape=(1, 6), dtype="float16", init="ones")
+
+    def hybrid_forward(self, F, x, scale):
+        return F.broadcast_mul(x, F.cast(scale, "float32"))
+
+
+net = gluon.nn.HybridSequential()
+if os.environ["OPTIMIZER"] == "half":
+    net.add(Scale())
+net.add(
+    gluon.nn.Dense(16, activation="relu"),
+    gluon.nn.BatchNorm(),
+    gluon.nn.Dropout(DROPOUT),
+    gluon.nn.Dense(3),
+)
+net.initialize(mx.init.Xavier())
+net.hybridize()
+where = {"0": False, "1": True}.get(os.environ.get("ON_KVSTORE", ""))
+trainer = gluon.Trainer(
+    net.collect_params(), NAME, OPTIONS, kvstore=KVSTORE, update_on_kvstore=where
+)
+data = gluon.data.ArrayDataset(images, labels)
+loader = gluon.data.DataLoader(data, BATCH, shuffle=True)
+loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
+
+checkpoint = Checkpoint(net, trainer, every=EVERY)
+for epoch in checkpoint.epochs(EPOCHS):
+    for batch, label in checkpoint.batches(loader):
+        with autograd.record():
+            loss = loss_of(net(batch), label)
+        loss.backward()
+        trainer.step(BATCH * len(hosts))
+        if checkpoint.step == 0:
+            say("rank", trainer._kvstore.rank if trainer._kvstore else 0, ".")
+        say("step", checkpoint.step + 1, float(loss.mean().asscalar()).hex(), ".")
+        time.sleep(PAUSE)
+    checkpoint.state.setdefault("epochs", []).append(epoch)
+say("state", json.dumps(checkpoint.state), ".")
+parameters = list(net.collect_params().values())
+say("weights", digest(p.data() for p in parameters if p.grad_req != "null"), ".")
+say("statistics", digest(p.data() for p in parameters if p.grad_req == "null"), ".")
+"""
+)
+
+MODULE = (
+    COMMON
+    + """
+symbol = mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=16)
+symbol = mx.sym.Dropout(mx.sym.BatchNorm(mx.sym.Activation(symbol, act_type="relu")), p=DROPOUT)
+symbol = mx.sym.SoftmaxOutput(mx.sym.FullyConnected(symbol, num_hidden=3), name="softmax")
+train = mx.io.NDArrayIter(images, labels, BATCH, shuffle=True)
+module = mx.mod.Module(symbol)
+checkpoint = Checkpoint(every=EVERY)
+
+
+def after_batch(param):
+    output = module.get_outputs()[0].asnumpy()
+    say("step", checkpoint.step + 1, hashlib.sha256(output.tobytes()).hexdigest()[:16], ".")
+    time.sleep(PAUSE)
+
+
+checkpoint.fit(
+    module,
+    train,
+    num_epoch=EPOCHS,
+    optimizer=NAME,
+    optimizer_params=OPTIONS,
+    kvstore=KVSTORE,
+    batch_end_callback=after_batch,
+)
+arguments, auxiliary = module.get_params()
+say("weights", digest(arguments.values()), ".")
+say("statistics", digest(auxiliary.values()), ".")
+"""
+)
+
+SCRIPTS = {"gluon": GLUON, "module": MODULE}

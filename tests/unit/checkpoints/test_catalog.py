@@ -1,0 +1,99 @@
+"""Names, order, retention and what is newest."""
+
+from pathlib import Path
+from typing import Set
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagemaker_mxnet_training.checkpoints import catalog, storage
+
+UPLOAD = [catalog.UPLOADING, catalog.UPLOADED]
+
+
+def commit(directory: Path, step: int) -> str:
+    return storage.commit(str(directory), step, [("a", [b"1"])])
+
+
+def test_checkpoints_are_ordered_by_number_not_step(tmp_path: Path) -> None:
+    names = [commit(tmp_path, step) for step in (500, 600, 20)]
+    assert [entry.name for entry in catalog.listing(str(tmp_path))] == names
+    assert [entry.step for entry in catalog.listing(str(tmp_path))] == [500, 600, 20]
+
+
+def test_no_directory_has_no_checkpoints(tmp_path: Path) -> None:
+    assert catalog.newest_whole(str(tmp_path / "none")) == (None, [])
+
+
+def test_markers_and_other_files_are_not_checkpoints(tmp_path: Path) -> None:
+    name = commit(tmp_path, 1)
+    for other in (name + UPLOAD[0], name + UPLOAD[1], name + catalog.IGNORED, "model.zip", "x"):
+        (tmp_path / other).touch()
+    assert [entry.name for entry in catalog.listing(str(tmp_path))] == [name]
+
+
+def test_a_damaged_one_is_named_and_the_one_before_it_is_taken(tmp_path: Path) -> None:
+    first, second = commit(tmp_path, 1), commit(tmp_path, 2)
+    (tmp_path / second).write_bytes((tmp_path / second).read_bytes()[:-30])
+    entry, damaged = catalog.newest_whole(str(tmp_path))
+    assert entry is not None and entry.name == first
+    assert [damage.name for damage in damaged] == [second]
+
+
+def test_a_name_is_not_used_again_while_a_marker_has_it(tmp_path: Path) -> None:
+    name = commit(tmp_path, 1)
+    (tmp_path / (name + catalog.UPLOADED)).touch()
+    (tmp_path / name).unlink()
+    assert commit(tmp_path, 1) != name
+
+
+def test_retention_keeps_the_newest_and_what_is_being_uploaded(tmp_path: Path) -> None:
+    names = [commit(tmp_path, step) for step in range(5)]
+    (tmp_path / (names[0] + catalog.UPLOADING)).touch()
+    (tmp_path / (names[1] + catalog.UPLOADING)).touch()
+    (tmp_path / (names[1] + catalog.UPLOADED)).touch()
+    storage.retain(str(tmp_path), 2)
+    left = [entry.name for entry in catalog.listing(str(tmp_path))]
+    assert left == [names[0], names[3], names[4]]
+
+
+def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    kept = tmp_path / f"mine{catalog.IGNORED}"
+    kept.touch()
+    left = tmp_path / catalog.temporary_name(catalog.next_name([], 7))
+    left.touch()
+    storage.prepare(str(tmp_path))
+    assert kept.exists() and not left.exists()
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+@given(
+    numbers=st.sets(st.integers(1, 30)),
+    uploading=st.sets(st.integers(1, 30)),
+    uploaded=st.sets(st.integers(1, 30)),
+)
+def test_retention_never_deletes_what_it_must_keep(
+    keep: int, numbers: Set[int], uploading: Set[int], uploaded: Set[int]
+) -> None:
+    def name(number: int) -> str:
+        return f"checkpoint-{number:06d}-step-1.zip"
+
+    names = {name(n) for n in numbers}
+    names |= {name(n) + catalog.UPLOADING for n in uploading}
+    names |= {name(n) + catalog.UPLOADED for n in uploaded}
+    gone = set(catalog.expired(names, keep))
+    newest = {name(n) for n in sorted(numbers)[-keep:]}
+    busy = {name(n) for n in numbers & (uploading - uploaded)}
+    assert gone == {name(n) for n in numbers} - newest - busy
+
+
+def test_the_catalog_needs_neither_mxnet_nor_numpy() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from sagemaker_mxnet_training.checkpoints import catalog, Checkpoint\n"
+        "print([name for name in ('mxnet', 'numpy') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

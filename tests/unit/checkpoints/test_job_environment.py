@@ -1,0 +1,39 @@
+"""What the helper takes from the environment."""
+
+import pytest
+
+from sagemaker_mxnet_training.checkpoints.job_environment import read
+
+JOB = {"SM_HOSTS": '["b", "a"]', "SM_CURRENT_HOST": "b", "SAGEMAKER_BASE_DIR": "/base"}
+
+
+def test_a_job() -> None:
+    job = read({**JOB, "DMLC_NODE_HOST": "10.0.0.2", "DMLC_NUM_SERVER": "4"})
+    assert (job.directory, job.hosts, job.place, job.is_first) == ("/base/checkpoints", 2, 1, False)
+    assert (job.resume, job.address, job.servers) == (None, "10.0.0.2", 4)
+
+
+def test_outside_a_job_this_host_is_the_first() -> None:
+    job = read({})
+    assert (job.directory, job.hosts, job.is_first) == ("/opt/ml/checkpoints", 1, True)
+
+
+def test_a_directory_is_the_argument_or_the_variable() -> None:
+    environ = {**JOB, "SM_CHECKPOINT_DIR": "/variable"}
+    assert read(environ).directory == "/variable"
+    assert read(environ, "/argument").directory == "/argument"
+
+
+@pytest.mark.parametrize("hosts", ["", "[1", '["c"]', "7"])
+def test_hosts_without_this_one_are_refused(hosts: str) -> None:
+    if hosts:
+        with pytest.raises(ValueError, match="SM_HOSTS: expected a JSON list"):
+            read({**JOB, "SM_HOSTS": hosts})
+    else:
+        assert read({**JOB, "SM_HOSTS": hosts}).hosts == 1
+
+
+@pytest.mark.parametrize("resume", ["../other.zip", "/etc/passwd"])
+def test_a_path_is_no_file_name(resume: str) -> None:
+    with pytest.raises(ValueError, match="SAGEMAKER_MXNET_RESUME: expected a file name"):
+        read({**JOB, "SAGEMAKER_MXNET_RESUME": resume})
