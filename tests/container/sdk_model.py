@@ -50,13 +50,9 @@ def ask(model, rows):
 
 def transform(model, file, directory):
     """Transform a file of CSV, many lines at a time."""
+    # No assemble_with="Line": an answer ends in a newline, and a second one is an empty line.
     transformer = model.transformer(
-        1,
-        "local",
-        output_path=f"file://{directory}",
-        accept="text/csv",
-        strategy="MultiRecord",
-        assemble_with="Line",
+        1, "local", output_path=f"file://{directory}", accept="text/csv", strategy="MultiRecord"
     )
     # The SDK follows a job in the cloud only; in local mode the call returns when all is done.
     transformer.transform(

@@ -181,14 +181,11 @@ def test_model_with_entry_point(model: Model, trained: Trained, tmp_path: Path) 
 def test_model_with_source_dir_and_transform_fn(
     model: Model, trained: Trained, tmp_path: Path
 ) -> None:
-    dependency = tmp_path / "library"
-    dependency.mkdir()
-    (dependency / "__init__.py").write_text("")
+    """Local mode mounts ``source_dir`` beside the model, without any ``dependencies``."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "loading.py").write_text("def load(model_dir):\n    return {'dir': model_dir}\n")
     (source / "inference.py").write_text(
-        "import library\n"
         "import loading\n"
         "def model_fn(model_dir):\n"
         "    return loading.load(model_dir)\n"
@@ -197,9 +194,7 @@ def test_model_with_source_dir_and_transform_fn(
         "    return body, content_type\n"
     )
     model.pack({})
-    answers = model.use(
-        entry_point="inference.py", source_dir=str(source), dependencies=[str(dependency)]
-    )
+    answers = model.use(entry_point="inference.py", source_dir=str(source))
     check_answers(answers, trained.rows)
 
 
