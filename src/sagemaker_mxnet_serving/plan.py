@@ -78,5 +78,11 @@ def _threads(settings: ServerSettings) -> Dict[str, str]:
 
 
 def _environment(environ: Mapping[str, str]) -> Dict[str, str]:
-    # Nothing is written into a model directory, which is read-only on SageMaker.
-    return {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **environ}
+    return {
+        "PYTHONUNBUFFERED": "1",
+        # Nothing is written into a model directory, which is read-only on SageMaker.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # MXNet would print a line for each executor that is bound.
+        "MXNET_SUBGRAPH_VERBOSE": "0",
+        **environ,
+    }

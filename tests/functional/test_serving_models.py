@@ -673,7 +673,10 @@ def test_a_warm_up_function_gets_the_saved_model(tmp_path):
 # Errors
 
 
-def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(tmp_path, capfd):
+def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(
+    tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setenv("MXNET_SUBGRAPH_VERBOSE", "0")  # as a model process has it
     saved(tmp_path)
     for name, arguments in (
         ("input_fn", "body, content_type"),
@@ -692,7 +695,7 @@ def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(tmp_pat
         assert "/" not in text
         log = capfd.readouterr().err
         assert log.count("the-secret") == 2  # the line of code, and the message
-        assert all("id-7" in line for line in log.splitlines())
+        assert [line for line in log.splitlines() if "id-7" not in line] == []
         assert f"in {name}" in log
         assert "sagemaker_mxnet_serving" not in log
         sys.modules.pop("inference")
