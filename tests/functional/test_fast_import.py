@@ -287,12 +287,12 @@ def test_many_first_imports_at_once(tmp_path):
 
 
 def scipy_loads_submodules_at_once():
-    """Tell whether SciPy is here in a version that is not put off: one before 1.8."""
+    """Tell whether SciPy is here in a version that is not put off: one before 1.9."""
     try:
         version = importlib.metadata.version("scipy")
     except importlib.metadata.PackageNotFoundError:
         return False
-    return tuple(map(int, version.split(".")[:2])) < (1, 8)
+    return tuple(map(int, version.split(".")[:2])) < (1, 9)
 
 
 def test_scipy_and_requests_are_loaded_when_they_are_used(filled):
@@ -315,7 +315,7 @@ def test_scipy_and_requests_are_loaded_when_they_are_used(filled):
     expected = []
     if scipy_loads_submodules_at_once():
         expected.append("scipy")
-    # NumPy before 1.19 loads its test tools itself, and SciPy before 1.8 loads them.
+    # NumPy before 1.19 loads its test tools itself, and SciPy before 1.9 loads them.
     assert first in (str(expected), str([*expected, "numpy.testing"]))
     assert second == "True True"
     assert third in ("True csr [[0.0, 1.0]]", "none")

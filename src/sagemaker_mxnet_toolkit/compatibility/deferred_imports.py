@@ -58,7 +58,7 @@ def _can_wait(name: str) -> bool:
     if package == name:
         return True
     # A script may write ``import mxnet, scipy`` and use ``scipy.stats``. Packages that load their
-    # submodules on demand allow that; SciPy before 1.8 relies on somebody having imported them.
+    # submodules on demand allow that; SciPy before 1.9 relies on somebody having imported them.
     try:
         with open(spec.origin, "rb") as file:
             return b"def __getattr__(" in file.read()
