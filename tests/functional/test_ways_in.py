@@ -202,7 +202,7 @@ def not_executable(tmp_path: Path) -> str:
         (lambda _: "./no/such/file", 127, "No such file or directory"),
         (not_executable, 126, "Permission denied"),
         (str, 126, "Permission denied"),
-        (lambda _: "trian", 127, "expected a command on PATH or one of: train, local"),
+        (lambda _: "trian", 127, "expected a command on PATH or one of: train, serve, local"),
         (lambda _: "", 127, "cannot execute ''"),
     ],
     ids=["missing", "missing-path", "not-executable", "directory", "typing-error", "empty"],
