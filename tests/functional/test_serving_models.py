@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -673,10 +674,7 @@ def test_a_warm_up_function_gets_the_saved_model(tmp_path):
 # Errors
 
 
-def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(
-    tmp_path, capfd, monkeypatch
-):
-    monkeypatch.setenv("MXNET_SUBGRAPH_VERBOSE", "0")  # as a model process has it
+def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(tmp_path, capfd):
     saved(tmp_path)
     for name, arguments in (
         ("input_fn", "body, content_type"),
@@ -693,7 +691,8 @@ def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(
         assert f"{name} raised KeyError; request id-7" in text
         assert "secret" not in text
         assert "/" not in text
-        log = capfd.readouterr().err
+        # Without what libmxnet.so says of its own work, if it says it in this process.
+        log = re.sub(r"(?m)^\[\d\d:\d\d:\d\d\] \S+\.(?:cc|h):\d+: .*\n", "", capfd.readouterr().err)
         assert log.count("the-secret") == 2  # the line of code, and the message
         assert [line for line in log.splitlines() if "id-7" not in line] == []
         assert f"in {name}" in log
