@@ -3,9 +3,15 @@
 The supervisor starts a child with ``SAGEMAKER_MXNET_REPORT_FD`` naming the inherited write end of
 a pipe. Every line is an object with the key ``event``: ``started`` when the process begins its
 work, ``stepped`` when a server's optimizer has run for the first time, ``finished`` when the script
-has, ``checkpointing`` when it uses checkpoints, ``checkpoint`` when one of them is complete,
-``resumed`` when it goes on from one. A failure is ``{"event": "failed", "reason": "<one line>",
-"detail": "<more lines>", "kind": "<value of FailureKind>"}``.
+has. A failure is ``{"event": "failed", "reason": "<one line>", "detail": "<more lines>", "kind":
+"<value of FailureKind>"}``. A script with ``checkpoints.Checkpoint`` adds, on each host:
+
+- ``checkpointing``, with ``directory``: it uses checkpoints in this directory. Sent before it looks
+  for one to go on from.
+- ``resumed``, with ``file`` (a name in that directory) and ``step``: it goes on from this one. Not
+  sent for a fresh start.
+- ``checkpoint``, with ``file``, ``step``, ``epoch``, ``batch`` (all done before it) and ``seconds``
+  (that writing took): one is complete and flushed. Sent by the first host alone, which writes them.
 
 Little is imported, as the worker imports this before the user's script.
 """

@@ -80,6 +80,7 @@ class GluonState(TrainingState):
             CheckpointError: when the checkpoint is one of another network or optimizer.
         """
         trainer, settings = self._trainer, source.about["settings"]
+        self._reset_layouts()
         with as_file(source.read(WEIGHTS)) as path:
             try:
                 self._net.load_parameters(path)
@@ -92,6 +93,21 @@ class GluonState(TrainingState):
         trainer._init_kvstore()
         trainer._init_params()  # gives the kvstore the weights of rank 0: the restored ones
         self.restore_optimizer(source)
+
+    def _reset_layouts(self) -> None:
+        """Give all weights MXNet's plain layout.
+
+        A network that has predicted has weights of convolutions in oneDNN's, copies into them leave
+        it so, and ``KVStore.init`` cannot send such a weight: it is never on the servers, and the
+        first pull of it ends them ("init 1 first"). An operator's result is in the plain one.
+        """
+        import mxnet  # noqa: PLC0415
+
+        for parameter in self._net.collect_params().values():
+            if parameter._data is not None and parameter._stype == "default":
+                for array in parameter.list_data():
+                    plain = array.as_nd_ndarray()
+                    mxnet.nd.zeros(plain.shape, plain.context, plain.dtype, out=plain)
 
     def restore_local_states(self, states: bytes) -> None:
         """Restore the state of the updaters of this process."""
