@@ -39,4 +39,4 @@ def test_the_error_says_what_to_do(tmp_path: Path, body: str, verb: str) -> None
     with job(tmp_path, body, parameter_server=True) as cluster:
         end = cluster[1].ended()
     assert f"the optimizer's state cannot be {verb} here" in end.cause
-    assert "update_on_kvstore=False" in end.cause
+    assert "sagemaker_mxnet_training.checkpoints.Checkpoint(net, trainer)" in end.cause

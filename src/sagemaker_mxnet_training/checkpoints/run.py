@@ -102,15 +102,21 @@ class Run:
             text = json.dumps(about).encode()
             captured = training.capture()
         except Exception as error:
-            self._writer.failed(self.step, error)
+            self._writer.fail(self.step, error)
             return
         members = itertools.chain([(resume.ABOUT, (text,))], captured)
         self._writer.start(position, members, time.monotonic() - began)
 
     def finish(self) -> None:
-        """Write the last checkpoint, if anything was done since the one before."""
+        """Write the last checkpoint, if anything was done since the one before.
+
+        Raises:
+            CheckpointError: when it cannot be written.
+        """
         if self.job.is_first:
             self._writer.settle()
+            if self._writer.failed:
+                self._saved_at = None  # there may be space for it now
             self._write()
             self._writer.wait()
 

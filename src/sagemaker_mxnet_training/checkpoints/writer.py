@@ -52,7 +52,12 @@ class Writer:
         )
         self._thread.start()
 
-    def failed(self, step: int, error: BaseException) -> None:
+    @property
+    def failed(self) -> bool:
+        """Whether the last checkpoint could not be written."""
+        return self._failure is not None
+
+    def fail(self, step: int, error: BaseException) -> None:
         """Warn that a checkpoint cannot be written; ``wait`` raises it."""
         self._failure = error
         _LOG.warning("the checkpoint of step %d is not written: %s", step, _reason(error))
@@ -79,7 +84,7 @@ class Writer:
             storage.prepare(self._directory)
             name = storage.commit(self._directory, position["step"], members)
         except Exception as error:
-            self.failed(position["step"], error)
+            self.fail(position["step"], error)
             return
         seconds = round(time.monotonic() - began, 3)
         self._report.event("checkpoint", file=name, seconds=seconds, **position)

@@ -23,8 +23,10 @@ def _explained(method: Callable[..., Any], verb: str) -> Callable[..., Any]:
         if "dist" in store.type and store._updater is None:
             raise AssertionError(
                 f"the optimizer's state cannot be {verb} here: with kvstore {store.type} it is on "
-                "the servers. Create the gluon.Trainer with update_on_kvstore=False, which keeps "
-                "it on the workers, or save the parameters alone"
+                "the servers. Use sagemaker_mxnet_training.checkpoints.Checkpoint(net, trainer), "
+                "or Checkpoint().fit(module, ...), which saves and restores it with the weights; "
+                "or create the gluon.Trainer with update_on_kvstore=False, which keeps it on the "
+                "workers"
             )
         return method(store, *args, **options)
 
