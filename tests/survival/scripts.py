@@ -14,6 +14,7 @@ EPOCHS, BATCH = int(os.environ.get("EPOCHS", 3)), 8
 EVERY = int(os.environ.get("EVERY", 4))
 DROPOUT = float(os.environ.get("DROPOUT", 0.3))
 PAUSE = float(os.environ.get("PAUSE", 0.03))
+DEVICES = [mx.cpu(number) for number in range(int(os.environ.get("DEVICES", 1)))]
 
 
 @mx.optimizer.register
@@ -43,6 +44,10 @@ OPTIMIZERS = {
         "learning_rate": 0.2,
         "momentum": 0.9,
         "lr_scheduler": mx.lr_scheduler.FactorScheduler(step=5, factor=0.8),
+    }),
+    "warming": ("sgd", {
+        "learning_rate": 0.1,
+        "lr_scheduler": mx.lr_scheduler.CosineScheduler(40, base_lr=0.1, warmup_steps=8),
     }),
     "half": ("sgd", {"learning_rate": 0.1, "momentum": 0.9, "multi_precision": True}),
 }
@@ -74,41 +79,55 @@ class Scale(gluon.HybridBlock):
         return F.broadcast_mul(x, F.cast(scale, "float32"))
 
 
+FEATURES = (1, 2, 3) if "CONVOLUTION" in os.environ else (6,)
 net = gluon.nn.HybridSequential()
 if os.environ["OPTIMIZER"] == "half":
     net.add(Scale())
+if "CONVOLUTION" in os.environ:
+    net.add(gluon.nn.Conv2D(16, kernel_size=3, padding=1, activation="relu"))
 net.add(
     gluon.nn.Dense(16, activation="relu"),
     gluon.nn.BatchNorm(),
     gluon.nn.Dropout(DROPOUT),
     gluon.nn.Dense(3),
 )
-net.initialize(mx.init.Xavier())
+net.initialize(mx.init.Xavier(), ctx=DEVICES)
 net.hybridize()
+images = images.reshape((-1, *FEATURES))
+if "PREDICTED" in os.environ:  # gives all parameters their shapes and values before the Checkpoint
+    net(mx.nd.array(images[:1])).wait_to_read()
+kvstore = mx.kv.create(KVSTORE) if "OBJECT" in os.environ else KVSTORE
 where = {"0": False, "1": True}.get(os.environ.get("ON_KVSTORE", ""))
 trainer = gluon.Trainer(
-    net.collect_params(), NAME, OPTIONS, kvstore=KVSTORE, update_on_kvstore=where
+    net.collect_params(), NAME, OPTIONS, kvstore=kvstore, update_on_kvstore=where
 )
 data = gluon.data.ArrayDataset(images, labels)
 loader = gluon.data.DataLoader(data, BATCH, shuffle=True)
 loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
 
+
+def of_each_device(batch):
+    return gluon.utils.split_and_load(batch, DEVICES)
+
+
 checkpoint = Checkpoint(net, trainer, every=EVERY)
 for epoch in checkpoint.epochs(EPOCHS):
     for batch, label in checkpoint.batches(loader):
         with autograd.record():
-            loss = loss_of(net(batch), label)
-        loss.backward()
+            parts = zip(of_each_device(batch), of_each_device(label))
+            losses = [loss_of(net(x), y) for x, y in parts]
+        autograd.backward(losses)
         trainer.step(BATCH * len(hosts))
         if checkpoint.step == 0:
             say("rank", trainer._kvstore.rank if trainer._kvstore else 0, ".")
-        say("step", checkpoint.step + 1, float(loss.mean().asscalar()).hex(), ".")
+        loss = sum(float(each.sum().asscalar()) for each in losses)
+        say("step", checkpoint.step + 1, loss.hex(), ".")
         time.sleep(PAUSE)
     checkpoint.state.setdefault("epochs", []).append(epoch)
 say("state", json.dumps(checkpoint.state), ".")
-parameters = list(net.collect_params().values())
-say("weights", digest(p.data() for p in parameters if p.grad_req != "null"), ".")
-say("statistics", digest(p.data() for p in parameters if p.grad_req == "null"), ".")
+parameters = [(p.list_data()[0], p.grad_req) for p in net.collect_params().values()]
+say("weights", digest(array for array, grad_req in parameters if grad_req != "null"), ".")
+say("statistics", digest(array for array, grad_req in parameters if grad_req == "null"), ".")
 """
 )
 
@@ -119,12 +138,12 @@ symbol = mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=16)
 symbol = mx.sym.Dropout(mx.sym.BatchNorm(mx.sym.Activation(symbol, act_type="relu")), p=DROPOUT)
 symbol = mx.sym.SoftmaxOutput(mx.sym.FullyConnected(symbol, num_hidden=3), name="softmax")
 train = mx.io.NDArrayIter(images, labels, BATCH, shuffle=True)
-module = mx.mod.Module(symbol)
+module = mx.mod.Module(symbol, context=DEVICES)
 checkpoint = Checkpoint(every=EVERY)
 
 
 def after_batch(param):
-    output = module.get_outputs()[0].asnumpy()
+    output = module.get_outputs()[0].asnumpy()  # that of all devices
     say("step", checkpoint.step + 1, hashlib.sha256(output.tobytes()).hexdigest()[:16], ".")
     time.sleep(PAUSE)
 

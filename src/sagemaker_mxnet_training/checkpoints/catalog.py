@@ -100,14 +100,22 @@ def next_name(names: Iterable[str], step: int) -> str:
     return f"{_PREFIX}{number:06d}-step-{step}.zip"
 
 
-def expired(names: Collection[str], keep: int) -> List[str]:
+def expired(names: Collection[str], keep: int, inherited: Optional[str] = None) -> List[str]:
     """Return the names of the checkpoints to delete: all but the newest ``keep``.
 
-    What is being uploaded stays for now: the agent deletes in S3 what is deleted here, and an
-    upload that loses its file fails.
+    SageMaker's agent deletes in S3 what is deleted here, and an upload that loses its file fails.
+    So two more stay for now: what is being uploaded, and the newest one that S3 has, since those
+    after it may never get there.
+
+    Args:
+        names: of all files in the directory.
+        keep: how many to keep, at least 1.
+        inherited: the one that training went on from, which S3 has.
     """
-    old = entries(names)[:-keep]
-    return [e.name for e in old if e.name + UPLOADING not in names or e.name + UPLOADED in names]
+    known = [entry.name for entry in entries(names)]
+    in_s3 = [name for name in known if name == inherited or name + UPLOADED in names]
+    busy = {n for n in known if n + UPLOADING in names and n + UPLOADED not in names}
+    return [name for name in known[:-keep] if name not in busy and name not in in_s3[-1:]]
 
 
 def temporary_name(name: str) -> str:

@@ -48,7 +48,8 @@ class Checkpoint:
             ``/opt/ml/checkpoints`` (``checkpoints`` below ``SAGEMAKER_BASE_DIR``).
         every: a number of steps, or a ``datetime.timedelta``; by default as often as takes at most
             3.5 % of the time, and every 10 s at most.
-        keep: how many of the newest checkpoints to keep, at least 1.
+        keep: how many of the newest checkpoints to keep, at least 1. The one that a run goes on
+            from stays as well, until a newer one is in S3.
         seed: what random numbers follow from; ``None`` leaves the generators alone.
 
     Raises:

@@ -134,6 +134,7 @@ class Run:
         except KeyError as error:
             raise CheckpointError(f"{source.name}: {resume.ABOUT} has no {error}") from error
         self._saved_at = self.step
+        self._writer.inherited = source.name
         if hosts != self.job.hosts:
             _LOG.warning(
                 "%s was written by a job of %d hosts, this one has %d: batches done before are "

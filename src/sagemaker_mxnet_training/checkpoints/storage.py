@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from typing import Iterable
+from typing import Iterable, Optional
 
 from sagemaker_mxnet_toolkit.fileset import naming
 from sagemaker_mxnet_training.checkpoints import archive, catalog
@@ -49,9 +49,9 @@ def commit(directory: str, step: int, members: Iterable[archive.Member]) -> str:
     return name
 
 
-def retain(directory: str, keep: int) -> None:
-    """Delete all checkpoints but the newest ``keep``; what cannot be deleted stays."""
-    for name in catalog.expired(os.listdir(directory), keep):
+def retain(directory: str, keep: int, inherited: Optional[str] = None) -> None:
+    """Delete what ``catalog.expired`` says; what cannot be deleted stays."""
+    for name in catalog.expired(os.listdir(directory), keep, inherited):
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(directory, name))
 

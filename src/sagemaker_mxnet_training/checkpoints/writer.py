@@ -26,6 +26,8 @@ class Writer:
     def __init__(self, directory: str, keep: int, report: Report) -> None:
         self._directory = directory
         self._keep = keep
+        self.inherited: Optional[str] = None
+        """Name of the file that training goes on from, which S3 has."""
         self._report = report
         self._thread: Optional[threading.Thread] = None
         self._failure: Optional[BaseException] = None
@@ -88,7 +90,7 @@ class Writer:
             return
         seconds = round(time.monotonic() - began, 3)
         self._report.event("checkpoint", file=name, seconds=seconds, **position)
-        storage.retain(self._directory, self._keep)
+        storage.retain(self._directory, self._keep, self.inherited)
         self.cost += time.thread_time() - cpu
 
 

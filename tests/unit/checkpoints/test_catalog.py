@@ -1,7 +1,7 @@
 """Names, order, retention and what is newest."""
 
 from pathlib import Path
-from typing import Set
+from typing import Optional, Set
 
 import pytest
 from hypothesis import given
@@ -55,6 +55,10 @@ def test_retention_keeps_the_newest_and_what_is_being_uploaded(tmp_path: Path) -
     (tmp_path / (names[1] + catalog.UPLOADED)).touch()
     storage.retain(str(tmp_path), 2)
     left = [entry.name for entry in catalog.listing(str(tmp_path))]
+    assert left == [names[0], names[1], names[3], names[4]]
+    (tmp_path / (names[3] + catalog.UPLOADED)).touch()
+    storage.retain(str(tmp_path), 2)
+    left = [entry.name for entry in catalog.listing(str(tmp_path))]
     assert left == [names[0], names[3], names[4]]
 
 
@@ -72,9 +76,14 @@ def test_what_a_killed_writer_left_is_cleared_and_nothing_else(tmp_path: Path) -
     numbers=st.sets(st.integers(1, 30)),
     uploading=st.sets(st.integers(1, 30)),
     uploaded=st.sets(st.integers(1, 30)),
+    inherited=st.none() | st.integers(1, 30),
 )
 def test_retention_never_deletes_what_it_must_keep(
-    keep: int, numbers: Set[int], uploading: Set[int], uploaded: Set[int]
+    keep: int,
+    numbers: Set[int],
+    uploading: Set[int],
+    uploaded: Set[int],
+    inherited: Optional[int],
 ) -> None:
     def name(number: int) -> str:
         return f"checkpoint-{number:06d}-step-1.zip"
@@ -82,10 +91,11 @@ def test_retention_never_deletes_what_it_must_keep(
     names = {name(n) for n in numbers}
     names |= {name(n) + catalog.UPLOADING for n in uploading}
     names |= {name(n) + catalog.UPLOADED for n in uploaded}
-    gone = set(catalog.expired(names, keep))
+    gone = set(catalog.expired(names, keep, inherited and name(inherited)))
     newest = {name(n) for n in sorted(numbers)[-keep:]}
     busy = {name(n) for n in numbers & (uploading - uploaded)}
-    assert gone == {name(n) for n in numbers} - newest - busy
+    in_s3 = {name(n) for n in sorted(numbers & (uploaded | {inherited}))[-1:]}
+    assert gone == {name(n) for n in numbers} - newest - busy - in_s3
 
 
 def test_the_catalog_needs_neither_mxnet_nor_numpy() -> None:

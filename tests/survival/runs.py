@@ -1,0 +1,120 @@
+"""Runs of jobs that are interrupted, and what an uninterrupted one computes."""
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+from tests.cluster import Cluster, Ended, job
+
+from .scripts import SCRIPTS
+
+FULL = os.environ.get("SURVIVAL") == "full"
+"""Whether the whole matrix runs, which takes half an hour; else a case of each kind, 2 minutes."""
+
+Env = Mapping[str, str]
+
+
+def matrix(cases: Sequence[Any], always: Sequence[Any]) -> Sequence[Any]:
+    """Return the cases that run: all of them, or those that always do."""
+    return cases if FULL else always
+
+
+def start(path: Path, kind: str, hosts: int, env: Env) -> Any:
+    """Start a job: a context manager that gives its cluster."""
+    servers = {}
+    if "SPLIT" in env:  # keys of more elements than this are split over all servers
+        servers = {"sagemaker_mxnet_servers_per_host": 2}
+        env = {**env, "MXNET_KVSTORE_BIGARRAY_BOUND": env["SPLIT"]}
+    return job(
+        path,
+        SCRIPTS[kind],
+        hosts=hosts,
+        parameter_server="dist" in env["KVSTORE"],
+        env=env,
+        hyperparameters=servers,
+    )
+
+
+def run(path: Path, kind: str, hosts: int, env: Env) -> List[Ended]:
+    """Run a job to its end."""
+    with start(path, kind, hosts, env) as cluster:
+        ends = cluster.ended(120)
+    assert [end.status for end in ends] == [0] * hosts, ends[0].output
+    return ends
+
+
+def kill(path: Path, kind: str, hosts: int, env: Env, step: int, role: str) -> List[Ended]:
+    """Run a job and kill a process of it, once a step is done everywhere."""
+    with start(path, kind, hosts, env) as cluster:
+        cluster.wait_for(rf"step {step} ")
+        cluster[hosts if role == "worker" else 1].kill(role)
+        ends = cluster.ended(120)
+    assert all(end.status != 0 for end in ends)
+    return ends
+
+
+def stop(path: Path, kind: str, hosts: int, env: Env, step: int) -> List[Ended]:
+    """Run a job and ask it to stop, once a step is done everywhere."""
+    # Enough for a checkpoint, and what the other hosts may wait for theirs.
+    env = {"SAGEMAKER_MXNET_STOP_GRACE": "5", **env}
+    with start(path, kind, hosts, env) as cluster:
+        cluster.wait_for(rf"step {step} ")
+        ask_to_stop(cluster)
+        ends = cluster.ended(120)
+    assert "stopping after step" in ends[0].output
+    assert (ends[0].status, ends[0].success, ends[0].failure) == (0, False, None)
+    return ends
+
+
+def ask_to_stop(cluster: Cluster) -> None:
+    """Send SIGTERM to the first host, as to the others soon after."""
+    cluster[1].kill("entrypoint", signal.SIGTERM)
+
+
+def losses(output: str) -> Dict[int, str]:
+    """Return what was printed for each step."""
+    return {int(number): loss for number, loss in re.findall(r"step (\d+) (\S+) \.", output)}
+
+
+def resumed_at(end: Ended) -> Optional[int]:
+    """Return the step from which a run went on, or ``None`` for a fresh start."""
+    found = re.search(r"training goes on from \S+ step (\d+),", end.output)
+    return int(found.group(1)) if found else None
+
+
+def compare(
+    whole: Sequence[Ended],
+    again: Sequence[Ended],
+    at_least: int,
+    cut: Sequence[Ended],
+    statistics: bool = True,
+) -> None:
+    """Compare an interrupted run, and the one that went on, with an uninterrupted one."""
+    for one, other in zip(whole, cut):
+        before = losses(other.output)
+        assert before == {n: loss for n, loss in losses(one.output).items() if n in before}
+    step = resumed_at(again[0])
+    assert step is not None and step >= at_least, again[0].output
+    for one, other in zip(whole, again):
+        expected = {n: loss for n, loss in losses(one.output).items() if n > step}
+        assert losses(other.output) == expected
+        assert _said("weights", other) == _said("weights", one)
+    # A Gluon trainer's first step takes the statistics of BatchNorm from rank 0. Which host that is
+    # varies, and hosts see other data; a checkpoint holds the statistics of the first host. Those
+    # of a module are the means over its devices, which are restored on each of them.
+    if statistics and _rank(whole[0]) == _rank(cut[0]):
+        assert _said("statistics", again[0]) == _said("statistics", whole[0])
+
+
+def _said(what: str, end: Ended) -> str:
+    found = re.search(rf"{what} (\S+) \.", end.output)
+    assert found, end.output
+    return found.group(1)
+
+
+def _rank(end: Ended) -> Optional[str]:
+    """Return the rank that a host had in the first step, or ``None`` where it does not matter."""
+    found = re.search(r"rank (\d+) \.", end.output)
+    return found.group(1) if found else None
