@@ -177,6 +177,31 @@ class Benchmark:
                         target=target,
                     )
 
+    def survival(self) -> Iterator[Row]:
+        """Train with checkpoints at the automatic interval, and without. Two of them at least."""
+        for million, width, steps, rounds in ((7, 1323, 800, 3), (70, 4183, 180, 1)):
+            values: Dict[int, List[float]] = {0: [], 1: []}
+            written = []
+            for number in range(min(rounds, self.rounds)):
+                for checkpoints in (number % 2, 1 - number % 2):
+                    options = {"layers": 4, "width": width, "steps": steps}
+                    seen = run(
+                        self.toolkits[0],
+                        self.directory,
+                        "train.py",
+                        2,
+                        server=True,
+                        hyperparameters={**options, "checkpoints": checkpoints},
+                        timeout=240.0,
+                    )
+                    seen.exit()
+                    values[checkpoints].append(seen.mean("steps_per_second"))
+                    if checkpoints:
+                        written.append(seen.marks[0]["checkpoints"])
+            name = f"training with checkpoints, 2 hosts, {million} M parameters, beside without"
+            yield Row(name, "steps/s", values[1], values[0], target=0.965, higher_is_better=True)
+            yield Row(f"checkpoints written, {million} M parameters", "", written)
+
     def save(self) -> Iterator[Row]:
         """Save a Module of 500 MB; write as many bytes plainly."""
         theirs: Dict[str, List[float]] = {}
@@ -217,7 +242,17 @@ def _around(seen: Observed) -> Sample:
 def main() -> None:
     """Take the figures that the command line asks for."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark.sh", description=__doc__)
-    names = ("imports", "plain", "requirements", "steps", "fault", "training", "save", "channel")
+    names = (
+        "imports",
+        "plain",
+        "requirements",
+        "steps",
+        "fault",
+        "training",
+        "survival",
+        "save",
+        "channel",
+    )
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--earlier", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement; default 5")

@@ -1,6 +1,7 @@
 """Trains a stack of dense layers over the kvstore with the optimizer on the servers."""
 
 import argparse
+import os
 import time
 
 import mxnet as mx
@@ -11,6 +12,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--layers", type=int)
 parser.add_argument("--width", type=int)
 parser.add_argument("--steps", type=int)
+parser.add_argument("--checkpoints", type=int, default=0)
 arguments = parser.parse_args()
 
 BATCH = 16
@@ -34,13 +36,28 @@ def step():
     trainer.step(BATCH)
 
 
-for _ in range(WARM_UP):
+def numbered(count):
+    """Yield the numbers of the steps."""
+    if not arguments.checkpoints:
+        yield from range(count)
+        return
+    from sagemaker_mxnet_training.checkpoints import Checkpoint, catalog  # noqa: PLC0415
+
+    checkpoint = Checkpoint(net, trainer)
+    for _ in checkpoint.epochs(1):
+        yield from checkpoint.batches(range(count))
+    written = catalog.listing(os.path.join(os.environ["SAGEMAKER_BASE_DIR"], "checkpoints"))
+    mark("checkpoints", written[-1].number - 1 if written else 0)  # but for that of the end
+
+
+total = WARM_UP + arguments.steps
+for number in numbered(total):
+    if number == WARM_UP:
+        mx.nd.waitall()
+        mark("training")
+        began = time.monotonic()
     step()
-mx.nd.waitall()
-mark("training")
-began = time.monotonic()
-for _ in range(arguments.steps):
-    step()
-mx.nd.waitall()
-mark("steps_per_second", arguments.steps / (time.monotonic() - began))
+    if number == total - 1:
+        mx.nd.waitall()
+        mark("steps_per_second", arguments.steps / (time.monotonic() - began))
 mark("trained")

@@ -5,6 +5,7 @@ Each host trains on its own part of the images; the kvstore adds up the gradient
     sagemaker-mxnet-training local --hosts 2 --source-dir examples/digits examples/digits/train.py
 
 or give it to ``sagemaker.mxnet.MXNet`` as ``entry_point``; hyperparameters arrive as arguments.
+Started again with the same checkpoint directory, it goes on where it was.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 from sklearn.datasets import load_digits
 
+from sagemaker_mxnet_training.checkpoints import Checkpoint
 from sagemaker_mxnet_training.training_utils import save
 
 
@@ -29,6 +31,7 @@ def parse_arguments(hosts):
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kvstore", default="dist_sync" if distributed else "device")
     parser.add_argument("--model-dir", default=os.environ.get("SM_MODEL_DIR", "model"))
+    parser.add_argument("--checkpoint-dir", default=os.environ.get("SM_CHECKPOINT_DIR"))
     return parser.parse_args()
 
 
@@ -79,22 +82,24 @@ def main():
     validation_images = mx.nd.array(validation_images, ctx=device)
 
     net = build_network(device)
+    net(images[:1])  # now it has shapes, and could be saved if no epoch were left to do
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     kv = mx.kv.create(args.kvstore)
     print(f"{hosts[index]}: rank={kv.rank} num_workers={kv.num_workers} steps={steps}", flush=True)
     trainer = gluon.Trainer(net.collect_params(), "adam", {"learning_rate": args.lr}, kvstore=kv)
 
-    shuffle = np.random.RandomState(args.seed + index)
-    for epoch in range(1, args.epochs + 1):
-        order = mx.nd.array(shuffle.permutation(len(images)), ctx=device)
-        for step in range(steps):
-            batch = order[step * args.batch_size : (step + 1) * args.batch_size]
+    # Goes on from the last checkpoint, if there is one; its seeds make a shuffle repeatable.
+    checkpoint = Checkpoint(net, trainer, seed=args.seed, directory=args.checkpoint_dir)
+    for epoch in checkpoint.epochs(args.epochs):
+        order = mx.nd.array(np.random.permutation(len(images)), ctx=device)
+        batches = order[: steps * args.batch_size].reshape((steps, args.batch_size))
+        for batch in checkpoint.batches(batches):
             with autograd.record():
                 loss = loss_of(net(images.take(batch)), labels.take(batch))
             loss.backward()
             trainer.step(args.batch_size * kv.num_workers)
         measured = accuracy(net, validation_images, validation_labels)
-        print(f"epoch={epoch} validation-accuracy={measured:.4f}", flush=True)
+        print(f"epoch={epoch + 1} validation-accuracy={measured:.4f}", flush=True)
 
     save(args.model_dir, net)  # on the first host; the others return at once
 

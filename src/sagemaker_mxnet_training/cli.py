@@ -135,6 +135,11 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where hosts have their /opt/ml (default: runs/<script>-<time>)",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint of the earlier run in --run-dir",
+    )
 
 
 def _train(options: argparse.Namespace) -> NoReturn:

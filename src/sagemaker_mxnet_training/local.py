@@ -24,6 +24,7 @@ from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import Outcome, exit_status
 from sagemaker_mxnet_toolkit.log import write_all
 from sagemaker_mxnet_toolkit.processes.signals import STOP_SIGNALS, SignalPipe
+from sagemaker_mxnet_training.checkpoints import catalog, job_environment
 from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.host import result, timeline, verdict_text
 from sagemaker_mxnet_training.host.phase import HostPhase
@@ -92,6 +93,12 @@ def plan_run(options: argparse.Namespace, environ: Mapping[str, str], directory:
     trouble = configuration.check_writable(run_dir)
     if trouble is not None:
         faults.append(f"--run-dir: {trouble}")
+    names = tuple(f"algo-{number}" for number in range(1, count + 1))
+    if options.resume and not _checkpoints(run_dir, names[0]):
+        place = (
+            "of an earlier run" if options.run_dir is None else f"with checkpoints, not {run_dir}"
+        )
+        faults.append(f"--resume: expected --run-dir, the directory {place}")
     if faults:
         raise UsageError("; ".join(faults))
     server = count > 1 if options.parameter_server is None else options.parameter_server
@@ -100,8 +107,10 @@ def plan_run(options: argparse.Namespace, environ: Mapping[str, str], directory:
     hyperparameters["sagemaker_parameter_server_enabled"] = json.dumps(server)
     kept = {k: v for k, v in environ.items() if not k.startswith(("SM_", "DMLC_", "SAGEMAKER_"))}
     own = {k: v for k, v in environ.items() if k.startswith("SAGEMAKER_MXNET_")}
+    if not options.resume:
+        own.setdefault(job_environment.RESUME_VARIABLE, job_environment.NOTHING)
     return Run(
-        hosts=tuple(f"algo-{number}" for number in range(1, count + 1)),
+        hosts=names,
         script=script,
         source_dir=source_dir,
         run_dir=run_dir,
@@ -109,6 +118,10 @@ def plan_run(options: argparse.Namespace, environ: Mapping[str, str], directory:
         channels=channels,
         environment={**kept, **own, **variables},
     )
+
+
+def _checkpoints(run_dir: str, host: str) -> List[catalog.Entry]:
+    return catalog.listing(os.path.join(run_dir, host, "checkpoints"))
 
 
 def _count(text: str, faults: List[str]) -> int:
@@ -304,6 +317,8 @@ class _LocalJob:
         if failure is not None:
             advice = verdict_text.advice(failure, failure.host, self._job.source_dir)
             lines.append(f"  next    {advice}")
+        if outcome is not Outcome.SUCCESS and _checkpoints(self._job.run_dir, self._job.hosts[0]):
+            lines.append(f"  resume  the same command with --run-dir {self._job.run_dir} --resume")
         lines.append(f"  phases  {_phases(hosts)}")
         model = os.path.join(self._job.run_dir, self._job.hosts[0], "model")
         files = sorted(os.listdir(model)) if os.path.isdir(model) else []

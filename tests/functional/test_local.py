@@ -464,6 +464,44 @@ def test_second_run_in_the_same_directory(terminal: Terminal) -> None:
     assert "cause" not in summary(done.stdout)
 
 
+HALF = """
+import os
+import mxnet as mx
+from sagemaker_mxnet_training.checkpoints import Checkpoint
+net = mx.gluon.nn.Dense(1)
+net.initialize()
+trainer = mx.gluon.Trainer(net.collect_params(), "adam")
+checkpoint = Checkpoint(net, trainer, every=1)
+for epoch in checkpoint.epochs(2):
+    if os.environ.get("FAIL") == str(epoch):
+        raise ValueError("boom")
+    for batch in checkpoint.batches([mx.nd.ones((1, 2))] * 3):
+        with mx.autograd.record():
+            loss = net(batch)
+        loss.backward()
+        trainer.step(1)
+        print("did step", checkpoint.step, flush=True)
+"""
+
+
+def steps(done: "subprocess.CompletedProcess[str]") -> List[int]:
+    return [int(number) for number in re.findall(r"did step (\d+)$", done.stdout, re.MULTILINE)]
+
+
+def test_resume_goes_on_and_a_run_without_it_begins_afresh(terminal: Terminal) -> None:
+    terminal.write("train.py", HALF)
+    failed = terminal.run("--run-dir", "run", "train.py", FAIL="1")
+    assert steps(failed) == [0, 1, 2]
+    run_dir = terminal.directory / "run"
+    expected = f"resume  the same command with --run-dir {run_dir} --resume"
+    assert summary(failed.stdout)["resume"] == expected
+    again = steps(terminal.run("--run-dir", "run", "--resume", "train.py"))
+    assert again in ([1, 2, 3, 4, 5], [2, 3, 4, 5], [3, 4, 5])  # the last one written in time
+    afresh = terminal.run("--run-dir", "run", "train.py")
+    assert steps(afresh) == [0, 1, 2, 3, 4, 5]
+    assert "resume" not in summary(afresh.stdout)
+
+
 def test_settings_of_our_own(terminal: Terminal) -> None:
     terminal.write("train.py", "pass")
     done = terminal.run("--hyperparameter", "sagemaker_mxnet_stop_grace=7", "train.py",
@@ -528,6 +566,11 @@ WRONG: Dict[str, Tuple[List[str], List[str]]] = {
     "run-dir-below-a-file": (
         ["--run-dir", "/dev/null/run", "train.py"],
         ["/dev/null/run", "directory"],
+    ),
+    "resume-what": (["--resume", "train.py"], ["--resume", "expected --run-dir"]),
+    "resume-nothing": (
+        ["--resume", "--run-dir", "digits", "train.py"],
+        ["--resume", "--run-dir", "with checkpoints", "digits"],
     ),
 }
 

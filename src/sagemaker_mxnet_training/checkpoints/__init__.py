@@ -9,7 +9,9 @@ What this package and whoever supervises the script's processes know of each oth
 
 - ``SAGEMAKER_MXNET_RESUME`` in the environment of every role, the same on all hosts: the name of
   the file to go on from, in the script's directory of checkpoints, or ``none`` for a fresh start.
-  Without it the first host takes its newest whole checkpoint, and tells the other hosts.
+  Without it the first host takes its newest whole checkpoint, and tells the other hosts. In the
+  job's own environment it is the user's choice, for the first attempt: ``local`` sets ``none``
+  there, unless told to resume.
 - ``catalog.newest_whole(directory)`` says which one that is. It only reads files, every byte of
   them: that takes a second for each gigabyte or so.
 - The events ``checkpointing``, ``resumed`` and ``checkpoint`` (``processes.child_report`` has their
@@ -20,8 +22,8 @@ What this package and whoever supervises the script's processes know of each oth
 ``Checkpoint`` is imported when it is first used: ``catalog`` needs neither MXNet nor NumPy, and is
 imported in 0.04 s of CPU.
 
-Experimental, and not documented for users yet. Known fault: on two hosts a stop ends the first host
-at once, and the others only after ``stop_grace``.
+Known fault: on two hosts a stop ends the first host at once, and the others only after
+``stop_grace``.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -2,9 +2,10 @@
 
 import json
 import os
+import random
 import signal
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
@@ -12,7 +13,7 @@ mx = pytest.importorskip("mxnet")
 
 from sagemaker_mxnet_training.checkpoints import Checkpoint, CheckpointError  # noqa: E402
 from sagemaker_mxnet_training.checkpoints.archive import Archive  # noqa: E402
-from sagemaker_mxnet_training.checkpoints.catalog import listing  # noqa: E402
+from sagemaker_mxnet_training.checkpoints.catalog import listing, verify  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +25,17 @@ def signals() -> Iterator[None]:
 
 
 class Training:
-    def __init__(self, directory: Path, units: int = 1, **options: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        units: int = 1,
+        prepare: Callable[[Any], None] = lambda _: None,
+        **options: Any,
+    ) -> None:
         self.net = mx.gluon.nn.Dense(units)
         self.net.initialize()
         self.trainer = mx.gluon.Trainer(self.net.collect_params(), "adam")
+        prepare(self.trainer)
         self.data = [mx.nd.ones((2, 3)) * number for number in range(4)]
         self.options = {"every": 1, "directory": str(directory), **options}
         self.checkpoint = Checkpoint(self.net, self.trainer, **self.options)
@@ -113,6 +121,52 @@ def test_a_directory_that_is_a_file_is_a_warning_until_the_end(tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="the last checkpoint is not written"):
         Training(tmp_path / "file").run(1)
+
+
+def test_the_learning_rate_that_the_script_set_is_restored(tmp_path: Path) -> None:
+    first = Training(tmp_path)
+    first.trainer.set_learning_rate(0.25)
+    first.run(1)
+    assert Training(tmp_path).trainer.learning_rate == 0.25
+
+
+def test_the_loss_scale_of_mixed_precision_is_restored(tmp_path: Path) -> None:
+    class Scaler:
+        loss_scale, unskipped = 65536.0, 0
+        has_overflow = staticmethod(lambda _: False)
+
+        def __init__(self) -> None:
+            self.loss_scale = 65536.0
+
+    def with_scaler(trainer: Any) -> None:
+        trainer._amp_loss_scaler = Scaler()
+
+    first = Training(tmp_path, prepare=with_scaler)
+    first.trainer._amp_loss_scaler.loss_scale = 128.0
+    first.run(1)
+    second = Training(tmp_path, prepare=with_scaler)
+    assert second.trainer._amp_loss_scaler.loss_scale == 128.0
+
+
+def test_damage_is_noticed_or_harmless(tmp_path: Path) -> None:
+    Training(tmp_path).run(1)
+    path = tmp_path / listing(str(tmp_path))[-1].name
+    whole = path.read_bytes()
+
+    def content() -> Dict[str, bytes]:
+        with Archive(str(path)) as archive:
+            return {name: archive.read(name) for name in archive.names}
+
+    expected = content()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert verify(str(path)) is not None, length
+    for bit in random.Random(3).sample(range(8 * len(whole)), 1000):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        if verify(str(path)) is None:
+            assert content() == expected, bit
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
