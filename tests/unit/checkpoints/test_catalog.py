@@ -1,5 +1,7 @@
 """Names, order, retention and what is newest."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Optional, Set
 
@@ -98,12 +100,18 @@ def test_retention_never_deletes_what_it_must_keep(
     assert gone == {name(n) for n in numbers} - newest - busy - in_s3
 
 
-def test_the_catalog_needs_neither_mxnet_nor_numpy() -> None:
-    import subprocess
-    import sys
+def imported(code: str) -> Set[str]:
+    """Return the modules that are imported when some code has run."""
+    command = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"]
+    return set(subprocess.check_output(command, text=True).split())
 
-    code = (
-        "import sys; from sagemaker_mxnet_training.checkpoints import catalog, Checkpoint\n"
-        "print([name for name in ('mxnet', 'numpy') if name in sys.modules])"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+def test_the_catalog_needs_neither_mxnet_nor_numpy_nor_what_scripts_use() -> None:
+    modules = imported("from sagemaker_mxnet_training.checkpoints import catalog")
+    assert not {"mxnet", "numpy", "sagemaker_mxnet_training.checkpoints.checkpoint"} & modules
+
+
+@pytest.mark.parametrize("role", ["bootstrap", "kvstore"])
+def test_who_uses_no_checkpoints_imports_nothing_of_them(role: str) -> None:
+    modules = imported(f"import sagemaker_mxnet_training.roles.{role}")
+    assert not [name for name in modules if "checkpoints" in name]
