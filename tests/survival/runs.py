@@ -45,11 +45,11 @@ def run(path: Path, kind: str, hosts: int, env: Env) -> List[Ended]:
     return ends
 
 
-def kill(path: Path, kind: str, hosts: int, env: Env, step: int, role: str) -> List[Ended]:
-    """Run a job and kill a process of it, once a step is done everywhere."""
+def kill(path: Path, kind: str, hosts: int, env: Env, step: int) -> List[Ended]:
+    """Run a job and kill its last host, once a step is done everywhere."""
     with start(path, kind, hosts, env) as cluster:
         cluster.wait_for(rf"step {step} ")
-        cluster[hosts if role == "worker" else 1].kill(role)
+        cluster[hosts].kill("entrypoint")
         ends = cluster.ended(120)
     assert all(end.status != 0 for end in ends)
     return ends

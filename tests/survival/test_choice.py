@@ -68,7 +68,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(
     tmp_path: Path, whole: Whole, hosts: int
 ) -> None:
     env = {"KVSTORE": "dist_sync", "OPTIMIZER": "adam"}
-    cut = kill(tmp_path, "module", hosts, env, 18, "worker")
+    cut = kill(tmp_path, "module", hosts, env, 18)
     older, newest = listed(tmp_path)
     damaged = tmp_path / "algo-1" / "checkpoints" / newest.name
     content = bytearray(damaged.read_bytes())
