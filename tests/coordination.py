@@ -1,12 +1,11 @@
 """What the unit tests of leader and follower put in place of a network and a supervisor."""
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster import messages
 from sagemaker_mxnet_training.cluster.channel import Post
-from sagemaker_mxnet_training.cluster.coordination import Step, Stop, Verdict
-from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_training.cluster.coordination import Restart, Start, Step, Stop, Verdict
 from sagemaker_mxnet_training.config.job import Job, Settings
 
 
@@ -15,6 +14,7 @@ def job(current_host: str, hosts: int = 2, **settings: Any) -> Job:
     directories = (
         "base_dir", "entry_point", "module_dir", "code_dir", "model_dir", "input_dir",
         "input_config_dir", "output_dir", "output_data_dir", "output_intermediate_dir",
+        "checkpoint_dir",
     )  # fmt: skip
     fields: Dict[str, Any] = dict.fromkeys(directories, "/nowhere")
     return Job(
@@ -66,8 +66,14 @@ class FakeSupervisor:
         self.orders: List[Any] = []
         self.coordinator: Any = None
 
-    def start(self, rendezvous: Optional[Rendezvous]) -> None:
-        self.orders.append(("start", rendezvous))
+    def start(self, order: Start) -> None:
+        self.orders.append(order)
+
+    def restart(self, order: Restart) -> None:
+        self.orders.append(order)
+
+    def leave(self) -> None:
+        self.orders.append("leave")
 
     def stepped(self) -> None:
         self.orders.append("stepped")
@@ -82,6 +88,13 @@ class FakeSupervisor:
         self.orders.append(("end", verdict))
 
 
+def kind(order: Any) -> str:
+    """Return the name of an order that a ``FakeSupervisor`` noted."""
+    if isinstance(order, (Start, Restart)):
+        return type(order).__name__.lower()
+    return str(order if isinstance(order, str) else order[0])
+
+
 class Idle(FakeSupervisor):
     """A supervisor on which nothing runs: it has finished the moment that it is stopped."""
 
@@ -91,7 +104,7 @@ class Idle(FakeSupervisor):
 
     def drain(self) -> None:
         super().drain()
-        self.coordinator.report_drained()
+        self.coordinator.report_step(Step.DRAINED)
 
 
 class FakeChannel:

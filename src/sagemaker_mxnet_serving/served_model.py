@@ -24,12 +24,12 @@ from sagemaker_mxnet_serving.dispatcher import (
 from sagemaker_mxnet_serving.links import ControlLink, WorkerLink
 from sagemaker_mxnet_serving.metrics import Metrics
 from sagemaker_mxnet_serving.processes import Processes
+from sagemaker_mxnet_toolkit.code import preparation
 from sagemaker_mxnet_toolkit.container import cgroup
 from sagemaker_mxnet_toolkit.errors import StartError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status, signal_name
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
-from sagemaker_mxnet_toolkit.requirements import install
 
 STOP_SECONDS = 2.0
 """Seconds that processes of a model have to end, once nobody waits for an answer of theirs."""
@@ -159,7 +159,7 @@ class ServedModel:
 
     def start(self) -> None:
         """Begin to install, and then to load."""
-        if install.needed(plan.code_dir(self._settings, self.model_dir)):
+        if preparation.install_needed(plan.code_dir(self._settings, self.model_dir)):
             self._start(plan.install(self._settings, self.model_dir, self._environ))
         else:
             self._load()

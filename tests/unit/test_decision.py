@@ -1,52 +1,66 @@
 """Every ending, without a process: the decision, its orders, and what must hold of both."""
 
-from typing import Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
+from dataclasses import replace
+from random import Random
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_training.cluster import decision
-from sagemaker_mxnet_training.cluster.decision import (
-    VERDICT_DELAY,
-    Cluster,
-    Drain,
-    Drained,
+from sagemaker_mxnet_training.cluster.decision import VERDICT_DELAY, Cluster, Phase, advance
+from sagemaker_mxnet_training.cluster.events import (
+    Command,
+    Do,
     End,
     Event,
     Failed,
-    Finished,
-    FirstStep,
-    GaveUp,
-    Joined,
     Lost,
     Order,
-    Phase,
-    Ready,
+    Own,
+    Reported,
+    Restart,
     Start,
-    Stepped,
+    Step,
     Stop,
     StopRequested,
     StopScripts,
-    Tick,
     Verdict,
-    advance,
     lost,
 )
+from sagemaker_mxnet_training.cluster.restarts import FailedAttempt, RestartPolicy, refusal
 
+DRAIN, LEAVE, FIRST_STEP = Do(Command.DRAIN), Do(Command.LEAVE), Do(Command.FIRST_STEP)
 NAMES = ("algo-1", "algo-2", "algo-3", "algo-4")
 STOP = Stop("algo-1", 15)
+NO_RESTARTS = RestartPolicy(max_restarts=0)
+
+
+def did(event: Event, step: Step) -> bool:
+    return isinstance(event, Reported) and event.step is step
+
+
+def name_of(action: Any) -> str:
+    named = action.command.name if isinstance(action, Do) else type(action).__name__
+    return str(named).lower()
 
 
 class Job:
     """A cluster that is fed, with all orders so far."""
 
-    def __init__(self, hosts: int = 2, joined: bool = True, start_time: float = 0.0) -> None:
+    def __init__(
+        self,
+        hosts: int = 2,
+        joined: bool = True,
+        start_time: float = 0.0,
+        policy: RestartPolicy = NO_RESTARTS,
+    ) -> None:
         self.names = NAMES[:hosts]
-        self.cluster = Cluster.of(self.names, "algo-1", start_time)
+        self.cluster = Cluster.of(self.names, "algo-1", start_time, policy)
         self.orders: List[Order] = []
         for name in self.names[1:] if joined else ():
-            self.feed(0.0, Joined(name))
+            self.feed(0.0, Reported(Step.JOINED, name))
 
     def feed(self, now: float, *events: Event) -> List[Order]:
         """Feed events, all seen at one time; return the orders that follow."""
@@ -57,9 +71,9 @@ class Job:
         self.orders.extend(new)
         return new
 
-    def all(self, now: float, kind: type) -> List[Order]:
-        """Feed an event of one kind for every host."""
-        return self.feed(now, *(kind(name) for name in self.names))
+    def all(self, now: float, step: Step, attempt: int = 1) -> List[Order]:
+        """Let every host report a step."""
+        return self.feed(now, *(Reported(step, name, attempt) for name in self.names))
 
 
 def failure(host: str, reason: str = "boom") -> Failure:
@@ -68,149 +82,162 @@ def failure(host: str, reason: str = "boom") -> Failure:
 
 def test_a_job_in_which_all_goes_well_passes_through_all_phases() -> None:
     job = Job()
-    assert job.feed(1.0, Ready("algo-1")) == []
+    assert job.feed(1.0, Reported(Step.READY, "algo-1")) == []
     assert job.cluster.phase is Phase.GATHERING
-    assert job.feed(1.0, Ready("algo-2")) == [Order(Start())]
+    assert job.feed(1.0, Reported(Step.READY, "algo-2")) == [Order(Start(1))]
     assert job.cluster.phase is Phase.TRAINING
-    assert job.feed(2.0, Stepped(), Stepped()) == [Order(FirstStep())]
-    assert job.all(3.0, Finished) == [Order(Drain())]
+    assert job.feed(2.0, Reported(Step.STEPPED, "algo-1"), Reported(Step.STEPPED, "algo-2")) == [
+        Order(FIRST_STEP)
+    ]
+    assert job.all(3.0, Step.FINISHED) == [Order(DRAIN)]
     assert job.cluster.phase is Phase.DRAINING
-    assert job.all(4.0, Drained) == [Order(End(Verdict(Outcome.SUCCESS)))]
+    assert job.all(4.0, Step.DRAINED) == [Order(End(Verdict(Outcome.SUCCESS)))]
     assert job.cluster.phase is Phase.ENDED
 
 
 def test_roles_start_no_sooner_than_they_may() -> None:
     job = Job(start_time=5.0)
-    assert job.all(4.0, Ready) == []
+    assert job.all(4.0, Step.READY) == []
     assert job.cluster.due == 5.0
-    assert job.feed(4.9, Tick()) == []
-    assert job.feed(5.0, Tick()) == [Order(Start())]
+    assert job.feed(4.9, Own.TICK) == []
+    assert job.feed(5.0, Own.TICK) == [Order(Start(1))]
     assert job.cluster.due is None
 
 
 def test_a_stop_before_the_start_time_starts_nothing() -> None:
     job = Job(start_time=5.0)
-    job.all(4.0, Ready)
+    job.all(4.0, Step.READY)
     assert job.feed(4.5, StopRequested(STOP, 4.5)) == [Order(StopScripts(STOP))]
-    assert job.feed(6.0, Tick()) == []
+    assert job.feed(6.0, Own.TICK) == []
 
 
 def test_the_verdict_waits_for_an_earlier_failure_to_arrive() -> None:
     job = Job()
-    job.all(1.0, Ready)
+    job.all(1.0, Step.READY)
     assert job.feed(10.02, Failed(failure("algo-1", "lost its peer"), 10.02)) == []
     assert job.feed(10.05, Failed(failure("algo-2"), 10.0)) == []
     assert job.cluster.due == 10.02 + VERDICT_DELAY
-    assert job.feed(10.1, Tick()) == []
-    assert job.feed(10.4, Tick()) == [Order(End(Verdict(Outcome.FAILURE, failure("algo-2"))))]
+    assert job.feed(10.1, Own.TICK) == []
+    assert job.feed(10.4, Own.TICK) == [Order(End(Verdict(Outcome.FAILURE, failure("algo-2"))))]
 
 
 def test_a_failure_after_a_stop_is_no_failure() -> None:
     job = Job()
-    job.all(1.0, Ready)
+    job.all(1.0, Step.READY)
     job.feed(5.0, StopRequested(STOP, 5.0))
     assert job.feed(6.0, Failed(failure("algo-2"), 6.0)) == []
-    assert job.feed(20.0, *map(Finished, NAMES[:2])) == [Order(Drain())]
-    assert job.all(20.0, Drained) == [Order(End(Verdict(Outcome.STOP)))]
+    assert job.feed(20.0, *(Reported(Step.FINISHED, name) for name in NAMES[:2])) == [Order(DRAIN)]
+    assert job.all(20.0, Step.DRAINED) == [Order(End(Verdict(Outcome.STOP)))]
 
 
 def test_a_failure_before_a_stop_is_the_cause_even_when_it_is_heard_later() -> None:
     job = Job()
-    job.all(1.0, Ready)
+    job.all(1.0, Step.READY)
     job.feed(5.0, StopRequested(STOP, 5.0))
     job.feed(5.1, Failed(failure("algo-2"), 4.9))
-    assert job.feed(6.0, Tick()) == [Order(End(Verdict(Outcome.FAILURE, failure("algo-2"))))]
+    assert job.feed(6.0, Own.TICK) == [Order(End(Verdict(Outcome.FAILURE, failure("algo-2"))))]
 
 
 def test_a_stop_before_training_waits_for_members_only() -> None:
     job = Job(hosts=3, joined=False)
-    job.feed(0.0, Joined("algo-2"), Ready("algo-1"))
+    job.feed(0.0, Reported(Step.JOINED, "algo-2"), Reported(Step.READY, "algo-1"))
     assert job.feed(1.0, StopRequested(STOP, 1.0)) == [Order(StopScripts(STOP))]
     assert job.cluster.phase is Phase.STOPPING
-    assert job.feed(2.0, Finished("algo-1")) == []
-    assert job.feed(2.0, Finished("algo-2")) == [Order(Drain())]
-    assert job.feed(2.0, Drained("algo-1"), Drained("algo-2")) == [
+    assert job.feed(2.0, Reported(Step.FINISHED, "algo-1")) == []
+    assert job.feed(2.0, Reported(Step.FINISHED, "algo-2")) == [Order(DRAIN)]
+    assert job.feed(2.0, Reported(Step.DRAINED, "algo-1"), Reported(Step.DRAINED, "algo-2")) == [
         Order(End(Verdict(Outcome.STOP)))
     ]
 
 
 def test_a_host_that_joins_during_a_stop_is_told_and_waited_for() -> None:
     job = Job(joined=False)
-    job.feed(1.0, StopRequested(STOP, 1.0), Finished("algo-1"))
+    job.feed(1.0, StopRequested(STOP, 1.0), Reported(Step.FINISHED, "algo-1"))
     assert job.cluster.phase is Phase.DRAINING
-    assert job.feed(2.0, Joined("algo-2")) == [
+    assert job.feed(2.0, Reported(Step.JOINED, "algo-2")) == [
         Order(StopScripts(STOP), "algo-2"),
-        Order(Drain(), "algo-2"),
+        Order(DRAIN, "algo-2"),
     ]
-    assert job.feed(3.0, Drained("algo-1")) == []
-    assert job.feed(3.0, Drained("algo-2")) == [Order(End(Verdict(Outcome.STOP)))]
+    assert job.feed(3.0, Reported(Step.DRAINED, "algo-1")) == []
+    assert job.feed(3.0, Reported(Step.DRAINED, "algo-2")) == [Order(End(Verdict(Outcome.STOP)))]
 
 
 def test_a_host_that_joins_after_the_end_is_told_the_verdict() -> None:
     job = Job(joined=False)
     job.feed(1.0, Failed(failure("algo-1"), 1.0))
-    job.feed(2.0, Tick())
+    job.feed(2.0, Own.TICK)
     verdict = Verdict(Outcome.FAILURE, failure("algo-1"))
-    assert job.feed(3.0, Joined("algo-2")) == [Order(End(verdict), "algo-2")]
+    assert job.feed(3.0, Reported(Step.JOINED, "algo-2")) == [Order(End(verdict), "algo-2")]
     assert job.cluster.joined == {"algo-1", "algo-2"}
     assert job.feed(4.0, Lost("algo-2", "left", 4.0)) == []
     assert job.cluster.joined == {"algo-1"}
 
 
 def test_a_host_that_is_lost_during_a_stop_is_waited_for_no_longer() -> None:
-    for reached in ([], [Finished("algo-2")], [Finished("algo-2"), Drained("algo-2")]):
+    for reached in (
+        [],
+        [Reported(Step.FINISHED, "algo-2")],
+        [Reported(Step.FINISHED, "algo-2"), Reported(Step.DRAINED, "algo-2")],
+    ):
         job = Job()
-        job.all(1.0, Ready)
+        job.all(1.0, Step.READY)
         job.feed(2.0, StopRequested(STOP, 2.0), *reached)
         job.feed(3.0, Lost("algo-2", "gone", 3.0))
-        job.feed(4.0, Finished("algo-1"), Drained("algo-1"))
+        job.feed(4.0, Reported(Step.FINISHED, "algo-1"), Reported(Step.DRAINED, "algo-1"))
         assert job.cluster.verdict == Verdict(Outcome.STOP)
         assert [order.action for order in job.orders] == [
-            Start(),
+            Start(1),
             StopScripts(STOP),
-            Drain(),
+            DRAIN,
             End(Verdict(Outcome.STOP)),
         ]
 
 
 def test_a_lost_host_is_the_failure_of_a_job_that_does_not_stop() -> None:
     job = Job()
-    job.all(1.0, Ready)
+    job.all(1.0, Step.READY)
     job.feed(2.0, Lost("algo-2", "silent for 15 s", 2.0))
     verdict = Verdict(Outcome.FAILURE, lost("algo-2", "silent for 15 s"))
-    assert job.feed(3.0, Tick()) == [Order(End(verdict))]
+    assert job.feed(3.0, Own.TICK) == [Order(End(verdict))]
     assert verdict.failure is not None
     assert verdict.failure.kind is FailureKind.LOST
 
 
 def test_giving_up_ends_a_stop_at_once() -> None:
     job = Job()
-    job.all(1.0, Ready)
+    job.all(1.0, Step.READY)
     job.feed(2.0, StopRequested(STOP, 2.0))
-    assert job.feed(3.0, GaveUp()) == [Order(End(Verdict(Outcome.STOP)))]
+    assert job.feed(3.0, Own.GAVE_UP) == [Order(End(Verdict(Outcome.STOP)))]
 
 
 def test_giving_up_does_not_hide_a_failure_before_the_stop() -> None:
     job = Job()
     job.feed(2.0, Failed(failure("algo-2"), 1.9))
     job.feed(2.0, StopRequested(STOP, 2.0))
-    assert job.feed(2.1, GaveUp()) == [Order(End(Verdict(Outcome.FAILURE, failure("algo-2"))))]
+    assert job.feed(2.1, Own.GAVE_UP) == [Order(End(Verdict(Outcome.FAILURE, failure("algo-2"))))]
 
 
 def test_a_stop_while_draining_is_ordered_and_counts() -> None:
     job = Job()
-    job.all(1.0, Ready)
-    job.all(2.0, Finished)
+    job.all(1.0, Step.READY)
+    job.all(2.0, Step.FINISHED)
     assert job.feed(3.0, StopRequested(STOP, 3.0)) == [Order(StopScripts(STOP))]
-    assert job.all(4.0, Drained) == [Order(End(Verdict(Outcome.STOP)))]
+    assert job.all(4.0, Step.DRAINED) == [Order(End(Verdict(Outcome.STOP)))]
 
 
 def test_a_stranger_to_the_job_changes_nothing() -> None:
     job = Job()
-    job.all(1.0, Ready)
+    job.all(1.0, Step.READY)
     before = job.cluster
     eve = "eve"
-    job.feed(1.0, Joined(eve), Finished(eve), Drained(eve), Ready(eve), Lost(eve, "", 1.0))
+    job.feed(
+        1.0,
+        Reported(Step.JOINED, eve),
+        Reported(Step.FINISHED, eve),
+        Reported(Step.DRAINED, eve),
+        Reported(Step.READY, eve),
+        Lost(eve, "", 1.0),
+    )
     assert job.cluster == before
 
 
@@ -223,9 +250,9 @@ def test_a_verdict_survives_the_way_to_another_host() -> None:
         assert Verdict.from_json(verdict.to_json()) == verdict
 
 
-KINDS = (
-    Joined, Joined, Lost, Ready, Ready, Stepped, Finished, Drained, Failed, StopRequested, GaveUp,
-    Tick,
+KINDS: Sequence[object] = (
+    Step.JOINED, Step.JOINED, Lost, Step.READY, Step.READY, Step.STEPPED, Step.FINISHED,
+    Step.DRAINED, Failed, StopRequested, Own.GAVE_UP, Own.TICK,
 )  # fmt: skip
 """Kinds of events to draw from; without hosts that join and get ready little happens."""
 
@@ -247,11 +274,11 @@ def histories(draw: st.DrawFn) -> History:
         happened = now - draw(st.floats(0, 2))
         name = draw(st.sampled_from(sorted(members)))
         kind = draw(st.sampled_from(KINDS))
-        if kind is Joined and absent:
+        if kind is Step.JOINED and absent:
             name = draw(st.sampled_from(sorted(absent)))
             absent.discard(name)
             members.add(name)
-            heard.append((now, Joined(name)))
+            heard.append((now, Reported(Step.JOINED, name)))
         elif kind is Lost and len(members) > 1:
             name = draw(st.sampled_from(sorted(members - {"algo-1"})))
             members.discard(name)
@@ -260,10 +287,10 @@ def histories(draw: st.DrawFn) -> History:
             heard.append((now, Failed(failure(name, f"fault {index}"), happened)))
         elif kind is StopRequested:
             heard.append((now, StopRequested(Stop(name, 15), happened)))
-        elif kind in (Ready, Finished, Drained):
-            heard.append((now, kind(name)))
-        elif kind in (Stepped, GaveUp, Tick):
-            heard.append((now, kind()))
+        elif isinstance(kind, Step) and kind is not Step.JOINED:
+            heard.append((now, Reported(kind, name)))
+        elif isinstance(kind, Own):
+            heard.append((now, kind))
     return names, heard
 
 
@@ -271,12 +298,15 @@ def completed(history: History) -> List[Tuple[float, Event]]:
     """Append what sooner or later happens: all that live get on, all that do not are noticed."""
     names, heard = history
     end = (heard[-1][0] if heard else 0.0) + VERDICT_DELAY
-    came = {"algo-1"} | {event.host for _, event in heard if isinstance(event, Joined)}
+    came = {"algo-1"} | {event.host for _, event in heard if did(event, Step.JOINED)}
     gone = {event.host for _, event in heard if isinstance(event, Lost)}
-    tail: List[Event] = [Tick(), *(Joined(name) for name in names if name not in came)]
-    for kind in (Ready, Finished, Drained):
-        tail += [kind(name) for name in names if name not in gone]
-    return heard + [(end, event) for event in tail] + [(end + VERDICT_DELAY, Tick())]
+    tail: List[Event] = [
+        Own.TICK,
+        *(Reported(Step.JOINED, name) for name in names if name not in came),
+    ]
+    for step in (Step.READY, Step.FINISHED, Step.DRAINED):
+        tail += [Reported(step, name) for name in names if name not in gone]
+    return heard + [(end, event) for event in tail] + [(end + VERDICT_DELAY, Own.TICK)]
 
 
 def played(
@@ -304,7 +334,7 @@ def expected(seen: Sequence[Event]) -> Tuple[Outcome, Optional[Failure]]:
     first = min(failures, key=lambda pair: pair[0], default=None)
     if first is not None and first[0] < min(stops, default=float("inf")):
         return Outcome.FAILURE, first[1]
-    if stops or isinstance(seen[-1], GaveUp):
+    if stops or seen[-1] is Own.GAVE_UP:
         return Outcome.STOP, None
     return Outcome.SUCCESS, None
 
@@ -325,21 +355,21 @@ def test_every_history_ends_once_and_names_the_earliest_failure(history: History
 @settings(max_examples=400, deadline=None)
 @given(histories())
 def test_no_host_is_given_an_order_twice_or_out_of_turn(history: History) -> None:
-    turn = {Start: 0, FirstStep: 1, StopScripts: 2, Drain: 3, End: 4}
-    given_to: Dict[str, List[type]] = {name: [] for name in history[0]}
+    turn = {"start": 0, "drain": 1, "end": 2}
+    given_to: Dict[str, List[str]] = {name: [] for name in history[0]}
     for _, _, after, orders in played(history[0], completed(history)):
         for order in orders:
             hosts: FrozenSet[str] = after.joined if order.to is None else frozenset((order.to,))
             assert hosts <= after.joined, "only members can be given orders"
             for host in hosts:
-                given_to[host].append(type(order.action))
-    for kinds in given_to.values():
-        assert len(kinds) == len(set(kinds)), "each at most once"
-        assert End not in kinds[:-1], "nothing after the end"
-        without_notes = [turn[kind] for kind in kinds if kind not in (FirstStep, StopScripts)]
-        assert without_notes == sorted(without_notes)
-        if StopScripts in kinds:
-            assert Start not in kinds[kinds.index(StopScripts) :], "no start after a stop"
+                given_to[host].append(name_of(order.action))
+    for names in given_to.values():
+        assert len(names) == len(set(names)), "each at most once"
+        assert "end" not in names[:-1], "nothing after the end"
+        turns = [turn[name] for name in names if name in turn]
+        assert turns == sorted(turns)
+        if "stopscripts" in names:
+            assert "start" not in names[names.index("stopscripts") :], "no start after a stop"
 
 
 @settings(max_examples=250, deadline=None)
@@ -350,9 +380,10 @@ def test_success_needs_every_host_and_no_fault(history: History) -> None:
         seen.append(event)
         if after.verdict == Verdict(Outcome.SUCCESS):
             names: Set[str] = set(history[0])
-            assert {e.host for e in seen if isinstance(e, Drained)} == names
-            assert {e.host for e in seen if isinstance(e, Finished)} == names
-            assert not any(isinstance(e, (Failed, Lost, StopRequested, GaveUp)) for e in seen)
+            assert {e.host for e in seen if did(e, Step.DRAINED)} == names
+            assert {e.host for e in seen if did(e, Step.FINISHED)} == names
+            assert not any(isinstance(e, (Failed, Lost, StopRequested)) for e in seen)
+            assert Own.GAVE_UP not in seen
             break
 
 
@@ -364,7 +395,7 @@ def test_a_phase_never_comes_back_and_nothing_changes_a_verdict(history: History
         assert order.index(after.phase) >= order.index(before.phase)
         if before.phase is Phase.ENDED:
             assert after.verdict == before.verdict
-            assert not orders or isinstance(event, Joined)
+            assert not orders or did(event, Step.JOINED)
 
 
 @settings(max_examples=250, deadline=None)
@@ -378,12 +409,309 @@ def test_a_tick_changes_something_when_it_is_due_and_only_then(history: History)
         cluster, _ = advance(cluster, event, now)
     due = cluster.due
     if due is None or due > now:
-        assert advance(cluster, Tick(), now) == (cluster, ())
+        assert advance(cluster, Own.TICK, now) == (cluster, ())
     if due is not None:
-        after, orders = advance(cluster, Tick(), max(now, due))
+        after, orders = advance(cluster, Own.TICK, max(now, due))
         assert orders
         assert after.due is None
 
 
 def test_the_delay_of_a_verdict_is_short_against_the_promise_of_five_seconds() -> None:
     assert decision.VERDICT_DELAY < 1.0
+
+
+# Further attempts.
+
+RESTARTS = RestartPolicy()
+
+
+def training(checkpoints: bool = True, policy: RestartPolicy = RESTARTS) -> Job:
+    """Return a job of two hosts whose roles run."""
+    job = Job(policy=policy)
+    job.all(1.0, Step.READY)
+    if checkpoints:
+        job.feed(1.0, Reported(Step.CHECKPOINTING, "algo-1"))
+    return job
+
+
+def fail(job: Job, now: float, reason: str = "boom", attempt: int = 1) -> List[Order]:
+    """Let something fail on algo-2, and the time pass in which an earlier failure is heard."""
+    job.feed(now, Failed(failure("algo-2", reason), now, attempt))
+    return job.feed(now + VERDICT_DELAY, Own.TICK)
+
+
+def test_a_job_with_checkpoints_begins_anew_after_a_failure() -> None:
+    job = training()
+    assert fail(job, 5.0) == [Order(Restart(2, failure("algo-2")))]
+    assert job.cluster.phase is Phase.GATHERING
+    assert job.feed(6.0, Reported(Step.READY, "algo-1"), Reported(Step.FINISHED, "algo-2")) == []
+    assert job.all(6.0, Step.READY, attempt=2) == [Order(Start(2))]
+    assert job.all(7.0, Step.STEPPED, attempt=2) == [Order(FIRST_STEP)]
+    assert job.all(8.0, Step.FINISHED, attempt=2) == [Order(DRAIN)]
+    cause = failure("algo-2").headline()
+    end = End(Verdict(Outcome.SUCCESS, None, restarts=1, first_cause=cause))
+    assert job.all(9.0, Step.DRAINED, attempt=2) == [Order(end)]
+
+
+def test_a_job_without_checkpoints_ends_at_the_first_failure() -> None:
+    verdict = Verdict(Outcome.FAILURE, failure("algo-2"))
+    assert fail(training(checkpoints=False), 5.0) == [Order(End(verdict))]
+
+
+def test_who_asks_for_restarts_gets_them_without_checkpoints() -> None:
+    job = training(checkpoints=False, policy=RestartPolicy(max_restarts=1))
+    assert name_of(fail(job, 5.0)[0].action) == "restart"
+    job.all(6.0, Step.READY, attempt=2)
+    (order,) = fail(job, 7.0, "another", attempt=2)
+    cause = failure("algo-2").headline()
+    assert order == Order(End(Verdict(Outcome.FAILURE, failure("algo-2", "another"), 1, cause)))
+
+
+def test_the_same_failure_without_a_checkpoint_in_between_is_the_end() -> None:
+    job = training()
+    fail(job, 5.0)
+    job.all(6.0, Step.READY, attempt=2)
+    assert name_of(fail(job, 7.0, attempt=2)[0].action) == "end"
+
+
+def test_the_same_failure_after_a_checkpoint_is_not_the_end() -> None:
+    job = training()
+    fail(job, 5.0)
+    job.all(6.0, Step.READY, attempt=2)
+    job.feed(6.5, Reported(Step.CHECKPOINTED, "algo-1", 2))
+    assert name_of(fail(job, 7.0, attempt=2)[0].action) == "restart"
+
+
+def test_what_comes_late_from_an_earlier_attempt_counts_for_nothing() -> None:
+    job = training()
+    fail(job, 5.0)
+    before = job.cluster
+    late = [Reported(step, "algo-2", 1) for step in Step if step is not Step.JOINED]
+    assert job.feed(6.0, *late, Failed(failure("algo-1", "late"), 4.0, 1)) == []
+    assert job.cluster == before
+
+
+def test_a_stop_during_a_restart_stops_the_job() -> None:
+    job = training()
+    fail(job, 5.0)
+    assert job.feed(6.0, StopRequested(STOP, 6.0)) == [Order(StopScripts(STOP))]
+    assert job.all(6.0, Step.FINISHED, attempt=2) == [Order(LEAVE), Order(DRAIN)]
+    (order,) = job.all(6.0, Step.DRAINED, attempt=2)
+    assert order.action.verdict.outcome is Outcome.STOP  # type: ignore[union-attr]
+
+
+def test_a_failure_that_a_stop_follows_at_once_ends_the_job() -> None:
+    job = training()
+    job.feed(5.0, Failed(failure("algo-2"), 5.0), StopRequested(STOP, 5.1))
+    (order,) = job.feed(6.0, Own.TICK)
+    assert order == Order(End(Verdict(Outcome.FAILURE, failure("algo-2"))))
+
+
+def test_in_a_stop_all_leave_when_the_first_host_has_its_checkpoint() -> None:
+    job = training()
+    job.feed(5.0, StopRequested(STOP, 5.0))
+    assert job.feed(6.0, Reported(Step.CHECKPOINTED, "algo-1")) == []
+    assert job.feed(6.0, Reported(Step.FINISHED, "algo-1")) == [Order(LEAVE)]
+    assert job.feed(7.0, Reported(Step.FINISHED, "algo-2")) == [Order(DRAIN)]
+
+
+def test_a_stop_without_checkpoints_leaves_every_script_its_time() -> None:
+    job = training(checkpoints=False)
+    job.feed(5.0, StopRequested(STOP, 5.0))
+    assert job.feed(6.0, Reported(Step.FINISHED, "algo-1")) == []
+
+
+def test_hosts_that_do_not_get_ready_again_end_the_job() -> None:
+    job = training()
+    fail(job, 5.0)
+    job.feed(6.0, Reported(Step.READY, "algo-1", 2))
+    due = job.cluster.due
+    assert due == 5.0 + VERDICT_DELAY + decision.CLEAR_TIMEOUT
+    (order,) = job.feed(due, Own.TICK)
+    reason = "was not ready for another attempt within 300 s"
+    assert order.action.verdict.failure.reason == reason  # type: ignore[union-attr]
+
+
+REJOIN = RestartPolicy(max_restarts=3, rejoin_timeout=60.0)
+
+
+def lose(job: Job, now: float) -> List[Order]:
+    job.feed(now, Lost("algo-2", "its connection closed", now))
+    return job.feed(now + VERDICT_DELAY, Own.TICK)
+
+
+def test_a_lost_host_ends_the_job_unless_it_may_come_back() -> None:
+    assert name_of(lose(training(), 5.0)[0].action) == "end"
+    assert name_of(lose(training(policy=REJOIN), 5.0)[0].action) == "restart"
+
+
+def test_a_host_that_comes_back_is_told_the_attempt() -> None:
+    job = training(policy=REJOIN)
+    (order,) = lose(job, 5.0)
+    assert job.feed(7.0, Reported(Step.READY, "algo-1", 2)) == []
+    assert job.feed(8.0, Reported(Step.JOINED, "algo-2")) == [Order(order.action, "algo-2")]
+    assert job.feed(9.0, Reported(Step.READY, "algo-2", 1)) == [], "before it was told"
+    assert job.feed(9.0, Reported(Step.READY, "algo-2", 2)) == [Order(Start(2))]
+
+
+def test_a_host_that_does_not_come_back_is_the_cause() -> None:
+    job = training(policy=REJOIN)
+    lose(job, 5.0)
+    job.feed(6.0, Reported(Step.READY, "algo-1", 2))
+    assert job.cluster.due == 5.0 + VERDICT_DELAY + 60.0
+    (order,) = job.feed(job.cluster.due, Own.TICK)
+    cause = lost("algo-2", "its connection closed")
+    assert order == Order(End(Verdict(Outcome.FAILURE, cause, 1, cause.headline())))
+
+
+def test_a_first_host_that_was_started_again_catches_up() -> None:
+    job = Job(policy=REJOIN)
+    job.feed(1.0, Reported(Step.READY, "algo-1"))
+    (order,) = job.feed(1.0, Reported(Step.READY, "algo-2", 3))
+    assert isinstance(order.action, Restart)
+    assert order.action.attempt == 3
+    assert job.feed(2.0, Reported(Step.READY, "algo-1", 3)) == [Order(Start(3))]
+
+
+def test_the_number_of_an_attempt_is_believed_only_where_hosts_come_back() -> None:
+    job = Job()
+    before = job.cluster
+    assert job.feed(1.0, Reported(Step.READY, "algo-2", 3)) == []
+    assert job.cluster == before
+
+
+ENDING_KINDS = sorted(
+    set(FailureKind)
+    - {
+        FailureKind.EXCEPTION,
+        FailureKind.EXIT_STATUS,
+        FailureKind.SIGNAL,
+        FailureKind.OUT_OF_MEMORY,
+        FailureKind.FROZEN,
+        FailureKind.STALLED,
+        FailureKind.LOST,
+    },
+    key=lambda kind: kind.value,
+)
+
+
+def ended(number: int, kind: FailureKind, reason: str = "x", **about: bool) -> FailedAttempt:
+    fields = {"started": True, "committed": False, **about}
+    return FailedAttempt(number, Failure("algo-1", Role.WORKER, reason, kind), **fields)
+
+
+def test_a_failure_that_would_happen_again_is_the_end() -> None:
+    for kind in ENDING_KINDS:
+        assert "would happen again" in refusal(RESTARTS, True, ended(1, kind))
+
+
+attempts = st.builds(
+    ended,
+    st.just(1),
+    st.sampled_from(FailureKind),
+    st.sampled_from(["x", "y"]),
+    started=st.booleans(),
+    committed=st.booleans(),
+)
+policies = st.builds(RestartPolicy, st.none() | st.integers(0, 5), st.sampled_from([0.0, 60.0]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(policies, st.booleans(), st.lists(attempts, min_size=1, max_size=12))
+def test_whatever_fails_restarts_are_bounded(
+    policy: RestartPolicy, checkpoints: bool, failures: List[FailedAttempt]
+) -> None:
+    limit = policy.max_restarts
+    if limit is None:
+        limit = 3 if checkpoints else 0
+    before: List[FailedAttempt] = []
+    for number, drawn in enumerate(failures, 1):
+        attempt = replace(drawn, number=number)
+        if refusal(policy, checkpoints, attempt, before):
+            break
+        assert attempt.started
+        assert attempt.failure.kind not in ENDING_KINDS
+        if before and not attempt.committed:
+            assert before[-1].failure != attempt.failure
+        before.append(attempt)
+    assert len(before) <= limit
+
+
+class Simulated:
+    """Hosts that obey: what they report is heard in any order, and too late now and then."""
+
+    def __init__(self, names: Sequence[str], policy: RestartPolicy) -> None:
+        self.names = names
+        self.cluster = Cluster.of(names, "algo-1", policy=policy)
+        self.attempts = dict.fromkeys(names, 1)
+        self.starts: Dict[str, List[int]] = {name: [] for name in names}
+        self.verdicts: Dict[str, Verdict] = {}
+        self.stopped: Set[str] = set()
+        self.mail: List[Event] = [Reported(Step.JOINED, name) for name in names[1:]]
+        self.mail += [Reported(Step.READY, name) for name in names]
+        self.now = 0.0
+
+    def feed(self, event: Event, seconds: float) -> None:
+        self.now += seconds
+        self.cluster, orders = advance(self.cluster, event, self.now)
+        for order in orders:
+            for name in self.cluster.joined if order.to is None else [order.to]:
+                self.obey(name, order.action)
+
+    def obey(self, name: str, action: Any) -> None:
+        assert name not in self.verdicts, "nothing after the end"
+        if isinstance(action, End):
+            self.verdicts[name] = action.verdict
+        elif isinstance(action, Restart):
+            assert action.attempt > self.attempts[name]
+            self.attempts[name] = action.attempt
+            step = Step.FINISHED if name in self.stopped else Step.READY
+            self.mail.append(Reported(step, name, action.attempt))
+        elif isinstance(action, Start):
+            assert name not in self.stopped
+            assert action.attempt == self.attempts[name]
+            self.starts[name].append(action.attempt)
+            self.mail += [
+                Reported(step, name, action.attempt)
+                for step in (Step.CHECKPOINTING, Step.STEPPED, Step.FINISHED)
+            ]
+        elif isinstance(action, StopScripts):
+            self.stopped.add(name)
+            self.mail.append(Reported(Step.FINISHED, name, self.attempts[name]))
+        elif action == DRAIN:
+            self.mail.append(Reported(Step.DRAINED, name, self.attempts[name]))
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 3), policies, st.integers(0, 2**32))
+def test_hosts_that_obey_always_come_to_one_end(
+    hosts: int, policy: RestartPolicy, seed: int
+) -> None:
+    job, chance = Simulated(NAMES[:hosts], policy), Random(seed)
+    faults = chance.randrange(7)
+    for turn in range(300):
+        if len(job.verdicts) == hosts:
+            break
+        disturbed = turn < 100  # then there are no more faults, and all goes in order
+        kinds = ["mail"] * bool(job.mail) or ["tick"]
+        if disturbed:
+            kinds += ["tick", "checkpoint"] + ["fault"] * bool(faults) + ["stop"] * (turn > 50)
+        kind, name = chance.choice(kinds), chance.choice(job.names)
+        attempt = job.attempts[name]
+        if kind == "mail":
+            job.feed(job.mail.pop(chance.randrange(len(job.mail)) if disturbed else 0), 0.01)
+        elif kind == "tick":
+            job.feed(Own.TICK, 0.1)
+        elif kind == "fault":
+            faults -= 1
+            job.feed(Failed(failure(name, f"fault {faults}"), job.now, attempt), 0.01)
+        elif kind == "checkpoint":
+            job.feed(Reported(Step.CHECKPOINTED, name, attempt), 0.01)
+        else:
+            job.feed(StopRequested(Stop(name, 15), job.now), 0.01)
+    assert len(job.verdicts) == hosts
+    assert len(set(job.verdicts.values())) == 1, "one verdict for all"
+    assert job.cluster.verdict is not None
+    assert job.cluster.verdict.restarts == job.cluster.attempt - 1
+    for starts in job.starts.values():
+        assert starts == sorted(set(starts)), "no attempt is started twice"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_toolkit.code import fetch
+from sagemaker_mxnet_toolkit.code import fetch, preparation
 from sagemaker_mxnet_toolkit.code.archive import unpack
 from sagemaker_mxnet_toolkit.code.entry_point import (
     EntryPointKind,
@@ -296,11 +296,11 @@ def test_a_record_claims_nothing_outside_the_code_directory(tmp_path):
 
 def test_a_fetch_is_needed_where_the_code_is_elsewhere(tmp_path):
     (tmp_path / "same").symlink_to(".")
-    assert fetch.needed("s3://bucket/source.tar.gz", str(tmp_path))
-    assert fetch.needed(str(tmp_path / "other"), str(tmp_path))
-    assert not fetch.needed(str(tmp_path), str(tmp_path))
-    assert not fetch.needed(f"{tmp_path}/", str(tmp_path))
-    assert not fetch.needed(str(tmp_path / "same"), str(tmp_path))
+    assert preparation.fetch_needed("s3://bucket/source.tar.gz", str(tmp_path))
+    assert preparation.fetch_needed(str(tmp_path / "other"), str(tmp_path))
+    assert not preparation.fetch_needed(str(tmp_path), str(tmp_path))
+    assert not preparation.fetch_needed(f"{tmp_path}/", str(tmp_path))
+    assert not preparation.fetch_needed(str(tmp_path / "same"), str(tmp_path))
 
 
 @pytest.mark.parametrize("setup", [False, True])

@@ -18,14 +18,22 @@ from sagemaker_mxnet_training.cluster.coordination import (
     GIVE_UP_DEADLINE,
     PROGRESS_PERIOD,
     REPORT_DEADLINE,
+)
+from sagemaker_mxnet_training.cluster.events import (
+    Command,
+    Do,
+    End,
+    Rendezvous,
+    Restart,
+    Start,
     Step,
     Stop,
+    StopScripts,
     Verdict,
+    lost,
 )
-from sagemaker_mxnet_training.cluster.decision import Drain, End, FirstStep, StopScripts, lost
 from sagemaker_mxnet_training.cluster.follower import Follower
 from sagemaker_mxnet_training.cluster.joining import DISAGREEMENT_FORGOTTEN, FOLLOWER_GRACE
-from sagemaker_mxnet_training.cluster.network import Rendezvous
 from tests.coordination import (
     FakeChannel,
     FakeClock,
@@ -34,6 +42,7 @@ from tests.coordination import (
     FakeSupervisor,
     Idle,
     job,
+    kind,
 )
 
 STOP = Stop("algo-2", 15)
@@ -44,14 +53,14 @@ BOOM = Failure("algo-2", Role.WORKER, "boom", FailureKind.EXCEPTION, 1)
 class Side:
     """One follower, algo-2, and everything around it."""
 
-    def __init__(self, supervisor: Optional[FakeSupervisor] = None) -> None:
+    def __init__(self, supervisor: Optional[FakeSupervisor] = None, **settings: Any) -> None:
         self.clock = FakeClock()
         self.log = FakeLog()
         self.supervisor = supervisor or FakeSupervisor()
         self.channel: Any = None
         self.lookup: Any = None
         self.follower = Follower(
-            job("algo-2", join_timeout=60.0),
+            job("algo-2", **{"join_timeout": 60.0, **settings}),
             self.log,
             self.supervisor,
             self._look_up,
@@ -100,7 +109,7 @@ class Side:
 
     def end(self) -> Verdict:
         """Return the verdict, of which there is one."""
-        ends = [order[1] for order in self.orders if order[0] == "end"]
+        ends = [order[1] for order in self.orders if kind(order) == "end"]
         assert len(ends) == 1, self.orders
         return ends[0]
 
@@ -112,19 +121,19 @@ class Side:
 
 def test_a_job_in_which_all_goes_well() -> None:
     side = Side().join()
-    side.follower.report_step(Step.READY)
-    side.order(messages.StartRoles(Rendezvous("10.0.0.1", 8000, "", 2)))
-    assert side.orders == [("start", Rendezvous("10.0.0.1", 8000, "10.0.0.2", 2))]
-    side.order(FirstStep())
+    side.follower.report_ready("")
+    side.order(Start(1, "", Rendezvous("10.0.0.1", 8000, "", 2)))
+    assert side.orders == [Start(1, "", Rendezvous("10.0.0.1", 8000, "10.0.0.2", 2))]
+    side.order(Do(Command.FIRST_STEP))
     side.follower.report_step(Step.FINISHED)
-    side.order(Drain())
-    side.follower.report_drained()
+    side.order(Do(Command.DRAIN))
+    side.follower.report_step(Step.DRAINED)
     side.order(End(Verdict(Outcome.SUCCESS)))
     assert side.orders[1:] == ["stepped", "drain", ("end", Verdict(Outcome.SUCCESS))]
     assert side.sent == [
-        messages.StepReport(Step.READY),
-        messages.StepReport(Step.FINISHED),
-        messages.DrainedReport(),
+        messages.StepReport(Step.READY, 1),
+        messages.StepReport(Step.FINISHED, 1),
+        messages.StepReport(Step.DRAINED, 1),
     ]
     assert side.channel.left, "it said goodbye"
     side.lose()
@@ -138,12 +147,17 @@ def test_what_is_reported_before_joining_arrives_with_its_age() -> None:
     side.follower.report_idle(5.0)
     side.clock.now += 1.0
     side.join()
-    assert side.sent == [messages.StepReport(Step.FETCH), messages.FailureReport(BOOM, 1.5)]
+    assert side.sent == [messages.StepReport(Step.FETCH, 1), messages.FailureReport(BOOM, 1, 1.5)]
 
 
 def test_every_order_is_obeyed_once() -> None:
     side = Side().join()
-    for order in (FirstStep(), StopScripts(STOP), Drain(), End(Verdict(Outcome.STOP))):
+    for order in (
+        Do(Command.FIRST_STEP),
+        StopScripts(STOP),
+        Do(Command.DRAIN),
+        End(Verdict(Outcome.STOP)),
+    ):
         side.order(order, order)
     assert side.orders == ["stepped", ("stop", STOP), "drain", STOPPED]
 
@@ -151,17 +165,17 @@ def test_every_order_is_obeyed_once() -> None:
 def test_nothing_is_started_once_this_host_stops() -> None:
     side = Side().join()
     side.follower.report_stop(STOP, side.clock.now)
-    side.order(messages.StartRoles(None))
+    side.order(Start(1))
     assert side.orders == [("stop", STOP)]
 
 
 def test_a_stop_asks_the_script_at_once_and_leaves_the_rest_to_the_leader() -> None:
     side = Side(Idle()).join()
     side.follower.report_stop(STOP, side.clock.now)
-    assert side.sent == [messages.StopReport(15, 0.0), messages.StepReport(Step.FINISHED)]
+    assert side.sent == [messages.StopReport(15, 0.0), messages.StepReport(Step.FINISHED, 1)]
     side.wait(60)
     assert side.orders == [("stop", STOP)]
-    side.order(StopScripts(STOP), Drain(), End(Verdict(Outcome.STOP)))
+    side.order(StopScripts(STOP), Do(Command.DRAIN), End(Verdict(Outcome.STOP)))
     assert side.orders == [("stop", STOP), "drain", STOPPED]
 
 
@@ -175,26 +189,26 @@ def test_a_stop_goes_on_without_the_leader_wherever_that_is_lost(reached: str, a
         side.order(StopScripts(STOP))
     steps: List[Any] = [
         ("finished", lambda: side.follower.report_step(Step.FINISHED)),
-        ("drain", lambda: side.order(Drain())),
-        ("drained", side.follower.report_drained),
+        ("drain", lambda: side.order(Do(Command.DRAIN))),
+        ("drained", lambda: side.follower.report_step(Step.DRAINED)),
     ]
     names = ["nothing", *(name for name, _ in steps)]
     for name, step in steps[: names.index(reached)]:
         step()
-        assert "end" not in [order[0] for order in side.orders], name
+        assert "end" not in map(kind, side.orders), name
     side.lose()
     if reached == "nothing":
         assert side.orders == [("stop", STOP)]
         side.follower.report_step(Step.FINISHED)
     if reached != "drained":
         assert side.orders == [("stop", STOP), "drain"]
-        side.follower.report_drained()
+        side.follower.report_step(Step.DRAINED)
     assert side.orders == [("stop", STOP), "drain", STOPPED]
 
 
 def test_a_host_that_stops_before_it_has_joined_waits_for_no_leader() -> None:
     for side in (Side(Idle()), Side(Idle()).resolve()):
-        side.follower.report_step(Step.READY)
+        side.follower.report_ready("")
         side.follower.report_stop(STOP, side.clock.now)
         assert side.orders == [("stop", STOP), "drain", STOPPED]
         assert side.follower.settled(side.clock.now)
@@ -205,9 +219,9 @@ def test_a_leader_that_comes_during_a_stop_hears_all_of_it() -> None:
     side.follower.report_stop(STOP, side.clock.now)
     side.join()
     side.follower.report_step(Step.FINISHED)
-    assert side.sent == [messages.StopReport(15, 0.0), messages.StepReport(Step.FINISHED)]
+    assert side.sent == [messages.StopReport(15, 0.0), messages.StepReport(Step.FINISHED, 1)]
     assert side.orders == [("stop", STOP)], "the leader decides"
-    side.order(StopScripts(STOP), Drain())
+    side.order(StopScripts(STOP), Do(Command.DRAIN))
     assert side.orders == [("stop", STOP), "drain"]
 
 
@@ -343,7 +357,7 @@ def test_a_refused_host_ends_with_the_leaders_reason() -> None:
 def test_a_wrong_message_is_logged_and_changes_nothing() -> None:
     side = Side().join()
     side.channel.post(PeerMessage("algo-1", {"type": "start", "rendezvous": 5}))
-    side.order(messages.DrainedReport())
+    side.order(messages.StepReport(Step.DRAINED, 1))
     assert side.orders == []
     assert len([line for line in side.log.lines if "sent a wrong message" in line]) == 2
 
@@ -352,3 +366,56 @@ def test_notes_of_the_leader_reach_the_log() -> None:
     side = Side().join()
     side.order(messages.Note("waiting for algo-3"))
     assert side.log.lines[-1] == "waiting for algo-3"
+
+
+# Further attempts.
+
+
+def test_another_attempt_makes_everything_new() -> None:
+    side = Side().join()
+    side.follower.report_ready("")
+    side.order(Start(1), Do(Command.FIRST_STEP))
+    side.follower.report_failure(BOOM, side.clock.now)
+    side.order(Restart(2, BOOM), Restart(2, BOOM))
+    side.wait(60)
+    side.follower.report_ready("")
+    side.order(Start(2), Do(Command.FIRST_STEP))
+    assert side.orders == [Start(1), "stepped", Restart(2, BOOM), Start(2), "stepped"]
+    assert side.sent[-1] == messages.StepReport(Step.READY, 2)
+
+
+def test_the_start_of_another_attempt_is_not_obeyed() -> None:
+    side = Side().join()
+    side.order(Restart(3, BOOM), Start(2))
+    assert side.orders == [Restart(3, BOOM)]
+
+
+def test_a_stop_that_crosses_a_restart_stays() -> None:
+    side = Side().join()
+    side.follower.report_stop(STOP, side.clock.now)
+    side.order(Restart(2, BOOM), StopScripts(STOP), Start(2))
+    assert side.orders == [("stop", STOP), Restart(2, BOOM)]
+    side.lose()
+    side.follower.report_step(Step.FINISHED)
+    side.follower.report_step(Step.DRAINED)
+    assert side.orders[2:] == ["drain", ("end", Verdict(Outcome.STOP, None, 1))]
+
+
+def test_a_leader_that_may_come_back_is_waited_for() -> None:
+    side = Side(rejoin_timeout=60.0).join()
+    side.order(Start(1))
+    side.lose()
+    away = lost("algo-1", "silent for 15 s")
+    assert side.orders == [Start(1), Restart(2, away)]
+    side.follower.report_ready("")
+    side.join()
+    assert side.sent == [messages.StepReport(Step.READY, 2)]
+    side.order(Restart(2, lost("algo-1", "it was started again")), Start(2))
+    assert side.orders[2:] == [Start(2)]
+
+
+def test_a_leader_that_does_not_come_back_is_the_cause() -> None:
+    side = Side(rejoin_timeout=60.0).join()
+    side.lose()
+    side.wait(61.0)
+    assert side.cause() == lost("algo-1", "silent for 15 s")

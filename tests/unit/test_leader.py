@@ -1,5 +1,6 @@
 """The leader's coordinator, with a fake channel: what it decides is told to whom it must be."""
 
+from dataclasses import replace
 from typing import Any, List, Optional
 
 import pytest
@@ -19,26 +20,30 @@ from sagemaker_mxnet_training.cluster.coordination import (
     GIVE_UP_DEADLINE,
     PROGRESS_PERIOD,
     REPORT_DEADLINE,
+)
+from sagemaker_mxnet_training.cluster.decision import VERDICT_DELAY
+from sagemaker_mxnet_training.cluster.events import (
+    Command,
+    Do,
+    End,
+    Rendezvous,
+    Restart,
+    Start,
     Step,
     Stop,
-    Verdict,
-)
-from sagemaker_mxnet_training.cluster.decision import (
-    VERDICT_DELAY,
-    Drain,
-    End,
-    FirstStep,
     StopScripts,
+    Verdict,
     lost,
 )
 from sagemaker_mxnet_training.cluster.joining import (
     CALLERS_LIMIT,
     DISAGREEMENT_FORGOTTEN,
     LEADER_GRACE,
+    JoinWatch,
 )
 from sagemaker_mxnet_training.cluster.keys import HYPERPARAMETERS, SECRET, JobKeys
 from sagemaker_mxnet_training.cluster.leader import Leader
-from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_training.cluster.members import Members
 from tests.coordination import (
     FakeChannel,
     FakeClock,
@@ -47,6 +52,7 @@ from tests.coordination import (
     FakeSupervisor,
     Idle,
     job,
+    kind,
 )
 
 STOP = Stop("algo-1", 15)
@@ -88,15 +94,16 @@ class Side:
         self.supervisor = supervisor or FakeSupervisor()
         self.lookups: Any = {}
         self.channel: Any = None
+        self.job = job("algo-1", hosts, **{"join_timeout": 60.0, **settings})
+        self.keys = JobKeys(b"", {}, secret)
         self.leader = Leader(
-            job("algo-1", hosts, **{"join_timeout": 60.0, **settings}),
+            self.job,
             self.log,
             self.supervisor,
-            JobKeys(b"", {}, secret),
             "0.0.0.0",
             guard,
-            self._open_channel if hosts > 1 else None,
-            self._look_up,
+            self._open_members if hosts > 1 else None,
+            lambda address: 12345,
             self.clock,
         )
         self.supervisor.coordinator = self.leader
@@ -104,6 +111,11 @@ class Side:
     def _look_up(self, host: str) -> Any:
         self.lookups[host] = FakeLookup()
         return self.lookups[host]
+
+    def _open_members(self, leader: Leader) -> Members:
+        timeout = self.job.settings.join_timeout
+        joining = JoinWatch(self.keys, "algo-1", timeout, self._look_up, self.clock())
+        return Members(self.log, joining, leader, self._open_channel, self.clock)
 
     def _open_channel(self, post: Any) -> Any:
         self.channel = FakeChannel(post)
@@ -116,10 +128,10 @@ class Side:
 
     def train(self, hosts: int = 2) -> "Side":
         """Let everybody join and get ready."""
-        self.leader.report_step(Step.READY)
+        self.leader.report_ready("")
         for number in range(2, hosts + 1):
             self.join(f"algo-{number}")
-            self.hear(f"algo-{number}", messages.StepReport(Step.READY))
+            self.hear(f"algo-{number}", messages.StepReport(Step.READY, 1))
         return self
 
     def hear(self, host: str, *reports: Any) -> None:
@@ -141,9 +153,12 @@ class Side:
         sent, self.channel.sent = self.channel.sent, []
         return sent
 
+    def kinds(self) -> List[str]:
+        return [kind(order) for order in self.orders]
+
     def end(self) -> Verdict:
         """Return the verdict, of which there is one."""
-        ends = [order[1] for order in self.orders if order[0] == "end"]
+        ends = [order[1] for order in self.orders if kind(order) == "end"]
         assert len(ends) == 1, self.orders
         return ends[0]
 
@@ -156,18 +171,18 @@ class Side:
 def test_a_job_in_which_all_goes_well() -> None:
     side = Side(guard=FakeGuard(), servers_per_host=2).train()
     rendezvous = Rendezvous("10.0.0.1", 8000, "10.0.0.1", 2)
-    assert side.orders == [("start", rendezvous)]
-    side.hear("algo-2", messages.StepReport(Step.STEPPED))
+    assert side.orders == [Start(1, "", rendezvous)]
+    side.hear("algo-2", messages.StepReport(Step.STEPPED, 1))
     side.leader.report_step(Step.FINISHED)
     assert "algo-1 finished; still training: algo-2" in side.log.lines
-    side.hear("algo-2", messages.StepReport(Step.FINISHED), messages.DrainedReport())
-    side.leader.report_drained()
+    side.hear("algo-2", messages.StepReport(Step.FINISHED, 1), messages.StepReport(Step.DRAINED, 1))
+    side.leader.report_step(Step.DRAINED)
     success = Verdict(Outcome.SUCCESS)
     assert side.orders[1:] == ["stepped", "drain", ("end", success)]
     expected = [
-        messages.StartRoles(Rendezvous("10.0.0.1", 8000, "", 2)),
-        FirstStep(),
-        Drain(),
+        Start(1, "", Rendezvous("10.0.0.1", 8000, "", 2)),
+        Do(Command.FIRST_STEP),
+        Do(Command.DRAIN),
         End(success),
     ]
     assert side.sent() == [("*", message) for message in expected]
@@ -180,9 +195,9 @@ def test_a_job_in_which_all_goes_well() -> None:
 
 def test_a_host_alone_needs_no_network() -> None:
     side = Side(hosts=1, supervisor=Idle())
-    side.leader.report_step(Step.READY)
+    side.leader.report_ready("")
     side.leader.report_step(Step.FINISHED)
-    assert side.orders == [("start", None), "drain", ("end", Verdict(Outcome.SUCCESS))]
+    assert side.orders == [Start(1), "drain", ("end", Verdict(Outcome.SUCCESS))]
     assert side.leader.settled(side.clock.now)
 
 
@@ -191,11 +206,11 @@ def test_orders_that_lead_to_more_are_carried_out_in_turn() -> None:
     side = Side(supervisor=Idle()).join()
     side.leader.report_stop(STOP, side.clock.now)
     assert side.orders == [("stop", STOP)]
-    side.hear("algo-2", messages.StepReport(Step.FINISHED), messages.DrainedReport())
+    side.hear("algo-2", messages.StepReport(Step.FINISHED, 1), messages.StepReport(Step.DRAINED, 1))
     assert side.orders == [("stop", STOP), "drain", STOPPED]
     assert [message for _, message in side.sent()] == [
         StopScripts(STOP),
-        Drain(),
+        Do(Command.DRAIN),
         End(Verdict(Outcome.STOP)),
     ]
 
@@ -205,7 +220,7 @@ def test_the_roles_start_when_the_port_has_been_guarded_for_long_enough() -> Non
     assert side.orders == []
     assert side.leader.tick(1000.1) == 1000.3
     side.wait(0.5)
-    assert [order[0] for order in side.orders] == ["start"]
+    assert side.kinds() == ["start"]
 
 
 def test_a_port_that_cannot_be_had_is_a_failure_that_the_others_hear_of() -> None:
@@ -225,7 +240,7 @@ def test_the_age_of_what_others_report_decides_what_came_first() -> None:
     late = Failure("algo-1", Role.WORKER, "lost its peer", FailureKind.EXCEPTION)
     side.leader.report_failure(late, side.clock.now)
     side.clock.now += 0.1
-    side.hear("algo-2", messages.FailureReport(BOOM, 0.2))
+    side.hear("algo-2", messages.FailureReport(BOOM, 1, 0.2))
     side.wait(0.5)
     assert side.cause() == BOOM
 
@@ -268,8 +283,8 @@ def test_a_host_that_joins_during_a_stop_is_told() -> None:
     side.leader.report_step(Step.FINISHED)
     side.sent()
     side.join()
-    assert side.sent() == [("algo-2", StopScripts(STOP)), ("algo-2", Drain())]
-    side.leader.report_drained()
+    assert side.sent() == [("algo-2", StopScripts(STOP)), ("algo-2", Do(Command.DRAIN))]
+    side.leader.report_step(Step.DRAINED)
     assert side.orders == [("stop", STOP), "drain"], "it is waited for"
 
 
@@ -322,7 +337,7 @@ def test_a_missing_host_is_named_when_the_time_to_join_is_up() -> None:
 
 def test_who_is_still_busy_is_told() -> None:
     side = Side().join()
-    side.hear("algo-2", messages.StepReport(Step.INSTALL))
+    side.hear("algo-2", messages.StepReport(Step.INSTALL, 1))
     side.wait(PROGRESS_PERIOD)
     assert side.log.lines[-1] == "waiting for algo-2 (installing requirements)"
 
@@ -398,7 +413,7 @@ def test_a_stranger_without_any_key_is_told_in_the_cause() -> None:
 def test_no_caller_ends_a_job_that_has_all_its_hosts() -> None:
     side = Side(secret=True).train()
     differ(side, 60.0, HYPERPARAMETERS)
-    assert [order[0] for order in side.orders] == ["start"]
+    assert side.kinds() == ["start"]
 
 
 def test_a_host_that_joins_after_all_was_no_disagreement() -> None:
@@ -416,5 +431,57 @@ def test_a_wrong_message_is_logged_and_changes_nothing() -> None:
     side = Side().train()
     side.channel.post(PeerMessage("algo-2", {"type": "drained", "or": "not"}))
     side.hear("algo-2", End(Verdict(Outcome.SUCCESS)))
-    assert [order[0] for order in side.orders] == ["start"]
+    assert side.kinds() == ["start"]
     assert len([line for line in side.log.lines if "sent a wrong message" in line]) == 2
+
+
+# Further attempts.
+
+
+def fail(side: Side, attempt: int = 1) -> None:
+    side.hear("algo-2", messages.FailureReport(BOOM, attempt, 0.0))
+    side.wait(0.5)
+
+
+def test_another_attempt_has_the_next_number_a_checkpoint_and_another_port() -> None:
+    side = Side(guard=FakeGuard()).train()
+    side.leader.report_step(Step.CHECKPOINTING)
+    side.sent()
+    fail(side)
+    assert side.orders[1:] == [Restart(2, BOOM)]
+    assert side.sent() == [("*", Restart(2, BOOM))]
+    side.leader.report_ready("checkpoint-000001-step-7.zip")
+    side.hear("algo-2", messages.StepReport(Step.READY, 2))
+    rendezvous = Rendezvous("10.0.0.1", 12345, "10.0.0.1", 1)
+    start = Start(2, "checkpoint-000001-step-7.zip", rendezvous)
+    assert side.orders[2:] == [start]
+    assert side.sent() == [("*", replace(start, rendezvous=replace(rendezvous, own_address="")))]
+
+
+def test_without_checkpoints_a_failure_is_the_end() -> None:
+    side = Side().train()
+    fail(side)
+    assert side.cause() == BOOM
+
+
+def test_who_is_waited_for_before_another_attempt_is_told() -> None:
+    side = Side(rejoin_timeout=60.0).train()
+    side.leader.report_step(Step.CHECKPOINTING)
+    side.channel.post(PeerLost("algo-2", "its connection closed"))
+    side.wait(0.5)
+    side.leader.report_ready("")
+    side.wait(PROGRESS_PERIOD + 1)
+    assert "waiting for algo-2 to join, 45 s left" in side.log.lines
+    side.join()
+    assert side.sent()[-1] == ("algo-2", Restart(2, lost("algo-2", "its connection closed")))
+    side.hear("algo-2", messages.StepReport(Step.READY, 2))
+    assert side.kinds() == ["start", "restart", "start"]
+
+
+def test_in_a_stop_all_leave_when_the_checkpoint_is_written() -> None:
+    side = Side().train()
+    side.leader.report_step(Step.CHECKPOINTING)
+    side.leader.report_stop(STOP, side.clock.now)
+    side.leader.report_step(Step.FINISHED)
+    assert side.orders[-1] == "leave"
+    assert side.sent()[-1] == ("*", Do(Command.LEAVE))

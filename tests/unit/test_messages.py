@@ -1,7 +1,7 @@
 """What hosts tell each other survives the way, and nothing else gets through."""
 
 import json
-from typing import Any, List
+from typing import Any, List, Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -16,32 +16,33 @@ from sagemaker_mxnet_toolkit.failure import (
     Role,
 )
 from sagemaker_mxnet_training.cluster import frames, messages
-from sagemaker_mxnet_training.cluster.coordination import Step
-from sagemaker_mxnet_training.cluster.decision import (
-    Drain,
+from sagemaker_mxnet_training.cluster.events import (
+    Command,
+    Do,
     End,
-    FirstStep,
+    Rendezvous,
+    Restart,
+    Start,
+    Step,
     Stop,
     StopScripts,
     Verdict,
 )
-from sagemaker_mxnet_training.cluster.network import Rendezvous
 
 FAILURE = Failure("algo-2", Role.WORKER, "boom", FailureKind.EXCEPTION, 1, "trace")
 
 MESSAGES: List[Any] = [
-    *(messages.StepReport(step) for step in Step),
+    *(messages.StepReport(step, 2) for step in Step),
     messages.IdleReport(61.5),
-    messages.DrainedReport(),
-    messages.FailureReport(FAILURE, 0.25),
+    messages.FailureReport(FAILURE, 1, 0.25),
     messages.StopReport(15, 0.0),
-    messages.StartRoles(None),
-    messages.StartRoles(Rendezvous("10.0.0.1", 8000, "", 2)),
-    FirstStep(),
+    Start(1),
+    Start(2, "checkpoint-000001-step-1.zip", Rendezvous("10.0.0.1", 8000, "", 2)),
+    Restart(2, FAILURE),
+    *(Do(command) for command in Command),
     StopScripts(Stop("algo-3", 2)),
-    Drain(),
     End(Verdict(Outcome.SUCCESS)),
-    End(Verdict(Outcome.STOP)),
+    End(Verdict(Outcome.STOP, None, 2, "algo-1: server failed")),
     End(Verdict(Outcome.FAILURE, FAILURE)),
     messages.Note("waiting for algo-2"),
 ]
@@ -58,7 +59,7 @@ def test_every_message_of_the_table_is_tested() -> None:
 
 
 def test_the_address_of_the_receiver_does_not_travel() -> None:
-    sent = messages.StartRoles(Rendezvous("10.0.0.1", 8000, "10.0.0.1"))
+    sent = Start(1, "", Rendezvous("10.0.0.1", 8000, "10.0.0.1"))
     assert messages.decode(messages.encode(sent)).rendezvous.own_address == ""
 
 
@@ -72,10 +73,12 @@ def test_the_largest_failure_fits_into_a_frame() -> None:
         "\x01" * DETAIL_LIMIT,
     )
     frames.pack(frames.Kind.MESSAGE, messages.encode(End(Verdict(Outcome.FAILURE, failure))))
-    frames.pack(frames.Kind.MESSAGE, messages.encode(messages.FailureReport(failure, 1 / 3)))
+    frames.pack(frames.Kind.MESSAGE, messages.encode(messages.FailureReport(failure, 1, 1 / 3)))
 
 
-START = {"address": "10.0.0.1", "port": 8000, "servers": 1}
+FAILED: Mapping[str, Any] = {"type": "failed", "attempt": 1, "age": 0}
+PLACE = {"address": "10.0.0.1", "port": 8000, "servers": 1}
+START: Mapping[str, Any] = {"attempt": 1, "resume": "", "rendezvous": PLACE}
 
 
 @pytest.mark.parametrize(
@@ -84,33 +87,49 @@ START = {"address": "10.0.0.1", "port": 8000, "servers": 1}
         ({}, "no message is of type None"),
         ({"type": "shutdown"}, "no message is of type 'shutdown'"),
         ({"type": ["end"]}, "no message is of type"),
-        ({"type": "drain", "now": True}, "has the fields none"),
-        ({"type": "step"}, "has the fields step"),
-        ({"type": "step", "step": "DANCE"}, "not a step"),
-        ({"type": "step", "step": 3}, "not a step"),
+        ({"type": "do", "command": "DRAIN", "now": True}, "has the fields command"),
+        ({"type": "step"}, "has the fields step, attempt"),
+        ({"type": "step", "step": "DANCE", "attempt": 1}, "not a step"),
+        ({"type": "step", "step": 3, "attempt": 1}, "not a step"),
+        ({"type": "step", "step": "READY", "attempt": 0}, "from 1 to"),
+        ({"type": "start", **START, "resume": "../x"}, "not a file name"),
+        ({"type": "do", "command": "DANCE"}, "not a command"),
         ({"type": "idle", "seconds": "5"}, "not a number of seconds"),
         ({"type": "idle", "seconds": True}, "not a number of seconds"),
         ({"type": "idle", "seconds": float("inf")}, "not a number of seconds"),
         ({"type": "idle", "seconds": float("nan")}, "not a number of seconds"),
         ({"type": "idle", "seconds": 1e12}, "not a number of seconds"),
         ({"type": "idle", "seconds": 10**400}, "not a number of seconds"),
-        ({"type": "failed", "failure": {}, "age": 0}, "a failure needs"),
-        ({"type": "failed", "failure": [], "age": 0}, "a failure must be"),
+        ({"type": "failed", "failure": {}, "attempt": 1, "age": 0}, "a failure needs"),
+        ({"type": "failed", "failure": [], "attempt": 1, "age": 0}, "a failure must be"),
         (
-            {"type": "failed", "failure": {**FAILURE.to_json(), "kind": "bad luck"}, "age": 0},
+            {
+                "type": "failed",
+                "failure": {**FAILURE.to_json(), "kind": "bad luck"},
+                "attempt": 1,
+                "age": 0,
+            },
             "FailureKind",
         ),
-        ({"type": "failed", "failure": {**FAILURE.to_json(), "role": "cook"}, "age": 0}, "Role"),
+        (
+            {
+                "type": "failed",
+                "failure": {**FAILURE.to_json(), "role": "cook"},
+                "attempt": 1,
+                "age": 0,
+            },
+            "Role",
+        ),
         ({"type": "asked to stop", "signal": 0, "age": 0}, "from 1 to 64"),
         ({"type": "asked to stop", "signal": 2.0, "age": 0}, "from 1 to 64"),
         ({"type": "stop", "stop": {"host": "a"}}, "host, signal"),
         ({"type": "stop", "stop": {"host": "a" * 254, "signal": 15}}, "at most 253"),
-        ({"type": "start", "rendezvous": {**START, "port": 0}}, "from 1 to 65535"),
-        ({"type": "start", "rendezvous": {**START, "port": 65536}}, "from 1 to 65535"),
-        ({"type": "start", "rendezvous": {**START, "address": "algo-1"}}, "rendezvous"),
-        ({"type": "start", "rendezvous": {**START, "address": "::1"}}, "rendezvous"),
-        ({"type": "start", "rendezvous": {**START, "servers": 65}}, "from 1 to 64"),
-        ({"type": "start", "rendezvous": 5}, "address, port, servers"),
+        ({"type": "start", **START, "rendezvous": {**PLACE, "port": 0}}, "from 1 to 65535"),
+        ({"type": "start", **START, "rendezvous": {**PLACE, "port": 65536}}, "from 1 to 65535"),
+        ({"type": "start", **START, "rendezvous": {**PLACE, "address": "algo-1"}}, "rendezvous"),
+        ({"type": "start", **START, "rendezvous": {**PLACE, "address": "::1"}}, "rendezvous"),
+        ({"type": "start", **START, "rendezvous": {**PLACE, "servers": 65}}, "from 1 to 64"),
+        ({"type": "start", **START, "rendezvous": 5}, "address, port, servers"),
         ({"type": "end", "verdict": {"outcome": "victory"}}, "Outcome"),
         ({"type": "end", "verdict": {"outcome": "failure"}}, "a failure must be"),
         ({"type": "note", "text": "x" * 5000}, "at most 4096"),

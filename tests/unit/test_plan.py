@@ -11,12 +11,13 @@ import pytest
 from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind
 from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_toolkit.processes import program
-from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_training.cluster.coordination import Rendezvous, Start
 from sagemaker_mxnet_training.config.configuration import resolve
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import plan
 
 MEETING = Rendezvous("10.0.0.1", 8000, "10.0.0.7")
+SHARED, ALONE = Start(1, "", MEETING), Start(1)
 
 
 def make(tmp_path: Path, host: str = "algo-1", **variables: str) -> Job:
@@ -38,14 +39,14 @@ def make(tmp_path: Path, host: str = "algo-1", **variables: str) -> Job:
     [("algo-1", ["scheduler", "server", "worker"]), ("algo-2", ["server", "worker"])],
 )
 def test_only_the_first_host_has_a_scheduler(tmp_path: Path, host: str, names: list) -> None:
-    specs = plan.roles(make(tmp_path, host), EntryPointKind.PYTHON_SCRIPT, MEETING)
+    specs = plan.roles(make(tmp_path, host), EntryPointKind.PYTHON_SCRIPT, SHARED)
     assert [spec.name for spec in specs] == names
     assert [spec.role.value for spec in specs] == names
 
 
 def test_without_a_meeting_there_is_a_worker_alone(tmp_path: Path) -> None:
     job = make(tmp_path)
-    (spec,) = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, None)
+    (spec,) = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, ALONE)
     assert spec.role is Role.WORKER
     assert not [name for name in spec.environment if name.startswith(("DMLC_", "PS_"))]
 
@@ -53,7 +54,7 @@ def test_without_a_meeting_there_is_a_worker_alone(tmp_path: Path) -> None:
 def test_every_role_knows_its_place(tmp_path: Path) -> None:
     """The variables by which ps-lite finds its way, all of them given."""
     job = make(tmp_path, PORT="80")
-    for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING):
+    for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, SHARED):
         kvstore = {
             name: text
             for name, text in spec.environment.items()
@@ -75,7 +76,9 @@ def test_every_role_knows_its_place(tmp_path: Path) -> None:
 def test_more_servers_on_each_host(tmp_path: Path) -> None:
     """As many as the first host said, whatever this host was told; ps-lite counts all of them."""
     job = make(tmp_path, SAGEMAKER_MXNET_SERVERS_PER_HOST="5")
-    specs = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, replace(MEETING, servers_per_host=3))
+    specs = plan.roles(
+        job, EntryPointKind.PYTHON_SCRIPT, Start(1, "", replace(MEETING, servers_per_host=3))
+    )
     names = ["scheduler", "server", "server-2", "server-3", "worker"]
     assert [spec.name for spec in specs] == names
     assert {spec.environment["DMLC_NUM_SERVER"] for spec in specs} == {"6"}
@@ -86,7 +89,7 @@ def test_only_the_worker_sees_gpus(tmp_path: Path) -> None:
     job = make(tmp_path, CUDA_VISIBLE_DEVICES="0,1")
     seen = {
         spec.name: spec.environment["CUDA_VISIBLE_DEVICES"]
-        for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING)
+        for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, SHARED)
     }
     assert seen == {"scheduler": "", "server": "", "worker": "0,1"}
 
@@ -104,7 +107,7 @@ def test_python_workers(tmp_path: Path, kind: EntryPointKind, entry_point: str, 
     (tmp_path / "code" / "pkg" / "train.py").touch()
     (tmp_path / "code" / "train").touch()
     job = make(tmp_path, SM_USER_ENTRY_POINT=entry_point, SM_HPS='{"n": "a b"}')
-    (spec,) = plan.roles(job, kind, None)
+    (spec,) = plan.roles(job, kind, ALONE)
     bootstrap = program.argv("sagemaker_mxnet_training.roles.bootstrap")
     assert spec.argv == (*bootstrap, *argv, "-n", "a b")
     assert spec.directory == job.code_dir
@@ -112,7 +115,7 @@ def test_python_workers(tmp_path: Path, kind: EntryPointKind, entry_point: str, 
 
 def test_shell_worker_keeps_arguments_out_of_the_shells_program(tmp_path: Path) -> None:
     job = make(tmp_path, SM_HPS='{"word": "$(rm -r /)"}')
-    (spec,) = plan.roles(job, EntryPointKind.COMMAND, None)
+    (spec,) = plan.roles(job, EntryPointKind.COMMAND, ALONE)
     assert spec.argv[:2] == ("/bin/sh", "-c")
     assert spec.argv[2] == 'exec "$0" "$@"'
     assert spec.argv[3:] == ("./train.py", "--word", "$(rm -r /)")
@@ -123,7 +126,7 @@ def test_the_workers_children_find_the_users_modules(
     tmp_path: Path, given: str, added: str
 ) -> None:
     job = make(tmp_path, **({} if given is None else {"PYTHONPATH": given}))
-    (spec,) = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, None)
+    (spec,) = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, ALONE)
     assert spec.environment["PYTHONPATH"] == job.code_dir + added
 
 
@@ -170,14 +173,14 @@ def test_what_talks_to_s3_uses_the_region_of_the_job(tmp_path: Path, region: str
 
 
 def test_the_kvstore_waits_before_it_imports_anything(tmp_path: Path) -> None:
-    for spec in plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, MEETING):
+    for spec in plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, SHARED):
         assert spec.stdin_open is (program.WAIT in spec.argv) is (spec.role is not Role.WORKER)
 
 
 def test_what_is_between_entrypoints_stays_there(tmp_path: Path) -> None:
     secret = {"SAGEMAKER_MXNET_JOB_KEY": "swordfish-1", "SAGEMAKER_MXNET_CONTROL_FD": "0"}
     job = make(tmp_path, **secret)
-    specs = [plan.fetch(job), *plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING)]
+    specs = [plan.fetch(job), *plan.roles(job, EntryPointKind.PYTHON_SCRIPT, SHARED)]
     for spec in specs:
         assert not set(secret) & set(spec.environment)
         assert "swordfish-1" not in repr(spec)
@@ -187,16 +190,16 @@ def test_threads_follow_the_quota_of_the_host(tmp_path: Path) -> None:
     """MXNet alone would start half as many threads as the machine has CPUs."""
     job = replace(make(tmp_path), num_cpus=4, visible_cpus=64)
     for meeting in (None, MEETING):
-        for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, meeting):
+        for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, Start(1, "", meeting)):
             assert spec.environment["OMP_NUM_THREADS"] == "4"
             assert spec.environment["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_threads_are_mxnets_own_matter_where_the_host_has_all_cpus(tmp_path: Path) -> None:
     job = replace(make(tmp_path), num_cpus=8, visible_cpus=8)
-    (alone,) = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, None)
+    (alone,) = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, ALONE)
     assert not [name for name in alone.environment if name.startswith("OMP_")]
-    for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING):
+    for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, SHARED):
         assert "OMP_NUM_THREADS" not in spec.environment
         assert spec.environment["OMP_WAIT_POLICY"] == "PASSIVE", "worker and server share CPUs"
 
@@ -210,7 +213,7 @@ def test_what_the_user_has_tuned_stays(tmp_path: Path) -> None:
         "GLIBC_TUNABLES": "glibc.malloc.arena_max=2",
     }
     job = replace(make(tmp_path, **given), num_cpus=1, visible_cpus=64)
-    for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING):
+    for spec in plan.roles(job, EntryPointKind.PYTHON_SCRIPT, SHARED):
         assert {name: spec.environment[name] for name in given} == given
 
 
@@ -219,7 +222,7 @@ def test_only_the_worker_adds_up_gradients_of_gpus(
     tmp_path: Path, cpus: int, gpus: int, wanted: str
 ) -> None:
     job = replace(make(tmp_path), num_cpus=cpus, visible_cpus=8, num_gpus=gpus)
-    specs = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING)
+    specs = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, SHARED)
     seen = [spec.environment.get("MXNET_KVSTORE_REDUCTION_NTHREADS") for spec in specs]
     assert seen == [None, None, wanted]
 
@@ -227,10 +230,20 @@ def test_only_the_worker_adds_up_gradients_of_gpus(
 def test_servers_keep_their_buffers_and_workers_have_huge_pages(tmp_path: Path) -> None:
     """A script's memory goes back to the kernel as ever, and the scheduler has none to speak of."""
     tuned = ("MALLOC_", "GLIBC_")
-    alone = plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, None)
+    alone = plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, ALONE)
     seen = [
         [name for name in sorted(spec.environment) if name.startswith(tuned)]
-        for spec in (*plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, MEETING), *alone)
+        for spec in (*plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, SHARED), *alone)
     ]
     servers, worker = ["MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"], ["GLIBC_TUNABLES"]
     assert seen == [[], servers, worker, worker]
+
+
+def test_every_role_is_told_the_attempt_and_what_it_goes_on_from(tmp_path: Path) -> None:
+    start = Start(3, "checkpoint-000001-step-7.zip", MEETING)
+    for spec in plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, start):
+        assert spec.environment["SAGEMAKER_MXNET_RESTART_COUNT"] == "2"
+        assert spec.environment["SAGEMAKER_MXNET_RESUME"] == "checkpoint-000001-step-7.zip"
+    for spec in plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, SHARED):
+        assert spec.environment["SAGEMAKER_MXNET_RESTART_COUNT"] == "0"
+        assert "SAGEMAKER_MXNET_RESUME" not in spec.environment

@@ -1,6 +1,7 @@
 """Children, with real ones: started, heard, signalled and reaped; and the table that keeps them."""
 
 import contextlib
+import gc
 import os
 import selectors
 import signal
@@ -83,6 +84,7 @@ def test_held_child_ends_when_it_is_close_stdin() -> None:
 )
 def test_a_child_that_cannot_be_started(argv: Tuple[str, ...], directory: str, told: str) -> None:
     """The error names what is missing, and no descriptor is left open."""
+    gc.collect()  # what other tests left must not be closed in between
     before = os.listdir("/proc/self/fd")
     with pytest.raises(StartError, match=told):
         process.spawn(ProcessSpec(Role.WORKER, "worker", argv, {}, directory))

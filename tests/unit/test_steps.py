@@ -10,7 +10,7 @@ import pytest
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_training.cluster.coordination import Stop, Verdict
+from sagemaker_mxnet_training.cluster.coordination import Restart, Start, Step, Stop, Verdict
 from sagemaker_mxnet_training.config.configuration import resolve
 from sagemaker_mxnet_training.host.phase import HostPhase
 from sagemaker_mxnet_training.host.steps import Steps
@@ -46,7 +46,7 @@ class Host:
         self.reported: list = []
         coordinator: Any = SimpleNamespace(
             report_step=lambda step: self.reported.append(step.name),
-            report_drained=lambda: self.reported.append("DRAINED"),
+            report_ready=lambda resume: self.reported.append(f"READY {resume}".strip()),
             report_failure=lambda failure, when: self.reported.append(failure.kind),
             report_idle=lambda idle: None,
         )
@@ -105,7 +105,7 @@ def test_after_a_stop_no_step_follows(host: Host) -> None:
     host.steps.stop(Stop("algo-2", 15))
     assert host.reported == ["FINISHED"]
     host.exited(Role.FETCH, 0)
-    host.steps.start(None)
+    host.steps.start(Start(1))
     assert host.reported == ["FINISHED"]
     assert not host.steps.table.living()
 
@@ -143,8 +143,78 @@ def test_a_result_that_cannot_be_prepared_is_a_failure(host: Host, tmp_path: Pat
 
 def test_a_disk_that_does_not_answer_is_a_failure_in_the_end(host: Host) -> None:
     host.steps._on_empty()
-    assert host.steps._disk is not None
-    host.steps.tick(host.steps._disk._started + 599.0)
+    assert host.steps._preparation is not None
+    started = host.steps._preparation._wait._started
+    host.steps.tick(started + 599.0)
     assert host.reported == []
-    host.steps.tick(host.steps._disk._started + 600.0)
+    host.steps.tick(started + 600.0)
     assert host.reported == [FailureKind.OUTPUT]
+
+
+FAILURE = Failure("algo-2", Role.WORKER, "boom", kind=FailureKind.EXCEPTION)
+
+
+def test_another_attempt_begins_when_nothing_is_left_of_the_last(host: Host) -> None:
+    host.steps.begin()
+    before = host.steps.attempt
+    host.steps.restart(Restart(2, FAILURE))
+    assert host.timeline.current is HostPhase.CLEAR
+    host.exited(Role.WORKER, -9, stopped=True)
+    host.steps.tick(1.0)
+    assert host.steps.attempt is not before
+    assert host.reported == ["READY", "CLEAR", "READY"]
+    assert host.timeline.current is HostPhase.JOIN
+
+
+def test_what_an_earlier_attempt_still_says_counts_for_nothing(host: Host) -> None:
+    host.steps.begin()
+    host.steps.restart(Restart(2, FAILURE))
+    child: Any = EndedChild(Role.WORKER, 0, stopped=True)
+    for event in ("started", "stepped", "checkpoint", "finished"):
+        host.steps._on_event(child, {"event": event})
+    host.exited(Role.WORKER, 0, stopped=True)
+    assert host.reported == ["READY", "CLEAR"]
+
+
+def test_a_host_that_is_still_getting_ready_goes_on_with_that(host: Host) -> None:
+    host.steps.restart(Restart(2, FAILURE))
+    host.steps.tick(1.0)
+    assert host.reported == []
+    host.exited(Role.INSTALL, 0)
+    assert host.reported == ["READY"]
+
+
+def test_a_stop_during_a_restart_is_not_forgotten(host: Host) -> None:
+    host.steps.begin()
+    host.steps.restart(Restart(2, FAILURE))
+    host.steps.stop(Stop("algo-1", 15))
+    host.steps.tick(1.0)
+    assert host.reported == ["READY", "CLEAR", "FINISHED"]
+
+
+def test_the_result_of_an_attempt_that_failed_is_not_that_of_the_next(host: Host) -> None:
+    host.steps.begin()
+    host.steps.drain()
+    host.steps._on_empty()
+    host.steps.restart(Restart(2, FAILURE))
+    for key, mask in host.selector.select(10):
+        key.data(mask)
+    assert "DRAINED" not in host.reported
+
+
+def test_events_of_processes_are_told(host: Host) -> None:
+    child: Any = EndedChild(Role.WORKER, 0, stopped=False)
+    for event in ("stepped", "checkpointing", "checkpoint", "unknown"):
+        host.steps._on_event(child, {"event": event})
+    steps = (Step.STEPPED, Step.CHECKPOINTING, Step.CHECKPOINTED)
+    assert host.reported == [step.name for step in steps]
+
+
+def test_the_first_host_chooses_the_checkpoint_to_go_on_from(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint-000001-step-7.zip").write_bytes(b"damaged")
+    host.steps.begin()
+    assert host.reported == []
+    for key, mask in host.selector.select(10):
+        key.data(mask)
+    assert host.reported == ["READY"], "that one is damaged, and there is no other"

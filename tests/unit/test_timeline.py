@@ -160,4 +160,6 @@ def test_the_file_says_whose_it_is_and_how_the_job_ended(tmp_path: Path) -> None
         "exit status": 1,
         "outcome": "failure",
         "failure": FAILURE.to_json(),
+        "restarts": 0,
+        "first_cause": "",
     }

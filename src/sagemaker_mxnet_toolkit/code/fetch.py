@@ -33,11 +33,6 @@ _LEFT_OUT = frozenset({".git", ".hg", ".svn", "__pycache__"})
 _SOURCES = "expected a directory, a .tar.gz or s3://BUCKET/KEY"
 
 
-def needed(module_dir: str, code_dir: str) -> bool:
-    """Tell whether the code is not in its place yet."""
-    return os.path.realpath(module_dir) != os.path.realpath(code_dir)
-
-
 def fetch(
     source: str, code_dir: str, setting: str = "the setting", region: Optional[str] = None
 ) -> None:

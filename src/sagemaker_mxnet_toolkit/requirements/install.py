@@ -22,13 +22,12 @@ import tempfile
 import time
 from typing import Iterator, List, Mapping, Optional
 
-from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind, entry_point_kind
+from sagemaker_mxnet_toolkit.code.preparation import REQUIREMENTS as FILE
+from sagemaker_mxnet_toolkit.code.preparation import is_package
 from sagemaker_mxnet_toolkit.errors import RequirementsError
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_toolkit.progress import progress, write_line
-
-FILE = "requirements.txt"
-"""Name of the file in the code directory, as in sagemaker-training 5.1.4."""
+from sagemaker_mxnet_toolkit.requirements import installed, installer, requirement_file
 
 DEADLINE = 3600.0
 """Seconds that an installation may take, waiting for another one in the same Python included."""
@@ -39,16 +38,6 @@ _TAIL_LINES = 40
 _IMPORT_MXNET = (
     "from sagemaker_mxnet_toolkit import compatibility\ncompatibility.install()\nimport mxnet"
 )
-
-
-def needed(code_dir: str, entry_point: Optional[str] = None) -> bool:
-    """Tell whether there may be something to install.
-
-    Args:
-        code_dir: the code directory, with the code in it.
-        entry_point: relative to it, if there is one.
-    """
-    return os.path.exists(os.path.join(code_dir, FILE)) or _is_package(code_dir, entry_point)
 
 
 def install(code_dir: str, entry_point: Optional[str], environ: Mapping[str, str]) -> None:
@@ -76,12 +65,8 @@ def install(code_dir: str, entry_point: Optional[str], environ: Mapping[str, str
 
 def _install(code_dir: str, entry_point: Optional[str], environ: Mapping[str, str]) -> List[str]:
     """Install what is missing; return what changed, if MXNet is installed."""
-    # Imported here, as the supervisor imports this module for ``needed``, and packaging and
-    # importlib.metadata cost more than all the rest of it.
-    from sagemaker_mxnet_toolkit.requirements import installed, installer, requirement_file  # noqa: PLC0415
-
     deadline = time.monotonic() + DEADLINE
-    package = _is_package(code_dir, entry_point)
+    package = is_package(code_dir, entry_point)
     lines = requirement_file.parse(_read(os.path.join(code_dir, FILE)), environ)
     with _one_at_a_time(deadline):
         asked = [line.requirement for line in lines if line.requirement is not None]
@@ -139,12 +124,6 @@ def _check_mxnet(changed: List[str], environ: Mapping[str, str]) -> None:
         f"changed: {', '.join(changed)}; expected packages that go with it: pin those to what they "
         "were, or remove what asks for them\n" + "\n".join(lines[-_TAIL_LINES:])
     )
-
-
-def _is_package(code_dir: str, entry_point: Optional[str]) -> bool:
-    if entry_point is None:
-        return False
-    return entry_point_kind(code_dir, entry_point) is EntryPointKind.PYTHON_PACKAGE
 
 
 def _read(path: str) -> str:

@@ -7,20 +7,22 @@ in ``messages`` over the control channel. A host alone is its own leader and nee
 Here is what the supervisor sees of it.
 """
 
-import enum
 from collections import deque
-from typing import Callable, Deque, Generic, Optional, Protocol, Sequence, TypeVar
+from typing import Callable, Deque, Generic, Protocol, Sequence, TypeVar
 
 from sagemaker_mxnet_toolkit.failure import Failure
-from sagemaker_mxnet_training.cluster.decision import (
-    Drain,
+from sagemaker_mxnet_training.cluster.events import (
+    Action,
+    Command,
     End,
-    FirstStep,
+    Rendezvous,
+    Restart,
+    Start,
+    Step,
     Stop,
     StopScripts,
     Verdict,
 )
-from sagemaker_mxnet_training.cluster.network import Rendezvous
 
 __all__ = [
     "GIVE_UP_DEADLINE",
@@ -29,6 +31,9 @@ __all__ = [
     "Coordinator",
     "OrderQueue",
     "Orders",
+    "Rendezvous",
+    "Restart",
+    "Start",
     "Step",
     "Stop",
     "Verdict",
@@ -46,28 +51,23 @@ GIVE_UP_DEADLINE = 1.0
 """Seconds of the same after a second stop signal."""
 
 
-class Step(enum.Enum):
-    """What a host is doing, as it tells the leader for its log."""
-
-    FETCH = "fetching the code"
-    INSTALL = "installing requirements"
-    READY = "ready"
-    TRAINING = "training"
-    STEPPED = "training, past its first step"
-    FINISHED = "finished"
-
-
 class Orders(Protocol):
-    """What a coordinator asks of the supervisor. Each is given once at the most."""
+    """What a coordinator asks of the supervisor. Each is given once in an attempt at the most."""
 
-    def start(self, rendezvous: Optional[Rendezvous]) -> None:
+    def start(self, order: Start) -> None:
         """Start the kvstore and the worker."""
 
     def stepped(self) -> None:
         """Take note that the first step of training is done, on whichever host."""
 
+    def restart(self, order: Restart) -> None:
+        """End the processes of the attempt, and report ``READY`` when the next one can start."""
+
     def stop(self, stop: Stop) -> None:
         """Ask the worker to stop."""
+
+    def leave(self) -> None:
+        """End a worker that was asked to stop: the checkpoint is written."""
 
     def drain(self) -> None:
         """All workers have finished: see the rest of the processes out."""
@@ -80,10 +80,15 @@ class Coordinator(Protocol):
     """A host's way to tell the others. Times are this host's monotonic clock, in seconds."""
 
     def report_step(self, step: Step) -> None:
-        """Say what this host is doing. ``READY``, ``STEPPED`` and ``FINISHED`` move the job on."""
+        """Say what this host does, or has done, in the present attempt."""
 
-    def report_drained(self) -> None:
-        """Say that no process is left on this host."""
+    def report_ready(self, resume: str) -> None:
+        """Say ``Step.READY``.
+
+        Args:
+            resume: name of the checkpoint that training shall go on from, empty for none; the first
+                host's counts.
+        """
 
     def report_failure(self, failure: Failure, when: float) -> None:
         """Say that something failed here."""
@@ -139,18 +144,22 @@ class OrderQueue(Generic[T]):
             self._busy = False
 
 
-def give(action: object, orders: Orders) -> None:
-    """Give the supervisor an order of ``decision``; ``Start`` needs more than that knows."""
-    if isinstance(action, FirstStep):
-        orders.stepped()
+def give(action: Action, orders: Orders) -> None:
+    """Give the supervisor an order."""
+    if isinstance(action, Start):
+        orders.start(action)
+    elif isinstance(action, Restart):
+        orders.restart(action)
     elif isinstance(action, StopScripts):
         orders.stop(action.stop)
-    elif isinstance(action, Drain):
-        orders.drain()
     elif isinstance(action, End):
         orders.end(action.verdict)
+    elif action.command is Command.FIRST_STEP:
+        orders.stepped()
+    elif action.command is Command.LEAVE:
+        orders.leave()
     else:
-        raise TypeError(f"not an order: {action!r}")
+        orders.drain()
 
 
 def listed(hosts: Sequence[str]) -> str:

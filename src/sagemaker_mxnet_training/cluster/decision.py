@@ -4,15 +4,37 @@ The first host keeps one ``Cluster`` and feeds it events through ``advance``, wh
 state and the orders that follow from the event. Nothing here knows of processes, sockets or clocks,
 so every ending can be tested without any of them.
 
-Another attempt of a failed job would be decided in ``_judge_failure``: where the verdict is given
-today, it would return to ``GATHERING`` with a higher attempt number.
+A job is a sequence of attempts, mostly of one. Whether another one follows a failure is decided by
+``restarts``; it begins with gathering, as the first did.
 """
 
 import enum
 from dataclasses import dataclass, replace
-from typing import Any, FrozenSet, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import Any, FrozenSet, Iterable, List, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
+from sagemaker_mxnet_training.cluster.events import (
+    CAUSE_LIMIT,
+    Action,
+    Command,
+    Do,
+    End,
+    Event,
+    Failed,
+    Lost,
+    Order,
+    Own,
+    Reported,
+    Restart,
+    Start,
+    Step,
+    Stop,
+    StopRequested,
+    StopScripts,
+    Verdict,
+    lost,
+)
+from sagemaker_mxnet_training.cluster.restarts import FailedAttempt, RestartPolicy, refusal
 
 VERDICT_DELAY = 0.3
 """Seconds between the first failure seen and the verdict.
@@ -21,12 +43,15 @@ Failures reach the first host in another order than they happened in. A worker t
 peer may be heard before the peer; this is the time an earlier failure has to arrive.
 """
 
+CLEAR_TIMEOUT = 300.0
+"""Seconds that hosts have to end an attempt, to choose a checkpoint and to be ready again."""
+
 
 class Phase(enum.Enum):
-    """Where the job as a whole is. Phases only move forward; some may be skipped."""
+    """Where an attempt is. Phases only move forward; some may be skipped."""
 
     GATHERING = "gathering"
-    """Hosts join, fetch the code and install requirements."""
+    """Hosts join, fetch the code and install requirements; or they clear up after a failure."""
     TRAINING = "training"
     """Every host was ready: scheduler, servers and workers run."""
     STOPPING = "stopping"
@@ -37,177 +62,8 @@ class Phase(enum.Enum):
     """There is a verdict. Nothing that happens afterwards can change it."""
 
 
-@dataclass(frozen=True)
-class Stop:
-    """A request to stop, which is no failure.
-
-    Attributes:
-        host: where it arrived.
-        signal: the signal it came as, by number.
-    """
-
-    host: str
-    signal: int
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How the job ended, the same on every host.
-
-    Attributes:
-        outcome: success, failure or stop.
-        failure: the first failure in time, for ``Outcome.FAILURE`` only.
-    """
-
-    outcome: Outcome
-    failure: Optional[Failure] = None
-
-    def to_json(self) -> Mapping[str, Any]:
-        """Return a JSON object."""
-        failure = None if self.failure is None else self.failure.to_json()
-        return {"outcome": self.outcome.value, "failure": failure}
-
-    @classmethod
-    def from_json(cls, data: Any) -> "Verdict":
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: when ``data`` is anything else.
-        """
-        if not isinstance(data, Mapping):
-            raise ValueError("a verdict must be a JSON object")
-        outcome = Outcome(data.get("outcome"))
-        failed = outcome is Outcome.FAILURE
-        return cls(outcome, Failure.from_json(data.get("failure")) if failed else None)
-
-
-def lost(host: str, reason: str) -> Failure:
-    """Return the failure that a host's disappearance is."""
-    return Failure(host, Role.ENTRYPOINT, f"lost: {reason}", kind=FailureKind.LOST)
-
-
-# Events. Times are on the first host's monotonic clock, in seconds.
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A host joined the first one. It must be told what was ordered before."""
-
-    host: str
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A host that had joined is gone, without an end of the job. None comes back."""
-
-    host: str
-    reason: str
-    time: float
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A host has its code and its requirements."""
-
-    host: str
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """The first step of training is done, as one host noticed."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The worker of a host has finished with status 0, or has ended after a stop."""
-
-    host: str
-
-
-@dataclass(frozen=True)
-class Drained:
-    """No process of the job is left on a host, and it can write its result."""
-
-    host: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Something failed."""
-
-    failure: Failure
-    time: float
-
-
-@dataclass(frozen=True)
-class StopRequested:
-    """A host was asked to stop."""
-
-    stop: Stop
-    time: float
-
-
-@dataclass(frozen=True)
-class GaveUp:
-    """The deciding host was asked to stop for the second time: it waits for nobody any more."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed; nothing else happened."""
-
-
-Event = Union[
-    Joined, Lost, Ready, Stepped, Finished, Drained, Failed, StopRequested, GaveUp, Tick
-]  # fmt: skip
-
-
-# Orders.
-
-
-@dataclass(frozen=True)
-class Start:
-    """Start the kvstore and the worker."""
-
-
-@dataclass(frozen=True)
-class FirstStep:
-    """Take note that the first step of training is done."""
-
-
-@dataclass(frozen=True)
-class StopScripts:
-    """Ask the worker to stop, or whatever prepares for it."""
-
-    stop: Stop
-
-
-@dataclass(frozen=True)
-class Drain:
-    """All workers have finished: see the rest of the processes out."""
-
-
-@dataclass(frozen=True)
-class End:
-    """Make an end of whatever still runs, and report this verdict."""
-
-    verdict: Verdict
-
-
-Action = Union[Start, FirstStep, StopScripts, Drain, End]
-
-
-@dataclass(frozen=True)
-class Order:
-    """Something to be done, by one host or by all that have joined.
-
-    Attributes:
-        action: what is to be done. No host is given two actions of one type.
-        to: the host; ``None`` for all that have joined, the first one included.
-    """
-
-    action: Action
-    to: Optional[str] = None
+_NOBODY: FrozenSet[str] = frozenset()
+_NO_RESTARTS = RestartPolicy(max_restarts=0)
 
 
 @dataclass(frozen=True)
@@ -216,36 +72,60 @@ class Cluster:
 
     Attributes:
         hosts: every host of the job.
+        first: the first host, which decides.
+        policy: whether a failed attempt is followed by another.
         joined: the hosts that can be given orders: the first one, and members that are not lost.
-        ready, finished, drained: the hosts that got that far.
+        attempt: number of the attempt, from 1.
+        failed: the attempts before.
+        ready, finished, drained: the hosts that got that far in this attempt.
         start_time: no sooner than this the roles start (monotonic, seconds).
-        phase: where the job is.
+        gather_by: when hosts that are not ready again fail the job; ``None`` in the first attempt.
+        phase: where the attempt is.
         stepped: whether the first step was announced.
+        checkpoints: whether the script uses checkpoints.
+        committed: whether one was written in this attempt.
         stop_ordered: whether the hosts were told to stop.
-        failure: the earliest failure so far, with its time.
+        leave_ordered: whether they were told that the checkpoint of the stop is written.
+        failure: the earliest failure of this attempt so far, with its time.
         stop: the earliest request to stop so far, with its time.
-        verdict_time: when the failure becomes the verdict; ``None`` without a failure that counts.
+        verdict_time: when the failure is acted on; ``None`` without a failure that counts.
         verdict: how the job ended, once ``phase`` is ``ENDED``.
     """
 
     hosts: FrozenSet[str]
+    first: str
+    policy: RestartPolicy
     joined: FrozenSet[str]
-    ready: FrozenSet[str] = frozenset()
-    finished: FrozenSet[str] = frozenset()
-    drained: FrozenSet[str] = frozenset()
+    attempt: int = 1
+    failed: Tuple[FailedAttempt, ...] = ()
+    ready: FrozenSet[str] = _NOBODY
+    finished: FrozenSet[str] = _NOBODY
+    drained: FrozenSet[str] = _NOBODY
     start_time: float = 0.0
+    gather_by: Optional[float] = None
     phase: Phase = Phase.GATHERING
     stepped: bool = False
+    checkpoints: bool = False
+    committed: bool = False
     stop_ordered: bool = False
+    leave_ordered: bool = False
     failure: Optional[Tuple[float, Failure]] = None
     stop: Optional[Tuple[float, Stop]] = None
     verdict_time: Optional[float] = None
     verdict: Optional[Verdict] = None
 
     @classmethod
-    def of(cls, hosts: Iterable[str], first: str, start_time: float = 0.0) -> "Cluster":
+    def of(
+        cls,
+        hosts: Iterable[str],
+        first: str,
+        start_time: float = 0.0,
+        policy: RestartPolicy = _NO_RESTARTS,
+        attempt: int = 1,
+    ) -> "Cluster":
         """Return the state in which every job begins, as its first host sees it."""
-        return cls(frozenset(hosts), frozenset((first,)), start_time=start_time)
+        joined = frozenset((first,))
+        return cls(frozenset(hosts), first, policy, joined, attempt, start_time=start_time)
 
     @property
     def stopping(self) -> bool:
@@ -264,13 +144,15 @@ class Cluster:
 
     @property
     def due(self) -> Optional[float]:
-        """When a ``Tick`` will change something, if it will (monotonic, seconds)."""
-        if self.phase is Phase.GATHERING and self.ready == self.hosts and self.failure is None:
-            return self.start_time
+        """When ``Own.TICK`` will change something, if it will (monotonic, seconds)."""
+        if self.phase is Phase.GATHERING and self.failure is None:
+            return self.start_time if self.ready == self.hosts else self.gather_by
         return self.verdict_time
 
 
 Decision = Tuple[Cluster, Tuple[Order, ...]]
+
+_REACHED = {Step.READY: "ready", Step.FINISHED: "finished", Step.DRAINED: "drained"}
 
 
 def advance(cluster: Cluster, event: Event, now: float) -> Decision:
@@ -281,49 +163,73 @@ def advance(cluster: Cluster, event: Event, now: float) -> Decision:
         event: what happened.
         now: when it was seen (seconds, monotonic, never going back).
     """
-    if isinstance(event, Joined):
-        return _admit(cluster, event.host)
+    if isinstance(event, Reported):
+        if event.host not in cluster.hosts:
+            return cluster, ()
+        if event.step is Step.JOINED:
+            return _admit(cluster, event.host)
+        if event.attempt > cluster.attempt:
+            return _adopt(cluster, event, now)
     if cluster.phase is Phase.ENDED:
         # A verdict is final; who has still to hear it is not.
         gone = {event.host} if isinstance(event, Lost) else set()
         return replace(cluster, joined=cluster.joined - gone), ()
-    if isinstance(event, GaveUp):
+    if event is Own.GAVE_UP:
         # An earlier failure stays the cause, although nobody waits for one still earlier.
         failed = None if cluster.stopping or cluster.failure is None else cluster.failure[1]
-        return _end(cluster, Verdict(Outcome.FAILURE if failed else Outcome.STOP, failed))
-    if isinstance(event, Stepped):
-        orders = () if cluster.stepped else (Order(FirstStep()),)
-        return replace(cluster, stepped=True), orders
-    cluster = _record(cluster, event)
+        return _end(cluster, Outcome.FAILURE if failed else Outcome.STOP, failed)
+    cluster, orders = _record(cluster, event)
     if cluster.failure is not None and not cluster.stopping:
-        return _judge_failure(cluster, cluster.failure[1], now)
-    return _judge_progress(replace(cluster, verdict_time=None), now)
+        cluster, more = _judge_failure(cluster, cluster.failure[1], now)
+    else:
+        cluster, more = _judge_progress(replace(cluster, verdict_time=None), now)
+    return cluster, orders + more
 
 
 def _admit(cluster: Cluster, host: str) -> Decision:
     """Take a host in, and tell it what the others were told before."""
-    if host not in cluster.hosts - cluster.joined:
+    if host in cluster.joined:
         return cluster, ()
     actions: List[Action] = []
+    if cluster.attempt > 1 and cluster.failed:
+        actions.append(Restart(cluster.attempt, cluster.failed[-1].failure))
     if cluster.stop_ordered and cluster.stop is not None:
         actions.append(StopScripts(cluster.stop[1]))
     if cluster.phase is Phase.DRAINING:
-        actions.append(Drain())
+        actions.append(Do(Command.DRAIN))
     if cluster.verdict is not None:
         actions = [End(cluster.verdict)]
     joined = cluster.joined | {host}
     return replace(cluster, joined=joined), tuple(Order(each, host) for each in actions)
 
 
-def _record(cluster: Cluster, event: Event) -> Cluster:
-    if isinstance(event, Ready):
-        return replace(cluster, ready=cluster.ready | ({event.host} & cluster.hosts))
-    if isinstance(event, Finished):
-        return replace(cluster, finished=cluster.finished | ({event.host} & cluster.hosts))
-    if isinstance(event, Drained):
-        return replace(cluster, drained=cluster.drained | ({event.host} & cluster.hosts))
+def _record(cluster: Cluster, event: Event) -> Decision:
+    if isinstance(event, (Reported, Failed)) and event.attempt != cluster.attempt:
+        return cluster, ()  # of an attempt that is over
+    if isinstance(event, Reported):
+        return _record_step(cluster, event)
+    return _record_fault(cluster, event), ()
+
+
+def _record_step(cluster: Cluster, event: Reported) -> Decision:
+    reached = _REACHED.get(event.step)
+    if reached is not None:
+        changes: Any = {reached: getattr(cluster, reached) | {event.host}}
+        return replace(cluster, **changes), ()
+    if event.step is Step.STEPPED and not cluster.stepped:
+        return replace(cluster, stepped=True), (Order(Do(Command.FIRST_STEP)),)
+    if event.step is Step.CHECKPOINTING:
+        return replace(cluster, checkpoints=True), ()
+    if event.step is Step.CHECKPOINTED:
+        return replace(cluster, checkpoints=True, committed=True), ()
+    return cluster, ()
+
+
+def _record_fault(cluster: Cluster, event: Event) -> Cluster:
     if isinstance(event, Lost) and event.host in cluster.joined:
-        cluster = replace(cluster, joined=cluster.joined - {event.host})
+        cluster = replace(
+            cluster, joined=cluster.joined - {event.host}, ready=cluster.ready - {event.host}
+        )
         event = Failed(lost(event.host, event.reason), event.time)
     if isinstance(event, Failed) and (cluster.failure is None or event.time < cluster.failure[0]):
         return replace(cluster, failure=(event.time, event.failure))
@@ -337,7 +243,38 @@ def _judge_failure(cluster: Cluster, failure: Failure, now: float) -> Decision:
         return replace(cluster, verdict_time=now + VERDICT_DELAY), ()
     if now < cluster.verdict_time:
         return cluster, ()
-    return _end(cluster, Verdict(Outcome.FAILURE, failure))
+    started = cluster.phase is not Phase.GATHERING or cluster.attempt > 1
+    failed = FailedAttempt(cluster.attempt, failure, started, cluster.committed)
+    ends = refusal(cluster.policy, cluster.checkpoints, failed, cluster.failed)
+    if ends or cluster.stop is not None:
+        return _end(cluster, Outcome.FAILURE, failure)
+    return _begin_anew(cluster, cluster.attempt + 1, failed, now)
+
+
+def _adopt(cluster: Cluster, event: Reported, now: float) -> Decision:
+    """Catch up with a host that has seen more attempts: this one is back after it was lost."""
+    if not cluster.policy.rejoin_timeout or cluster.phase is Phase.ENDED:
+        return cluster, ()
+    failure = lost(cluster.first, "it was started again")
+    failed = FailedAttempt(event.attempt - 1, failure, started=True, committed=False)
+    cluster, orders = _begin_anew(cluster, event.attempt, failed, now)
+    return _record_step(cluster, event)[0], orders
+
+
+def _begin_anew(cluster: Cluster, attempt: int, failed: FailedAttempt, now: float) -> Decision:
+    away = failed.failure.kind is FailureKind.LOST
+    fresh = Cluster(
+        cluster.hosts,
+        cluster.first,
+        cluster.policy,
+        cluster.joined,
+        attempt,
+        (*cluster.failed, failed),
+        start_time=now,
+        gather_by=now + (cluster.policy.rejoin_timeout if away else CLEAR_TIMEOUT),
+        checkpoints=cluster.checkpoints,
+    )
+    return fresh, (Order(Restart(attempt, failed.failure)),)
 
 
 def _judge_progress(cluster: Cluster, now: float) -> Decision:
@@ -347,24 +284,38 @@ def _judge_progress(cluster: Cluster, now: float) -> Decision:
         cluster = replace(cluster, stop_ordered=True)
         if cluster.phase is not Phase.DRAINING:
             cluster = replace(cluster, phase=Phase.STOPPING)
-    if (
-        cluster.phase is Phase.GATHERING
-        and cluster.ready == cluster.hosts
-        and now >= cluster.start_time
-    ):
-        orders.append(Order(Start()))
-        cluster = replace(cluster, phase=Phase.TRAINING)
+    if cluster.phase is Phase.GATHERING:
+        if cluster.ready == cluster.hosts and now >= cluster.start_time:
+            orders.append(Order(Start(cluster.attempt)))
+            cluster = replace(cluster, phase=Phase.TRAINING)
+        elif cluster.gather_by is not None and now >= cluster.gather_by:
+            return _end(cluster, Outcome.FAILURE, _not_ready(cluster))
+    saved = cluster.checkpoints and cluster.first in cluster.finished
+    if cluster.phase is Phase.STOPPING and saved and not cluster.leave_ordered:
+        orders.append(Order(Do(Command.LEAVE)))
+        cluster = replace(cluster, leave_ordered=True)
     working = cluster.phase in (Phase.TRAINING, Phase.STOPPING)
     if working and cluster.awaited <= cluster.finished:
-        orders.append(Order(Drain()))
+        orders.append(Order(Do(Command.DRAIN)))
         cluster = replace(cluster, phase=Phase.DRAINING)
     if cluster.phase is Phase.DRAINING and cluster.awaited <= cluster.drained:
-        outcome = Outcome.STOP if cluster.stopping else Outcome.SUCCESS
-        cluster, last = _end(cluster, Verdict(outcome))
+        cluster, last = _end(cluster, Outcome.STOP if cluster.stopping else Outcome.SUCCESS)
         orders.extend(last)
     return cluster, tuple(orders)
 
 
-def _end(cluster: Cluster, verdict: Verdict) -> Decision:
+def _not_ready(cluster: Cluster) -> Failure:
+    """Return why an attempt cannot begin: who is lost and not back, or does not get ready."""
+    before = cluster.failed[-1].failure
+    if before.kind is FailureKind.LOST and cluster.joined != cluster.hosts:
+        return before
+    missing = sorted(cluster.hosts - cluster.ready)[0]
+    reason = f"was not ready for another attempt within {CLEAR_TIMEOUT:g} s"
+    return Failure(missing, Role.ENTRYPOINT, reason, kind=FailureKind.JOIN)
+
+
+def _end(cluster: Cluster, outcome: Outcome, failure: Optional[Failure] = None) -> Decision:
+    first_cause = cluster.failed[0].failure.headline() if cluster.failed else ""
+    verdict = Verdict(outcome, failure, cluster.attempt - 1, first_cause[:CAUSE_LIMIT])
     ended = replace(cluster, phase=Phase.ENDED, verdict=verdict, verdict_time=None)
     return ended, (Order(End(verdict)),)

@@ -3,71 +3,42 @@
 import selectors
 import time
 from dataclasses import replace
-from typing import Any, Callable, List, Mapping, Optional, Protocol, Set, Tuple
+from typing import Callable, List, Optional, Set, Tuple
 
-from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
+from sagemaker_mxnet_toolkit.failure import Failure, Outcome
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster import channel, messages, network
 from sagemaker_mxnet_training.cluster.coordination import (
     GIVE_UP_DEADLINE,
-    PROGRESS_PERIOD,
     REPORT_DEADLINE,
     OrderQueue,
     Orders,
-    Step,
-    Stop,
-    Verdict,
     give,
 )
-from sagemaker_mxnet_training.cluster.decision import (
-    VERDICT_DELAY,
-    Cluster,
-    Drain,
-    Drained,
+from sagemaker_mxnet_training.cluster.decision import VERDICT_DELAY, Cluster, advance
+from sagemaker_mxnet_training.cluster.events import (
+    Action,
+    Do,
     End,
     Event,
     Failed,
-    Finished,
-    FirstStep,
-    GaveUp,
+    Own,
+    Reported,
+    Restart,
+    Start,
+    Step,
+    Stop,
     StopRequested,
     StopScripts,
-    Tick,
-    advance,
+    Verdict,
     lost,
 )
 from sagemaker_mxnet_training.cluster.follower_channel import FollowerChannel
-from sagemaker_mxnet_training.cluster.joining import (
-    FOLLOWER_GRACE,
-    Disagreement,
-    disagreement,
-    noted,
-)
 from sagemaker_mxnet_training.cluster.keys import JobKeys
+from sagemaker_mxnet_training.cluster.leader_connection import Channel, LeaderConnection
 from sagemaker_mxnet_training.cluster.link import Clock
 from sagemaker_mxnet_training.cluster.network import NameLookup
 from sagemaker_mxnet_training.config.job import Job
-
-
-class Channel(Protocol):
-    """What a follower needs of ``FollowerChannel``."""
-
-    obstacle: str
-
-    def send(self, body: Mapping[str, Any]) -> None:
-        """Queue a message to the leader."""
-
-    def tick(self, now: float) -> float:
-        """Do what time asks for; return when to call again."""
-
-    def goodbye(self) -> None:
-        """End what is to be said."""
-
-    def pending(self) -> bool:
-        """Tell whether something sent may not have arrived."""
-
-    def close(self) -> None:
-        """Close at once."""
 
 
 class Follower:
@@ -81,9 +52,7 @@ class Follower:
         job: what to run.
         log: told of every transition.
         orders: the supervisor of this host.
-        look_up: starts to look up the leader's name, and calls the argument with the answer.
-        open_channel: opens the control channel to an address, and posts its events to the second
-            argument.
+        look_up, open_channel: as ``LeaderConnection`` takes them.
         clock: monotonic seconds.
     """
 
@@ -99,122 +68,79 @@ class Follower:
         self._job = job
         self._log = log
         self._orders = orders
-        self._open_channel = open_channel
         self._clock = clock
-        self._opened = self._told = clock()
-        self._channel: Optional[Channel] = None
-        self._own_address = ""
-        self._joined = False
-        self._unsent: List[Tuple[messages.Message, Optional[float]]] = []
+        self._attempt = 1
         self._events: List[Tuple[float, Event]] = []  # with the time at which each was seen
         self._failure: Optional[Failed] = None
-        self._disagreement: Optional[Disagreement] = None
-        self._queue: OrderQueue[object] = OrderQueue(self._carry_out)
-        self._given: Set[type] = set()
+        self._queue: OrderQueue[Action] = OrderQueue(self._carry_out)
+        self._given: Set[object] = set()
         self._gave_up = False
         self._ended_at: Optional[float] = None
-        self._lookup = look_up(self._on_lookup)
-
-    def _on_lookup(self, lookup: NameLookup) -> None:
-        if self._ended_at is not None:
-            return
-        if lookup.invalid:
-            self._fail(self._join_failure(f"cannot be joined: {lookup.obstacle}"))
-        else:
-            self._channel = self._open_channel(lookup.address, self._on_event)
+        self._leader = LeaderConnection(job, log, self, look_up, open_channel, clock)
 
     # What this host reports.
 
     def report_step(self, step: Step) -> None:
         """See ``Coordinator``."""
-        self._send(messages.StepReport(step))
-        if step is Step.FINISHED:
-            self._record(Finished(self._job.current_host))
+        self._leader.send(messages.StepReport(step, self._attempt))
+        self._record(Reported(step, self._job.current_host, self._attempt))
 
-    def report_drained(self) -> None:
-        """See ``Coordinator``."""
-        self._send(messages.DrainedReport())
-        self._record(Drained(self._job.current_host))
+    def report_ready(self, resume: str) -> None:
+        """See ``Coordinator``; the leader's checkpoint is the one that counts."""
+        self.report_step(Step.READY)
 
     def report_failure(self, failure: Failure, when: float) -> None:
         """See ``Coordinator``."""
+        failed = Failed(failure, when, self._attempt)
         if self._failure is None:
-            self._failure = Failed(failure, when)
-        self._send(messages.FailureReport(failure, 0.0), when)
-        self._record(Failed(failure, when))
+            self._failure = failed
+        self._leader.send(messages.FailureReport(failure, self._attempt, 0.0), when)
+        self._record(failed)
 
     def report_stop(self, stop: Stop, when: float) -> None:
         """See ``Coordinator``. The script is asked at once, whatever the leader does."""
-        self._send(messages.StopReport(stop.signal, 0.0), when)
+        self._leader.send(messages.StopReport(stop.signal, 0.0), when)
         self._stop(stop, when)
 
     def report_idle(self, idle: float) -> None:
         """See ``Coordinator``."""
-        if self._joined:
-            self._send(messages.IdleReport(idle))
+        if self._leader.joined:
+            self._leader.send(messages.IdleReport(idle))
 
     def give_up(self) -> None:
         """See ``Coordinator``."""
         self._gave_up = True
-        self._record(GaveUp())
+        self._record(Own.GAVE_UP)
 
-    def _send(self, message: messages.Message, when: Optional[float] = None) -> None:
-        if self._channel is None or not self._joined:
-            self._unsent.append((message, when))
-            return
-        if when is not None:
-            message = replace(message, age=max(0.0, self._clock() - when))
-        self._channel.send(messages.encode(message))
+    # What the leader says, see ``leader_connection.Listener``.
 
-    # What the leader says.
-
-    def _on_event(self, event: channel.Event) -> None:
-        if isinstance(event, channel.PeerJoined):
-            self._on_joined(event)
-        elif isinstance(event, channel.PeerMessage):
-            try:
-                self._on_message(messages.decode(event.body))
-            except ValueError as error:
-                self._log.warning("entrypoint", f"{event.host} sent a wrong message: {error}")
-        elif isinstance(event, channel.PeerDiffers):
-            self._disagreement = noted(self._disagreement, event.difference, self._clock())
-        elif isinstance(event, channel.Refused):
-            reason = f"{self._job.leader} refused this host: {event.reason}"
-            host = self._job.current_host
-            self._fail(Failure(host, Role.ENTRYPOINT, reason, kind=FailureKind.JOIN))
-        elif isinstance(event, channel.PeerLost):
-            self._on_lost(event.reason)
-        elif isinstance(event, channel.PeerLeft):
-            self._on_lost("it left before the job had ended")
-
-    def _on_joined(self, event: channel.PeerJoined) -> None:
-        self._joined = True
-        self._own_address = event.local_address
-        self._log("entrypoint", f"joined {event.host} at {event.address}")
-        unsent, self._unsent = self._unsent, []
-        for message, when in unsent:
-            self._send(message, when)
-
-    def _on_message(self, message: messages.Message) -> None:
+    def on_order(self, message: messages.Message) -> None:
+        """Take an order."""
         if isinstance(message, messages.Note):
             self._log("entrypoint", message.text)
         elif isinstance(message, StopScripts):
             self._stop(message.stop, self._clock())
-        elif isinstance(message, (messages.StartRoles, FirstStep, Drain, End)):
+        elif isinstance(message, (Start, Restart, Do, End)):
             self._queue.put([message])
         else:
             raise ValueError(f"{type(message).__name__} is not an order")
 
-    def _on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str) -> None:
+        """Go on without the leader, as far as that is possible."""
         if self._ended_at is not None:
             return
-        self._log.warning("entrypoint", f"lost {self._job.leader}: {reason}")
-        self._joined = False
+        failure = lost(self._job.leader, reason)
         if StopScripts in self._given:
             self._decide_alone()
+        elif self._job.settings.rejoin_timeout:
+            self._queue.put([Restart(self._attempt + 1, failure)])
+            self._leader.find_again(failure)
         else:
-            failed = self._failure
-            self._fail(lost(self._job.leader, reason) if failed is None else failed.failure)
+            self._fail(failure if self._failure is None else self._failure.failure)
+
+    def on_refused(self, failure: Failure) -> None:
+        """End this host: the leader cannot be joined."""
+        self._fail(failure)
 
     # What follows from it.
 
@@ -229,97 +155,85 @@ class Follower:
 
     def _decide_alone(self) -> None:
         """Give the orders that the leader would give, in a stop in which there is none."""
-        alone = self._gave_up or (StopScripts in self._given and not self._joined)
+        alone = self._gave_up or (StopScripts in self._given and not self._leader.joined)
         if not alone or self._ended_at is not None:
             return
         host = self._job.current_host
-        cluster = Cluster.of([host], host)
-        actions: List[object] = []
-        for seen, event in [*self._events, (self._clock(), Tick())]:
+        cluster = Cluster.of([host], host, attempt=self._attempt)
+        actions: List[Action] = []
+        for seen, event in [*self._events, (self._clock(), Own.TICK)]:
             cluster, orders = advance(cluster, event, seen)
             actions.extend(order.action for order in orders)
         self._queue.put(actions)
 
     def _fail(self, failure: Failure) -> None:
-        self._queue.put([End(Verdict(Outcome.FAILURE, failure))])
+        verdict = Verdict(Outcome.FAILURE, failure, self._attempt - 1)
+        self._queue.put([End(verdict)])
 
-    def _carry_out(self, action: object) -> None:
+    def _carry_out(self, action: Action) -> None:
         """Pass an order on, once, whether it comes from the leader or from this host alone."""
-        if type(action) in self._given or self._ended_at is not None:
+        if isinstance(action, Restart):
+            self._restart(action)
             return
-        self._given.add(type(action))
-        if isinstance(action, messages.StartRoles):
-            if StopScripts not in self._given:
-                self._start(action)
+        what = action.command if isinstance(action, Do) else type(action)
+        if what in self._given or self._ended_at is not None:
             return
-        if isinstance(action, End):
+        if isinstance(action, Start):
+            if StopScripts in self._given or action.attempt != self._attempt:
+                return
+            action = self._completed(action)
+        elif isinstance(action, End):
             self._ended_at = self._clock()
-            if self._channel is not None:
-                self._channel.goodbye()
+            self._leader.goodbye()
+        self._given.add(what)
         give(action, self._orders)
 
-    def _start(self, order: messages.StartRoles) -> None:
+    def _restart(self, action: Restart) -> None:
+        """Begin another attempt: nothing of the one before counts any more."""
+        if action.attempt <= self._attempt or self._ended_at is not None:
+            return
+        self._attempt = action.attempt
+        self._failure = None
+        # A stop, of which the leader may not have known, stays.
+        self._given &= {StopScripts}
+        self._events = [pair for pair in self._events if isinstance(pair[1], StopRequested)]
+        self._orders.restart(action)
+
+    def _completed(self, order: Start) -> Start:
         rendezvous = order.rendezvous
         if rendezvous is not None:
-            own = network.interface_address(self._job.network_interface) or self._own_address
-            rendezvous = replace(rendezvous, own_address=own)
-        self._orders.start(rendezvous)
+            interface = network.interface_address(self._job.network_interface)
+            rendezvous = replace(rendezvous, own_address=interface or self._leader.own_address)
+        return replace(order, rendezvous=rendezvous)
 
     # What is due.
 
     def tick(self, now: float) -> float:
         """See ``Coordinator``."""
-        due = now + 1.0
-        if self._channel is not None:
-            due = min(due, self._channel.tick(now))
+        due = min(now + 1.0, self._leader.tick(now))
         if self._ended_at is not None:
             return due
         if StopScripts in self._given:
             self._decide_alone()
-            return due if self._joined else min(due, now + VERDICT_DELAY)
+            return due if self._leader.joined else min(due, now + VERDICT_DELAY)
         if self._failure is not None and now - self._failure.time >= REPORT_DEADLINE:
             self._fail(self._failure.failure)
-        elif not self._joined:
-            self._watch_joining(now)
+        elif not self._leader.joined:
+            obstacle = self._leader.obstacle(now)
+            if obstacle is not None:
+                self._fail(obstacle)
         return due
-
-    def _watch_joining(self, now: float) -> None:
-        limit = self._job.settings.join_timeout
-        left = self._opened + limit - now
-        leader = self._job.leader
-        if self._disagreement is not None and self._disagreement.lasts(FOLLOWER_GRACE, now):
-            difference = self._disagreement.difference
-            self._fail(disagreement(self._job.current_host, leader, difference))
-        elif left <= 0:
-            self._fail(
-                self._join_failure(f"could not be joined within {limit:g} s: {self._obstacle()}")
-            )
-        elif now - self._told >= PROGRESS_PERIOD:
-            self._told = now
-            text = f"waiting to join {leader}, {left:.0f} s left: {self._obstacle()}"
-            self._log("entrypoint", text)
-
-    def _join_failure(self, reason: str) -> Failure:
-        return Failure(self._job.leader, Role.ENTRYPOINT, reason, kind=FailureKind.JOIN)
-
-    def _obstacle(self) -> str:
-        if self._channel is None:
-            return self._lookup.obstacle
-        port = self._job.settings.control_port
-        return f"on port {port}, {self._job.leader}: {self._channel.obstacle}"
 
     def settled(self, now: float) -> bool:
         """See ``Coordinator``."""
-        if self._channel is None or self._ended_at is None:
+        if self._ended_at is None:
             return True
         deadline = GIVE_UP_DEADLINE if self._gave_up else REPORT_DEADLINE
-        return not self._channel.pending() or now - self._ended_at >= deadline
+        return not self._leader.pending() or now - self._ended_at >= deadline
 
     def close(self) -> None:
         """See ``Coordinator``."""
-        self._lookup.close()
-        if self._channel is not None:
-            self._channel.close()
+        self._leader.close()
 
 
 def open_follower(job: Job, log: Log, orders: Orders, selector: selectors.BaseSelector) -> Follower:

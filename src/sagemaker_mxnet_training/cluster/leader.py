@@ -2,70 +2,67 @@
 
 import selectors
 import time
-from typing import Any, Callable, Mapping, Optional, Protocol, Set
+from dataclasses import replace
+from typing import Callable, Optional, Protocol, Sequence, Set
 
 from sagemaker_mxnet_toolkit.errors import NetworkError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_training.cluster import channel, messages, network
 from sagemaker_mxnet_training.cluster.coordination import (
     GIVE_UP_DEADLINE,
     REPORT_DEADLINE,
     OrderQueue,
     Orders,
-    Step,
-    Stop,
     give,
     listed,
 )
-from sagemaker_mxnet_training.cluster.decision import (
-    Cluster,
-    Drained,
+from sagemaker_mxnet_training.cluster.decision import Cluster, Phase, advance
+from sagemaker_mxnet_training.cluster.events import (
+    Action,
     End,
     Event,
     Failed,
-    Finished,
-    GaveUp,
-    Joined,
     Lost,
     Order,
-    Phase,
-    Ready,
+    Own,
+    Rendezvous,
+    Reported,
+    Restart,
     Start,
-    Stepped,
+    Step,
+    Stop,
     StopRequested,
-    Tick,
-    advance,
 )
-from sagemaker_mxnet_training.cluster.joining import LOOKUP_TIME, JoinWatch
-from sagemaker_mxnet_training.cluster.keys import JobKeys
-from sagemaker_mxnet_training.cluster.leader_channel import LeaderChannel
-from sagemaker_mxnet_training.cluster.link import Clock
-from sagemaker_mxnet_training.cluster.network import NameLookup, Rendezvous
-from sagemaker_mxnet_training.cluster.port_guard import PortGuard
+from sagemaker_mxnet_training.cluster.restarts import RestartPolicy
 from sagemaker_mxnet_training.cluster.waiting import Waiting
 from sagemaker_mxnet_training.config.job import Job
 
 _EVERY_ADDRESS = "0.0.0.0"
 
 
-class Channel(Protocol):
-    """What the leader needs of ``LeaderChannel``."""
+class Members(Protocol):
+    """What the leader needs of ``members.Members``."""
 
-    def send(self, host: str, body: Mapping[str, Any]) -> None:
-        """Queue a message to one member."""
+    def tell(self, action: Action, to: Optional[str] = None) -> None:
+        """Give an order to one member, or to all."""
 
-    def broadcast(self, body: Mapping[str, Any]) -> None:
-        """Queue a message to all members."""
+    def note(self, text: str) -> None:
+        """Send all members a line for their logs."""
+
+    def missing(self, hosts: Sequence[str], now: float) -> Optional[Failure]:
+        """Return why the job cannot begin without the hosts that have not joined, if it cannot."""
+
+    def join_time_left(self, now: float) -> float:
+        """Return the seconds that hosts still have to join."""
 
     def tick(self, now: float) -> float:
-        """Do what time asks for; return when to call again."""
+        """Do what is due; return when to be called again."""
 
     def pending(self) -> bool:
         """Tell whether something sent may not have arrived."""
 
     def close(self) -> None:
-        """Close everything at once."""
+        """Leave."""
 
 
 class Guard(Protocol):
@@ -88,13 +85,12 @@ class Leader:
         job: what to run.
         log: told of every transition.
         orders: the supervisor of this host.
-        keys: the job's keys.
         address: this host's address for the scheduler; ``0.0.0.0`` for the one that a follower
             reaches it at.
         guard: holds the scheduler's port, where there is a scheduler.
-        open_channel: opens the control channel, which posts its events to the argument; ``None``
-            for a host alone.
-        look_up: starts to look up the name of a host.
+        open_members: opens the way to the other hosts, whose reports come to the argument;
+            ``None`` for a host alone.
+        new_port: returns a TCP port for the scheduler of another attempt.
         clock: monotonic seconds.
     """
 
@@ -103,29 +99,31 @@ class Leader:
         job: Job,
         log: Log,
         orders: Orders,
-        keys: JobKeys,
         address: str,
         guard: Optional[Guard],
-        open_channel: Optional[Callable[[channel.Post], Channel]],
-        look_up: Callable[[str], NameLookup],
-        clock: Clock = time.monotonic,
+        open_members: "Optional[Callable[[Leader], Members]]",
+        new_port: Callable[[str], int],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job = job
         self._log = log
         self._orders = orders
         self._address = address
         self._guard = guard
+        self._new_port = new_port
         self._clock = clock
         now = clock()
         start_time = now if guard is None else guard.until
-        self._cluster = Cluster.of(job.hosts, job.current_host, start_time)
+        settings = job.settings
+        policy = RestartPolicy(settings.max_restarts, settings.rejoin_timeout)
+        self._cluster = Cluster.of(job.hosts, job.current_host, start_time, policy)
+        self._resume = ""
         self._queue: OrderQueue[Order] = OrderQueue(self._carry_out)
-        self._waiting = Waiting(job.hosts, job.settings.stall_timeout, now)
-        self._joining = JoinWatch(keys, job.current_host, job.settings.join_timeout, look_up, now)
+        self._waiting = Waiting(job.hosts, settings.stall_timeout, now)
         self._ever_joined: Set[str] = {job.current_host}
         self._gave_up = False
         self._ended_at: Optional[float] = None
-        self._channel = None if open_channel is None else open_channel(self._on_event)
+        self._members = None if open_members is None else open_members(self)
         if guard is not None and guard.conflict:
             # A report rather than an exception: the other hosts must hear of it too.
             self._report_port(guard.conflict)
@@ -134,86 +132,67 @@ class Leader:
 
     def report_step(self, step: Step) -> None:
         """See ``Coordinator``."""
-        self._on_step(self._job.current_host, step)
+        self.on_step(self._job.current_host, step, self._cluster.attempt)
 
-    def report_drained(self) -> None:
+    def report_ready(self, resume: str) -> None:
         """See ``Coordinator``."""
-        self._feed(Drained(self._job.current_host))
+        self._resume = resume
+        self.report_step(Step.READY)
 
     def report_failure(self, failure: Failure, when: float) -> None:
         """See ``Coordinator``."""
-        self._feed(Failed(failure, when))
+        self.on_failure(failure, when, self._cluster.attempt)
 
     def report_stop(self, stop: Stop, when: float) -> None:
         """See ``Coordinator``."""
-        self._feed(StopRequested(stop, when))
+        self.on_stop(stop, when)
 
     def report_idle(self, idle: float) -> None:
         """See ``Coordinator``."""
-        self._waiting.status[self._job.current_host].idle = idle
+        self.on_idle(self._job.current_host, idle)
 
     def give_up(self) -> None:
         """See ``Coordinator``."""
         self._gave_up = True
-        self._feed(GaveUp())
+        self._feed(Own.GAVE_UP)
 
-    # What the others report.
+    # What the others report, see ``members.Listener``.
 
-    def _on_event(self, event: channel.Event) -> None:
-        now = self._clock()
-        if isinstance(event, channel.PeerJoined):
-            self._on_joined(event)
-        elif isinstance(event, channel.PeerMessage):
-            try:
-                self._on_message(event.host, messages.decode(event.body), now)
-            except ValueError as error:
-                self._log.warning("entrypoint", f"{event.host} sent a wrong message: {error}")
-        elif isinstance(event, channel.PeerLeft):
-            self._feed(Lost(event.host, "it left before the job had ended", now))
-        elif isinstance(event, channel.PeerLost):
-            if self._cluster.phase is not Phase.ENDED:
-                self._log.warning("entrypoint", f"lost {event.host}: {event.reason}")
-            self._feed(Lost(event.host, event.reason, now))
-        elif isinstance(event, channel.PeerDiffers):
-            self._joining.on_differs(event, now)
-        elif isinstance(event, channel.Stranger):
-            self._joining.on_stranger(event)
-            self._log.warning("entrypoint", f"turned {event.address} away: {event.reason}")
-
-    def _on_joined(self, event: channel.PeerJoined) -> None:
-        self._ever_joined.add(event.host)
+    def on_joined(self, host: str, own_address: str) -> str:
+        """Take in a host, and return how many there are."""
+        self._ever_joined.add(host)
         if self._address == _EVERY_ADDRESS:
             # The address under which the others reach us is the one that works.
-            self._address = event.local_address
-        self._feed(Joined(event.host))
-        count = f"{len(self._cluster.joined)} of {len(self._job.hosts)}"
-        self._log("entrypoint", f"{event.host} joined from {event.address} ({count})")
+            self._address = own_address
+        self._feed(Reported(Step.JOINED, host))
+        return f"{len(self._cluster.joined)} of {len(self._job.hosts)}"
 
-    def _on_message(self, host: str, message: messages.Message, now: float) -> None:
-        if isinstance(message, messages.StepReport):
-            self._on_step(host, message.step)
-        elif isinstance(message, messages.IdleReport):
-            self._waiting.status[host].idle = message.seconds
-        elif isinstance(message, messages.DrainedReport):
-            self._feed(Drained(host))
-        elif isinstance(message, messages.FailureReport):
-            self._feed(Failed(message.failure, now - message.age))
-        elif isinstance(message, messages.StopReport):
-            self._feed(StopRequested(Stop(host, message.signal), now - message.age))
-        else:
-            raise ValueError(f"{type(message).__name__} is not a report")
+    def on_lost(self, host: str, reason: str) -> None:
+        """Take note that a host is gone."""
+        if self._cluster.phase is not Phase.ENDED:
+            self._log.warning("entrypoint", f"lost {host}: {reason}")
+        self._feed(Lost(host, reason, self._clock()))
 
-    def _on_step(self, host: str, step: Step) -> None:
+    def on_step(self, host: str, step: Step, attempt: int) -> None:
+        """Take note of what a host does."""
         self._waiting.status[host].step = step
-        if step is Step.READY:
-            self._feed(Ready(host))
-        elif step is Step.STEPPED:
-            self._feed(Stepped())
-        elif step is Step.FINISHED:
-            self._feed(Finished(host))
+        self._feed(Reported(step, host, attempt))
+        if step is Step.FINISHED and attempt == self._cluster.attempt:
             left = sorted(self._cluster.hosts - self._cluster.finished)
             if left and self._cluster.phase is Phase.TRAINING:
                 self._log("entrypoint", f"{host} finished; still training: {listed(left)}")
+
+    def on_idle(self, host: str, seconds: float) -> None:
+        """Take note of how long a host's worker has made no progress."""
+        self._waiting.status[host].idle = seconds
+
+    def on_failure(self, failure: Failure, when: float, attempt: int) -> None:
+        """Take note of a failure."""
+        self._feed(Failed(failure, when, attempt))
+
+    def on_stop(self, stop: Stop, when: float) -> None:
+        """Take note of a request to stop."""
+        self._feed(StopRequested(stop, when))
 
     # What follows from it.
 
@@ -223,46 +202,48 @@ class Leader:
 
     def _carry_out(self, order: Order) -> None:
         action = order.action
+        if order.to is not None:
+            if self._members is not None:
+                self._members.tell(action, order.to)
+            return
         if isinstance(action, Start):
-            self._start()
-        elif order.to is not None:
-            if self._channel is not None:
-                self._channel.send(order.to, messages.encode(action))
-        else:
-            if isinstance(action, End):
-                self._ended_at = self._clock()
-            self._broadcast(action)
-            give(action, self._orders)
-
-    def _start(self) -> None:
-        rendezvous = None
-        if self._guard is not None:
             try:
-                port = self._guard.release(self._log)
+                action = self._completed(action)
             except NetworkError as error:
                 self._report_port(str(error))
                 return
+        elif isinstance(action, Restart):
+            self._waiting.begin_anew(self._clock())
+        elif isinstance(action, End):
+            self._ended_at = self._clock()
+        if self._members is not None:
+            self._members.tell(action)
+        give(action, self._orders)
+
+    def _completed(self, start: Start) -> Start:
+        """Return the order with the checkpoint to go on from, and the kvstore's place."""
+        rendezvous = None
+        if self._guard is not None:
+            if start.attempt == 1:
+                port = self._guard.release(self._log)
+            else:
+                port = self._new_port(self._address)
             servers = self._job.settings.servers_per_host
             rendezvous = Rendezvous(self._address, port, self._address, servers)
-        self._broadcast(messages.StartRoles(rendezvous))
-        self._orders.start(rendezvous)
+        return replace(start, resume=self._resume, rendezvous=rendezvous)
 
     def _report_port(self, reason: str) -> None:
         failure = Failure(self._job.current_host, Role.SCHEDULER, reason, kind=FailureKind.NETWORK)
-        self._feed(Failed(failure, self._clock()))
-
-    def _broadcast(self, message: messages.Message) -> None:
-        if self._channel is not None:
-            self._channel.broadcast(messages.encode(message))
+        self._feed(Failed(failure, self._clock(), self._cluster.attempt))
 
     # What is due.
 
     def tick(self, now: float) -> float:
         """See ``Coordinator``."""
         due = now + 1.0
-        if self._channel is not None:
-            due = min(due, self._channel.tick(now))
-        self._feed(Tick())
+        if self._members is not None:
+            due = min(due, self._members.tick(now))
+        self._feed(Own.TICK)
         if self._cluster.failure is None and self._cluster.stop is None:
             self._watch(now)
         if self._cluster.due is not None:
@@ -271,21 +252,26 @@ class Leader:
 
     def _watch(self, now: float) -> None:
         """Find failures that are only a matter of time, and tell for whom the job waits."""
-        failure = self._waiting.stalled(self._cluster)
-        if self._cluster.phase is Phase.GATHERING:
-            missing = sorted(self._cluster.hosts - self._cluster.joined)
-            failure = self._joining.check(missing, now)
+        cluster = self._cluster
+        failure = self._waiting.stalled(cluster)
+        left = 0.0
+        if cluster.gather_by is not None:
+            left = max(0.0, cluster.gather_by - now)
+        elif self._members is not None and cluster.phase is Phase.GATHERING:
+            failure = self._members.missing(sorted(cluster.hosts - cluster.joined), now)
+            left = self._members.join_time_left(now)
         if failure is not None:
-            self._feed(Failed(failure, now))
+            self.on_failure(failure, now, cluster.attempt)
             return
-        text = self._waiting.line(self._cluster, self._joining.left(now), now)
+        text = self._waiting.line(cluster, left, now)
         if text:
             self._log("entrypoint", text)
-            self._broadcast(messages.Note(text))
+            if self._members is not None:
+                self._members.note(text)
 
     def settled(self, now: float) -> bool:
         """See ``Coordinator``."""
-        if self._channel is None:
+        if self._members is None:
             return True
         if self._ended_at is None:
             return False
@@ -297,49 +283,44 @@ class Leader:
         verdict = self._cluster.verdict
         success = verdict is not None and verdict.outcome is Outcome.SUCCESS
         expected = not success and len(self._ever_joined) < len(self._job.hosts)
-        told = self._cluster.joined == {self._job.current_host} and not self._channel.pending()
+        told = self._cluster.joined == {self._job.current_host} and not self._members.pending()
         return told and (self._gave_up or not expected)
 
     def close(self) -> None:
         """See ``Coordinator``."""
-        self._joining.close()
         if self._guard is not None:
             self._guard.close()
-        if self._channel is not None:
-            self._channel.close()
+        if self._members is not None:
+            self._members.close()
 
 
 def open_leader(job: Job, log: Log, orders: Orders, selector: selectors.BaseSelector) -> Leader:
-    """Open the control channel of the first host: followers can join from then on.
+    """Open the coordinator of the first host: the others can join from then on.
 
     Raises:
-        NetworkError: its port cannot be listened on.
+        NetworkError: the port on which they join cannot be listened on.
     """
-    address, open_channel = "127.0.0.1", None
-    keys = JobKeys.of(job)
-    settings = job.settings
-    if len(job.hosts) > 1:
-        address = network.listening_address(job)
-        listener = network.listen(address, settings.control_port, settings.control_fd)
-
-        def open_channel(post: channel.Post) -> LeaderChannel:
-            return LeaderChannel(
-                listener, keys, job.current_host, job.hosts, settings.peer_timeout, selector, post
-            )
-
-        if not keys.secret and not address.startswith("127."):
-            log(
-                "entrypoint",
-                "job_key is not set: who knows the job's name, ARN and hyperparameters, and "
-                f"reaches port {settings.control_port}, can take part in the job",
-            )
+    # A host alone needs no network, and without the parameter server no port either.
+    address, settings = "127.0.0.1", job.settings
+    open_members: Optional[Callable[[Leader], Members]] = None
     guard = None
+    if len(job.hosts) > 1:
+        from sagemaker_mxnet_training.cluster import members, network  # noqa: PLC0415
+
+        listening = address = network.listening_address(job)
+
+        def open_members(leader: Leader) -> Members:
+            return members.open_members(job, listening, log, leader, selector, time.monotonic)
+
     if job.parameter_server:
+        from sagemaker_mxnet_training.cluster.port_guard import PortGuard  # noqa: PLC0415
+
         guard = PortGuard(address, settings.ps_port, settings.ps_port_given, selector)
 
-    def look_up(host: str) -> NameLookup:
-        return NameLookup(
-            host, settings.host_addresses, LOOKUP_TIME, selector, log, lambda lookup: None
-        )
+    def new_port(address: str) -> int:
+        from sagemaker_mxnet_training.cluster import port_guard  # noqa: PLC0415
 
-    return Leader(job, log, orders, keys, address, guard, open_channel, look_up)
+        given = settings.ps_port if settings.ps_port_given else 0
+        return given or port_guard.free_port(address)
+
+    return Leader(job, log, orders, address, guard, open_members, new_port)

@@ -54,6 +54,7 @@ class LeaderChannel:
         selector: the caller's selector.
         post: receives events.
         clock: monotonic seconds; the same as what ``tick`` is given.
+        rejoin: whether a member that was lost may come back.
     """
 
     def __init__(
@@ -66,9 +67,11 @@ class LeaderChannel:
         selector: selectors.BaseSelector,
         post: Post,
         clock: Clock = time.monotonic,
+        rejoin: bool = False,
     ) -> None:
         self._keys = keys
         self._me = me
+        self._rejoin = rejoin
         self._hosts = frozenset(hosts) - {me}
         self._peer_timeout = peer_timeout
         self._selector = selector
@@ -81,8 +84,7 @@ class LeaderChannel:
         self._welcomed: Dict[str, Link] = {}
         self._members: Dict[str, Link] = {}
         self._gone: Set[str] = set()
-        self._leaving = False
-        self._accepting = False
+        self._leaving = self._accepting = False
         self._listener = listener
         listener.setblocking(False)
         _allow_files(len(self._hosts) + self._strangers_limit + 256)
@@ -142,9 +144,8 @@ class LeaderChannel:
         Those are bytes that the kernel did not take and, after ``goodbye``, members that have not
         answered it by closing: only that says that they read everything.
         """
-        if self._leaving:
-            return bool(self._members or self._welcomed)
-        return any(link.unsent for link in self._members.values())
+        waiting = self._members or self._welcomed
+        return bool(waiting) if self._leaving else any(m.unsent for m in self._members.values())
 
     def close(self) -> None:
         """Close everything at once. Members that got no goodbye see a loss."""
@@ -182,10 +183,8 @@ class LeaderChannel:
                     # The listener stays readable: wait for the next round rather than spin.
                     self._accept_more(False)
                 continue
-            link = Link(
-                sock, address[0], self._selector, self._clock, self._take_opening, self._ended
-            )
-            self._strangers[link] = None
+            caller = (sock, address[0], self._selector, self._clock)
+            self._strangers[Link(*caller, self._take_opening, self._ended)] = None
             if len(self._strangers) > self._strangers_limit:
                 self._make_room()
 
@@ -279,7 +278,7 @@ class LeaderChannel:
 
     def _forget(self, link: Link, event: Event) -> None:
         del self._members[link.host]
-        self._gone.add(link.host)
+        self._gone |= set() if self._rejoin else {link.host}
         self._post(event)
 
     def _report(self, link: Link, reason: str) -> None:

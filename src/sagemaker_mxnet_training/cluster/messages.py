@@ -4,28 +4,38 @@ Followers send reports, the leader sends orders. Frames are signed (see ``frames
 comes from a host of the job; that it is well formed is checked here all the same.
 """
 
+import enum
+import os
 import socket
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple, Type
 
 from sagemaker_mxnet_toolkit.failure import Failure
-from sagemaker_mxnet_training.cluster.coordination import Step
-from sagemaker_mxnet_training.cluster.decision import (
-    Drain,
+from sagemaker_mxnet_training.cluster.events import (
+    Command,
+    Do,
     End,
-    FirstStep,
+    Rendezvous,
+    Restart,
+    Start,
+    Step,
     Stop,
     StopScripts,
     Verdict,
 )
 from sagemaker_mxnet_training.cluster.frames import HOST_LIMIT
-from sagemaker_mxnet_training.cluster.network import Rendezvous
 
 TEXT_LIMIT = 4096
 """Characters of a note."""
 
 AGE_LIMIT = 366 * 24 * 3600.0
 """Seconds: the longest time that a message may speak of."""
+
+ATTEMPT_LIMIT = 10**6
+"""The largest number of an attempt."""
+
+NAME_LIMIT = 255
+"""Characters of a file name."""
 
 SERVERS_LIMIT = 64
 """Servers on each host, as ``configuration`` allows them."""
@@ -36,9 +46,10 @@ SERVERS_LIMIT = 64
 
 @dataclass(frozen=True)
 class StepReport:
-    """A host does, or has done, this."""
+    """A host does, or has done, this in its present attempt."""
 
     step: Step
+    attempt: int
 
 
 @dataclass(frozen=True)
@@ -49,15 +60,11 @@ class IdleReport:
 
 
 @dataclass(frozen=True)
-class DrainedReport:
-    """No process of the job is left on a host."""
-
-
-@dataclass(frozen=True)
 class FailureReport:
-    """Something failed on a host, some seconds ago."""
+    """Something failed on a host in its present attempt, some seconds ago."""
 
     failure: Failure
+    attempt: int
     age: float
 
 
@@ -69,17 +76,9 @@ class StopReport:
     age: float
 
 
-# Orders, from the leader to its followers, beside those of ``decision`` that need nothing more.
-
-
-@dataclass(frozen=True)
-class StartRoles:
-    """Start the kvstore, if there is a rendezvous, and the worker.
-
-    The address of the host that starts them does not travel: it is empty after ``decode``.
-    """
-
-    rendezvous: Optional[Rendezvous]
+# Orders, from the leader to its followers, are those of ``events``; and one more. Of a
+# rendezvous, the address of the host that gets the order does not travel: it is empty after
+# ``decode``.
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,23 @@ def _text(value: Any, limit: int) -> str:
     return value
 
 
-def _step(value: Any) -> Step:
-    if not isinstance(value, str) or value not in Step.__members__:
-        raise ValueError(f"{value!r:.100} is not a step of a job")
-    return Step[value]
+def _member(kind: Type[enum.Enum], what: str) -> "_Field":
+    def from_json(value: Any) -> Any:
+        if not isinstance(value, str) or value not in kind.__members__:
+            raise ValueError(f"{value!r:.100} is not {what}")
+        return kind[value]
+
+    return _Field(lambda member: member.name, from_json)
+
+
+def _attempt(value: Any) -> int:
+    return _whole(value, 1, ATTEMPT_LIMIT)
+
+
+def _resume(value: Any) -> str:
+    if os.path.basename(_text(value, NAME_LIMIT)) != value:
+        raise ValueError(f"{value!r:.100} is not a file name")
+    return str(value)
 
 
 def _mapping(value: Any, names: Tuple[str, ...]) -> Mapping[str, Any]:
@@ -169,23 +181,28 @@ def _as_is(value: Any) -> Any:
 
 
 _SECONDS = _Field(_as_is, _seconds)
+_ATTEMPT = _Field(_as_is, _attempt)
+_FAILURE = _Field(Failure.to_json, Failure.from_json)
 
 TABLE: Mapping[str, Tuple[Type[Any], Mapping[str, _Field]]] = {
-    "step": (StepReport, {"step": _Field(lambda step: step.name, _step)}),
+    "step": (StepReport, {"step": _member(Step, "a step of a job"), "attempt": _ATTEMPT}),
     "idle": (IdleReport, {"seconds": _SECONDS}),
-    "drained": (DrainedReport, {}),
-    "failed": (
-        FailureReport,
-        {"failure": _Field(Failure.to_json, Failure.from_json), "age": _SECONDS},
-    ),
+    "failed": (FailureReport, {"failure": _FAILURE, "attempt": _ATTEMPT, "age": _SECONDS}),
     "asked to stop": (StopReport, {"signal": _Field(_as_is, _signal), "age": _SECONDS}),
-    "start": (StartRoles, {"rendezvous": _Field(_rendezvous_json, _rendezvous)}),
-    "first step": (FirstStep, {}),
+    "start": (
+        Start,
+        {
+            "attempt": _ATTEMPT,
+            "resume": _Field(_as_is, _resume),
+            "rendezvous": _Field(_rendezvous_json, _rendezvous),
+        },
+    ),
+    "restart": (Restart, {"attempt": _ATTEMPT, "failure": _FAILURE}),
     "stop": (
         StopScripts,
         {"stop": _Field(lambda stop: {"host": stop.host, "signal": stop.signal}, _stop)},
     ),
-    "drain": (Drain, {}),
+    "do": (Do, {"command": _member(Command, "a command")}),
     "end": (End, {"verdict": _Field(Verdict.to_json, Verdict.from_json)}),
     "note": (Note, {"text": _Field(_as_is, lambda value: _text(value, TEXT_LIMIT))}),
 }

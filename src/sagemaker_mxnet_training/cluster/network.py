@@ -10,7 +10,6 @@ import selectors
 import socket
 import struct
 import threading
-from dataclasses import dataclass
 from typing import Callable, Mapping, Optional
 
 from sagemaker_mxnet_toolkit.log import Log
@@ -21,24 +20,6 @@ LOOKUP_PERIOD = 0.5
 """Seconds between two attempts to resolve a name."""
 
 _SIOCGIFADDR = 0x8915
-
-
-@dataclass(frozen=True)
-class Rendezvous:
-    """Where the kvstore meets.
-
-    Attributes:
-        address: IP address of the scheduler; ps-lite cannot bind a name.
-        port: TCP port of the scheduler.
-        own_address: this host's IP address, as the scheduler's host reaches it.
-        servers_per_host: how many servers each host runs. The leader says it, since the scheduler
-            waits for all of them.
-    """
-
-    address: str
-    port: int
-    own_address: str
-    servers_per_host: int = 1
 
 
 class InvalidNameError(OSError):

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Dict, Optional, Sequence
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
-from sagemaker_mxnet_training.cluster.coordination import PROGRESS_PERIOD, Step, listed
+from sagemaker_mxnet_training.cluster.coordination import PROGRESS_PERIOD, listed
 from sagemaker_mxnet_training.cluster.decision import Cluster, Phase
+from sagemaker_mxnet_training.cluster.events import Step
 
 
 @dataclass
@@ -34,8 +35,14 @@ class Waiting:
     """
 
     def __init__(self, hosts: Sequence[str], stall_timeout: float, now: float) -> None:
-        self.status: Dict[str, HostStatus] = {host: HostStatus() for host in hosts}
+        self.status: Dict[str, HostStatus] = {}
+        self._hosts = hosts
         self._stall_timeout = stall_timeout
+        self.begin_anew(now)
+
+    def begin_anew(self, now: float) -> None:
+        """Forget what was reported: another attempt begins."""
+        self.status = {host: HostStatus() for host in self._hosts}
         self._told = now
 
     def line(self, cluster: Cluster, join_time_left: float, now: float) -> str:

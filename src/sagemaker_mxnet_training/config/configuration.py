@@ -139,6 +139,7 @@ def resolve(environ: Mapping[str, str], root: str = ROOT) -> Resolution:
         output_dir=written.output,
         output_data_dir=written.data,
         output_intermediate_dir=written.intermediate,
+        checkpoint_dir=written.checkpoints,
         num_gpus=check.value(sources.variable("SM_NUM_GPUS"), _GPUS, count_gpus()),
         num_cpus=check.value(sources.variable("SM_NUM_CPUS"), _CPUS, count_cpus()),
         visible_cpus=visible_cpus(),

@@ -8,12 +8,13 @@ from sagemaker_mxnet_toolkit.settings.validation import Validator
 
 
 class Directories(NamedTuple):
-    """Absolute paths, as in ``Job``: model, output, its data and what is uploaded meanwhile."""
+    """Absolute paths, as in ``Job``: model, output, its data, uploads meanwhile, checkpoints."""
 
     model: str
     output: str
     data: str
     intermediate: str
+    checkpoints: str
 
 
 def read(sources: Sources, base: str, check: Validator) -> Directories:
@@ -34,6 +35,7 @@ def read(sources: Sources, base: str, check: Validator) -> Directories:
         output=output,
         data=path("SM_OUTPUT_DATA_DIR", os.path.join(output, "data")),
         intermediate=path("SM_OUTPUT_INTERMEDIATE_DIR", os.path.join(output, "intermediate")),
+        checkpoints=path("SM_CHECKPOINT_DIR", os.path.join(base, "checkpoints")),
     )
     written = {
         "SM_MODEL_DIR": found.model,

@@ -34,6 +34,7 @@ class Job:
         output_dir: holds ``failure`` or ``success`` at the end.
         output_data_dir: output other than the model.
         output_intermediate_dir: output that is copied to S3 while the job runs.
+        checkpoint_dir: checkpoints of ``checkpoints``, from which a job goes on.
         num_gpus: GPUs that this container can see.
         num_cpus: CPUs that this container may use, at least 1.
         visible_cpus: CPUs that processes of this host see, whatever its quota.
@@ -64,6 +65,7 @@ class Job:
     output_dir: str
     output_data_dir: str
     output_intermediate_dir: str
+    checkpoint_dir: str
     num_gpus: int
     num_cpus: int
     visible_cpus: int

@@ -58,6 +58,18 @@ class Settings:
         "time without progress on every host that has not finished, after which the job fails",
         default_text="0 (off)",
     )
+    max_restarts: Optional[int] = setting(
+        None,
+        whole(0, 1000, "a number of restarts"),
+        "how often a failed job begins again",
+        default_text="3 if the script uses `checkpoints`, else 0",
+    )
+    rejoin_timeout: float = setting(
+        0.0,
+        seconds(),
+        "time a lost host has to come back, where something restarts its container",
+        default_text="0 (none comes back)",
+    )
     ps_port: int = setting(
         8000,
         port(0),

@@ -13,8 +13,7 @@ from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes import process
 from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
 from sagemaker_mxnet_toolkit.processes.table import ProcessTable
-from sagemaker_mxnet_training.cluster.coordination import Coordinator, Step, Stop
-from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_training.cluster.coordination import Coordinator, Start, Step, Stop
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import plan
 from sagemaker_mxnet_training.host.phase import HostPhase
@@ -24,6 +23,9 @@ BARRIER_GRACE = 1.0
 """Seconds that a worker whose script finished after a stop has to leave MXNet's exit barrier."""
 
 KVSTORE = (Role.SCHEDULER, Role.SERVER)
+
+ROLES = (Role.WORKER, *KVSTORE)
+"""What is started anew in each attempt."""
 
 
 class Attempt:
@@ -38,6 +40,7 @@ class Attempt:
 
     Attributes:
         stop: the request to stop this run, if there was one.
+        failed: whether the run has failed and another follows: nothing of it counts any more.
         finished: whether the leader has been told that the script has finished.
         worker_status: exit status of the script, in the shell's convention, if it has ended.
         kvstore_used: whether a worker has connected to a server of this host.
@@ -59,23 +62,22 @@ class Attempt:
         self._starting: Set[Child] = set()  # roles that have not reported "started"
         self._script_ended_at: Optional[float] = None
         self.stop: Optional[Stop] = None
+        self.failed = False
         self.finished = False
         self.worker_status: Optional[int] = None
         self.kvstore_used = False
 
-    def start(
-        self, rendezvous: Optional[Rendezvous], start_process: Callable[[ProcessSpec], Child]
-    ) -> None:
+    def start(self, order: Start, start_process: Callable[[ProcessSpec], Child]) -> None:
         """Start the kvstore processes of this host, and its worker.
 
         Args:
-            rendezvous: where the kvstore meets; ``None`` without the parameter server.
+            order: says where the kvstore meets, and what training goes on from.
             start_process: starts one process.
         """
         kind = entry_point_kind(self._job.code_dir, self._job.entry_point)
         if kind is EntryPointKind.COMMAND:
             make_executable(self._job.code_dir, self._job.entry_point)
-        for spec in plan.roles(self._job, kind, rendezvous):
+        for spec in plan.roles(self._job, kind, order):
             child = start_process(spec)
             if spec.role is not Role.WORKER or kind is not EntryPointKind.COMMAND:
                 self._starting.add(child)
@@ -127,9 +129,15 @@ class Attempt:
         elif role is Role.WORKER and status == 0:
             self.finish()
 
+    def leave(self) -> None:
+        """End the script, which was asked to stop: the first host has written the checkpoint."""
+        if self._script_ended_at is None:
+            self.worker_status = 0
+            self._script_ended_at = time.monotonic() - BARRIER_GRACE
+
     def finish(self) -> None:
         """Report, once, that the work of this host is done."""
-        if not self.finished:
+        if not (self.finished or self.failed):
             self.finished = True
             if self._timeline.current is not HostPhase.END:
                 self._timeline.phase(HostPhase.HOLD)

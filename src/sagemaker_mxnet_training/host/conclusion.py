@@ -1,11 +1,13 @@
 """The last thing that a host does: it writes the result of the job and says how the job ended."""
 
 import contextlib
+import selectors
 import time
 from dataclasses import replace
 from typing import Any, Callable, Optional
 
 from sagemaker_mxnet_toolkit import fileset
+from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.background import BackgroundCall
@@ -52,6 +54,53 @@ class DiskWait:
             "expected a volume that works, and that is fast enough for what the job writes"
         )
         return Failure(host, Role.ENTRYPOINT, reason, kind=FailureKind.OUTPUT)
+
+
+class ResultPreparation:
+    """Makes the success file ready beside the loop, before anybody reports success.
+
+    Args:
+        log: the entrypoint's log.
+        directory: where result files are written.
+        host: the name of this host.
+        selector: the supervisor's.
+        on_done: called once, with what is wrong or with ``None``, unless ``give_up`` was called.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        directory: str,
+        host: str,
+        selector: selectors.BaseSelector,
+        on_done: Callable[[Optional[Failure]], None],
+    ) -> None:
+        self._host = host
+        self._on_done: Optional[Callable[[Optional[Failure]], None]] = on_done
+        self._wait = DiskWait(log, directory)
+        BackgroundCall(lambda: result.prepare_success(directory), selector, self._on_call)
+
+    def tick(self, now: float) -> None:
+        """Give up a disk that does not answer; log now and then that it is waited for."""
+        if self._on_done is not None and self._wait.expired(now):
+            self._finish(self._wait.failure(self._host))
+
+    def give_up(self) -> None:
+        """Forget it: another attempt begins."""
+        self._on_done = None
+
+    def _on_call(self, call: BackgroundCall) -> None:
+        try:
+            call.result()
+        except JobError as error:
+            self._finish(Failure(self._host, Role.ENTRYPOINT, str(error), error.kind))
+        else:
+            self._finish(None)
+
+    def _finish(self, failure: Optional[Failure]) -> None:
+        on_done, self._on_done = self._on_done, None
+        if on_done is not None:
+            on_done(failure)
 
 
 def conclude(

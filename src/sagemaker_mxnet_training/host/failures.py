@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Callable, Optional
 
 from sagemaker_mxnet_toolkit.container.oom import OomMonitor
-from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.process import Child
@@ -74,10 +73,6 @@ class FailureReporter:
         self._log.error(child.spec.name, f"failed: {failure.reason}")
         child.stopped, child.failed_at = True, None
         self.report(failure, when, child)
-
-    def report_error(self, error: JobError) -> None:
-        """Report an error of the entrypoint itself."""
-        self.report(self.own(str(error), error.kind), time.monotonic())
 
     def report(self, failure: Failure, when: float, child: Optional[Child] = None) -> None:
         """Record a failure in the timeline, and report it."""

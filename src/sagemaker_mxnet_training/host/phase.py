@@ -20,6 +20,8 @@ class HostPhase(enum.Enum):
     """The script runs, up to its first step. Part of ``TRAIN`` where no server can tell."""
     TRAIN = "train"
     """The script runs."""
+    CLEAR = "clear"
+    """An attempt has failed: its processes are ended, and another one follows."""
     HOLD = "hold"
     """The script has finished here, and runs on another host."""
     DRAIN = "drain"

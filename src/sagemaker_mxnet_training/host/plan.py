@@ -1,13 +1,14 @@
 """Which processes a host runs: pure functions from the job to process specifications."""
 
 import os
-from typing import Dict, Mapping, Optional, Tuple
+from typing import Dict, Mapping, Tuple
 
 from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind
 from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.processes.process import ProcessSpec
-from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_toolkit.settings.variables import PREFIX
+from sagemaker_mxnet_training.cluster.coordination import Rendezvous, Start
 from sagemaker_mxnet_training.config import environment, tuning
 from sagemaker_mxnet_training.config.job import Job
 
@@ -17,6 +18,12 @@ _INSTALL = "sagemaker_mxnet_toolkit.requirements.install"
 _SYNC = "sagemaker_mxnet_training.roles.sync"
 _KVSTORE = "sagemaker_mxnet_training.roles.kvstore"
 _BOOTSTRAP = "sagemaker_mxnet_training.roles.bootstrap"
+
+RESTART_COUNT = f"{PREFIX}RESTART_COUNT"
+"""Variable for scripts: how often the job was restarted."""
+
+RESUME = f"{PREFIX}RESUME"
+"""Variable for ``checkpoints``: the file to go on from."""
 
 _MODULE_DIR_SETTING = "SM_MODULE_DIR or sagemaker_submit_directory"
 
@@ -49,30 +56,31 @@ def sync(job: Job) -> ProcessSpec:
     )
 
 
-def roles(
-    job: Job, kind: EntryPointKind, rendezvous: Optional[Rendezvous]
-) -> Tuple[ProcessSpec, ...]:
+def roles(job: Job, kind: EntryPointKind, start: Start) -> Tuple[ProcessSpec, ...]:
     """Return the kvstore processes of this host, and its worker, in the order to start them.
 
     Args:
         job: the job.
         kind: what the entry point is, once the code is there.
-        rendezvous: where the kvstore meets; ``None`` without the parameter server.
+        start: the order to start them.
     """
+    rendezvous = start.rendezvous
+    attempt = _attempt_environment(start)
     if rendezvous is None:
         variables = {**_tuning(job, Role.WORKER, False), **environment.base_environment(job)}
-        return (worker(job, kind, variables),)
+        return (worker(job, kind, {**variables, **attempt}),)
     specs = []
     script = os.path.join(job.code_dir, job.entry_point)
     scripts = (script,) if kind is EntryPointKind.PYTHON_SCRIPT else ()
     if job.is_leader:
-        variables = _kvstore_environment(job, rendezvous, Role.SCHEDULER)
+        variables = {**_kvstore_environment(job, rendezvous, Role.SCHEDULER), **attempt}
         specs.append(_kvstore(job, Role.SCHEDULER, "scheduler", (), variables))
-    variables = _kvstore_environment(job, rendezvous, Role.SERVER)
+    variables = {**_kvstore_environment(job, rendezvous, Role.SERVER), **attempt}
     for number in range(1, rendezvous.servers_per_host + 1):
         name = "server" if number == 1 else f"server-{number}"
         specs.append(_kvstore(job, Role.SERVER, name, scripts, variables))
-    specs.append(worker(job, kind, _kvstore_environment(job, rendezvous, Role.WORKER)))
+    variables = {**_kvstore_environment(job, rendezvous, Role.WORKER), **attempt}
+    specs.append(worker(job, kind, variables))
     return tuple(specs)
 
 
@@ -130,6 +138,12 @@ def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[s
         # Only workers compute on GPUs; a server that sees them takes memory on the first.
         variables["CUDA_VISIBLE_DEVICES"] = ""
     return variables
+
+
+def _attempt_environment(start: Start) -> Mapping[str, str]:
+    """Return what says which attempt this is, and what it goes on from."""
+    variables = {RESTART_COUNT: str(start.attempt - 1)}
+    return {**variables, RESUME: start.resume} if start.resume else variables
 
 
 def _tuning(job: Job, role: Role, sharing: bool) -> Mapping[str, str]:

@@ -7,22 +7,25 @@ import time
 from dataclasses import replace
 from typing import Mapping, Optional
 
-from sagemaker_mxnet_toolkit.code import fetch
-from sagemaker_mxnet_toolkit.errors import JobError
+from sagemaker_mxnet_toolkit.code import preparation
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status, signal_name
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_toolkit.processes.background import BackgroundCall
 from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
 from sagemaker_mxnet_toolkit.processes.table import ProcessTable
-from sagemaker_mxnet_toolkit.requirements import install
-from sagemaker_mxnet_training.cluster.coordination import Coordinator, Step, Stop, Verdict
-from sagemaker_mxnet_training.cluster.network import Rendezvous
+from sagemaker_mxnet_training.cluster.coordination import (
+    Coordinator,
+    Restart,
+    Start,
+    Step,
+    Stop,
+    Verdict,
+)
 from sagemaker_mxnet_training.cluster.opening import open_coordinator
 from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.host import diagnosis, plan, result
-from sagemaker_mxnet_training.host.attempt import Attempt
-from sagemaker_mxnet_training.host.conclusion import DiskWait
+from sagemaker_mxnet_training.host import diagnosis, plan, resume
+from sagemaker_mxnet_training.host.attempt import ROLES, Attempt
+from sagemaker_mxnet_training.host.conclusion import ResultPreparation
 from sagemaker_mxnet_training.host.drain import TERMINATE_GRACE, Drain
 from sagemaker_mxnet_training.host.failures import FailureReporter
 from sagemaker_mxnet_training.host.observer import Observer
@@ -30,10 +33,16 @@ from sagemaker_mxnet_training.host.phase import HostPhase
 from sagemaker_mxnet_training.host.timeline import Timeline
 
 _STEPS = {Role.FETCH: Step.FETCH, Role.INSTALL: Step.INSTALL}
+_EVENTS = {
+    "stepped": Step.STEPPED,
+    "checkpointing": Step.CHECKPOINTING,
+    "checkpoint": Step.CHECKPOINTED,
+}
 _WORK = (Role.FETCH, Role.INSTALL, Role.WORKER)
 _ENDING_POLL = 0.02
 
 
+# long: the steps of a job, and what leads from each to the next, are to be read in one place.
 class Steps:
     """Takes the steps of a job: by itself up to ``_join``, then as ``coordination.Orders`` asks.
 
@@ -71,8 +80,9 @@ class Steps:
         )
         self.coordinator: Coordinator = open_coordinator(job, log, self, selector)
         self.attempt = Attempt(job, log, timeline, self.table, self.coordinator)
+        self._prepared = False  # whether this host has the code and the requirements
         self._drain: Optional[Drain] = None
-        self._disk: Optional[DiskWait] = None
+        self._preparation: Optional[ResultPreparation] = None
         self.verdict: Optional[Verdict] = None
 
     # In order. The exit of a process, or an order, leads from one step to the next.
@@ -90,7 +100,7 @@ class Steps:
         self._timeline.phase(HostPhase.FETCH)
         if self._job.s3_output and not os.path.exists(self._job.output_intermediate_dir):
             self._start_process(plan.sync(self._job))
-        if fetch.needed(self._job.module_dir, self._job.code_dir):
+        if preparation.fetch_needed(self._job.module_dir, self._job.code_dir):
             self._start_process(plan.fetch(self._job))
         else:
             self._install()
@@ -99,28 +109,52 @@ class Steps:
         """Install what the code requires. Then: ``_join``."""
         configuration.check_entry_point(self._job.code_dir, self._job.entry_point)
         self._timeline.phase(HostPhase.INSTALL)
-        if install.needed(self._job.code_dir, self._job.entry_point):
+        if preparation.install_needed(self._job.code_dir, self._job.entry_point):
             self._start_process(plan.install(self._job))
         else:
             self._join()
 
     def _join(self) -> None:
         """Report that this host is ready. When all hosts are, the order is ``start``."""
+        self._prepared = True
         self._timeline.phase(HostPhase.JOIN)
-        self.coordinator.report_step(Step.READY)
+        ready = self.coordinator.report_ready
+        if self._job.is_leader:
+            resume.choose(self._job.checkpoint_dir, self._log, self._selector, ready)
+        else:
+            ready("")
 
-    def start(self, rendezvous: Optional[Rendezvous]) -> None:
+    def start(self, order: Start) -> None:
         """Order: start the roles. When all scripts have finished, the order is ``drain``."""
         if self._ending():
             return
         self._timeline.phase(HostPhase.ROLES)
         self.coordinator.report_step(Step.TRAINING)
         self._observer.restart_progress(time.monotonic())
-        self.attempt.start(rendezvous, self._start_process)
+        self.attempt.start(order, self._start_process)
 
     def stepped(self) -> None:
         """Order: take note of the first step of training, on whichever host."""
         self.attempt.on_stepped()
+
+    def restart(self, order: Restart) -> None:
+        """Order: end the roles. When nothing is left of them, the next step is ``_join``."""
+        cause = self._log.redact(order.failure.headline())
+        self._timeline.instant("restart", f"attempt {order.attempt}", cause)
+        self._log.error("entrypoint", f"{cause}; attempt {order.attempt} follows")
+        self._drain = None
+        if self._preparation is not None:
+            self._preparation.give_up()
+        self.attempt.failed = True
+        if self._prepared:
+            self._timeline.phase(HostPhase.CLEAR)
+            self.coordinator.report_step(Step.CLEAR)
+        # The failure of one is that of all: nobody has anything to finish.
+        self.table.stop(self.table.living(*ROLES), signal.SIGKILL, 0.0)
+
+    def leave(self) -> None:
+        """Order, during a stop: end the script, the checkpoint is written."""
+        self.attempt.leave()
 
     def drain(self) -> None:
         """Order: see the other processes out. When all hosts have, the order is ``end``."""
@@ -173,9 +207,12 @@ class Steps:
             return min(due, now + _ENDING_POLL)
         if self._drain is not None:
             due = min(due, self._drain.tick(now))
-        if self._disk is not None and self._disk.expired(now):
-            failure, self._disk = self._disk.failure(self._job.current_host), None
-            self.failures.report(failure, now)
+        if self.attempt.failed:
+            due = min(due, now + _ENDING_POLL)
+            if not self.table.living(*ROLES) and self.table.sweep(now, 0.0):
+                self._begin_anew()
+        if self._preparation is not None:
+            self._preparation.tick(now)
         return due
 
     def over(self, now: float) -> bool:
@@ -184,6 +221,15 @@ class Steps:
             return False
         return self.table.sweep(now, TERMINATE_GRACE) and self.coordinator.settled(now)
 
+    def _begin_anew(self) -> None:
+        stop = self.attempt.stop
+        self.attempt = Attempt(self._job, self._log, self._timeline, self.table, self.coordinator)
+        self.attempt.stop = stop
+        if stop is not None:
+            self.attempt.finish()
+        elif self._prepared:
+            self._join()
+
     def _ending(self) -> bool:
         return self.verdict is not None or self.attempt.stop is not None
 
@@ -191,11 +237,13 @@ class Steps:
         self.coordinator.report_failure(failure, when)
 
     def _on_event(self, child: Child, event: Mapping[str, object]) -> None:
-        name = event["event"]
+        name = str(event["event"])
+        if self.attempt.failed and child.spec.role in ROLES:
+            return
         if name == "started":
             self.attempt.on_started(child)
-        elif name == "stepped":
-            self.coordinator.report_step(Step.STEPPED)
+        elif name in _EVENTS:
+            self.coordinator.report_step(_EVENTS[name])
         elif name == "finished" and child.spec.role is Role.WORKER:
             self.attempt.on_script_finished(child)
 
@@ -203,7 +251,8 @@ class Steps:
         role, status = child.spec.role, exit_status(child.returncode or 0)
         self._record(child, status)
         self._log(child.spec.name, f"ended with {diagnosis.ending(child.returncode or 0)}")
-        self.attempt.on_exit(child, status)
+        if not self.attempt.failed:
+            self.attempt.on_exit(child, status)
         if child.stopped:
             return
         if status != 0:
@@ -216,20 +265,17 @@ class Steps:
     def _on_empty(self) -> None:
         """Prepare the result, once no process is left, and report that."""
         if self.attempt.stop is not None:
-            self.coordinator.report_drained()
+            self.coordinator.report_step(Step.DRAINED)
             return
-        directory = self._job.output_dir
-        self._disk = DiskWait(self._log, directory)
-        BackgroundCall(lambda: result.prepare_success(directory), self._selector, self._on_prepared)
+        self._preparation = ResultPreparation(
+            self._log, self._job.output_dir, self._job.current_host, self._selector, self._on_result
+        )
 
-    def _on_prepared(self, call: BackgroundCall) -> None:
-        self._disk = None
-        try:
-            call.result()
-        except JobError as error:
-            self.failures.report_error(error)
+    def _on_result(self, failure: Optional[Failure]) -> None:
+        if failure is None:
+            self.coordinator.report_step(Step.DRAINED)
         else:
-            self.coordinator.report_drained()
+            self.failures.report(failure, time.monotonic())
 
     def _start_process(self, spec: ProcessSpec) -> Child:
         child = self.table.start(replace(spec, environment={**spec.environment, **self._marker}))

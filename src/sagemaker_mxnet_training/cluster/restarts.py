@@ -1,0 +1,90 @@
+"""Whether another attempt follows one that failed: a pure decision."""
+
+from dataclasses import dataclass
+from typing import Optional, Sequence
+
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind
+
+DEFAULT_RESTARTS = 3
+"""Restarts of a job whose script uses ``checkpoints``, where ``max_restarts`` is not set."""
+
+_RESTARTABLE = frozenset(
+    (
+        FailureKind.EXCEPTION,
+        FailureKind.EXIT_STATUS,
+        FailureKind.SIGNAL,
+        FailureKind.OUT_OF_MEMORY,
+        FailureKind.FROZEN,
+        FailureKind.STALLED,
+        FailureKind.LOST,
+    )
+)
+"""What may not happen again. Everything else is a fault of the job, of its place, or of ours."""
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """How often a job begins again.
+
+    Attributes:
+        max_restarts: as the setting; ``None`` for ``DEFAULT_RESTARTS`` if the script uses
+            ``checkpoints``, and none otherwise.
+        rejoin_timeout: seconds that a lost host has to come back; 0 if none does.
+    """
+
+    max_restarts: Optional[int] = None
+    rejoin_timeout: float = 0.0
+
+
+@dataclass(frozen=True)
+class FailedAttempt:
+    """How an attempt went.
+
+    Attributes:
+        number: 1 for the first.
+        failure: what ended it.
+        started: whether its roles were started.
+        committed: whether a checkpoint was written in it.
+    """
+
+    number: int
+    failure: Failure
+    started: bool
+    committed: bool
+
+
+def refusal(
+    policy: RestartPolicy,
+    checkpoints: bool,
+    failed: FailedAttempt,
+    before: Sequence[FailedAttempt] = (),
+) -> str:
+    """Return why there is no further attempt; an empty text if there is one.
+
+    Args:
+        policy: the job's.
+        checkpoints: whether the script uses ``checkpoints``.
+        failed: the attempt that failed now.
+        before: the attempts before it, in order.
+    """
+    limit = policy.max_restarts
+    if limit is None:
+        limit = DEFAULT_RESTARTS if checkpoints else 0
+    kind = failed.failure.kind
+    again = bool(before) and not failed.committed and _same(failed.failure, before[-1].failure)
+    reasons = (
+        (limit == 0, "restarts are off"),
+        (not failed.started, "the job had not started"),
+        (kind not in _RESTARTABLE, f"a failure of this kind ({kind.value}) would happen again"),
+        (
+            kind is FailureKind.LOST and not policy.rejoin_timeout,
+            "a lost host does not come back (rejoin_timeout is 0)",
+        ),
+        (again, "it is the failure of the attempt before, and no checkpoint was written since"),
+        (failed.number > limit, f"the job was restarted {limit} times (max_restarts)"),
+    )
+    return next((reason for holds, reason in reasons if holds), "")
+
+
+def _same(one: Failure, other: Failure) -> bool:
+    return (one.host, one.role, one.reason) == (other.host, other.role, other.reason)
