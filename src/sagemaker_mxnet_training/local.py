@@ -305,12 +305,15 @@ class _LocalJob:
         own = [status for status in statuses if status not in (0, 1)]
         status = own[0] if own else max(statuses)
         seconds = time.monotonic() - self._started
+        from sagemaker_mxnet_training.report import summary, timelines  # noqa: PLC0415
+
         hosts = self._timelines()
         cause = self._cause()
         outcome = Outcome.SUCCESS if status == 0 and not self._signals else Outcome.STOP
         if cause:
             outcome = Outcome.FAILURE
-        lines = [f"{verdict_text.headline(outcome, seconds)} (exit status {status})"]
+        restarts = max((host.restarts for host in hosts), default=0)
+        lines = [f"{verdict_text.headline(outcome, seconds, restarts)} (exit status {status})"]
         if cause:
             lines.append(f"  cause   {cause}")
         failure = next((host.failure for host in hosts if host.failure is not None), None)
@@ -319,6 +322,8 @@ class _LocalJob:
             lines.append(f"  next    {advice}")
         if outcome is not Outcome.SUCCESS and _checkpoints(self._job.run_dir, self._job.hosts[0]):
             lines.append(f"  resume  the same command with --run-dir {self._job.run_dir} --resume")
+        if restarts:
+            lines += [f"  {text}" for text in summary.attempts(timelines.join(hosts))]
         lines.append(f"  phases  {_phases(hosts)}")
         model = os.path.join(self._job.run_dir, self._job.hosts[0], "model")
         files = sorted(os.listdir(model)) if os.path.isdir(model) else []

@@ -65,10 +65,11 @@ def _refuse(job: Job, log: Log, timeline: Timeline, reason: str, started: float)
     if trouble is not None:
         log.error("entrypoint", trouble)
     seconds = time.monotonic() - started
-    log.error("entrypoint", verdict_text.failure_block(failure, job.current_host, seconds, ""))
+    verdict = Verdict(Outcome.FAILURE, failure)
+    log.error("entrypoint", verdict_text.failure_block(verdict, job.current_host, seconds, ""))
     facts = {"hosts": [job.current_host], "exit status": 1}
     directory = os.path.join(job.output_dir, "data")
-    timeline.write(directory, Verdict(Outcome.FAILURE, failure), facts)
+    timeline.write(directory, verdict, facts)
     return 1
 
 

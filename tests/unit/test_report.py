@@ -110,6 +110,43 @@ def test_a_stop_is_no_failure(tmp_path: Path) -> None:
     assert found.moment is not None
 
 
+def test_a_restart_says_what_it_was_for_what_was_lost_and_how_long_it_took(tmp_path: Path) -> None:
+    now = [STARTED]
+    timeline = Timeline("algo-1", lambda: now[0], lambda: WALL)
+
+    def at(second: float) -> None:
+        now[0] = STARTED + second
+
+    timeline.phase(HostPhase.ROLES)
+    at(4.0)
+    timeline.phase(HostPhase.TRAIN, ended_as=HostPhase.FIRST_STEP)
+    at(10.0)
+    timeline.failure(FAILURE, now[0], 77)
+    timeline.process(77, "worker", Role.WORKER, STARTED, 137)
+    timeline.instant("checkpoint", "checkpoint-000002-step-9.zip", "step 9", STARTED + 7.5)
+    timeline.instant("restart", "attempt 2", FAILURE.headline())
+    timeline.phase(HostPhase.CLEAR)
+    at(11.0)
+    timeline.instant("resume", "checkpoint-000002-step-9.zip", "attempt 2")
+    timeline.phase(HostPhase.ROLES)
+    at(14.0)
+    timeline.phase(HostPhase.TRAIN, ended_as=HostPhase.FIRST_STEP)
+    at(20.0)
+    timeline.process(78, "worker #2", Role.WORKER, STARTED + 11, 0)
+    timeline.phase(None)
+    timeline.write(str(tmp_path), Verdict(Outcome.SUCCESS, None, 1, FAILURE.headline()))
+    found = job(tmp_path)
+    assert summary.text(found).startswith("job SUCCEEDED after 20.0 s and 1 restart")
+    assert summary.attempts(found) == [
+        f"attempt 2: after {FAILURE.headline()}; from checkpoint-000002-step-9.zip; "
+        "2.5 s of training lost; training again after 4.0 s"
+    ]
+    assert list(page.figure(found).layout.yaxis.ticktext)[1:] == [
+        '<span style="color:#b42318"><b>worker</b></span>'
+    ], "both workers are in one row"
+    assert "training again after" in page.page(found, "job")
+
+
 def test_success(tmp_path: Path) -> None:
     write(tmp_path, "algo-1", Verdict(Outcome.SUCCESS))
     found = job(tmp_path)

@@ -145,9 +145,9 @@ def test_a_disk_that_does_not_answer_is_a_failure_in_the_end(host: Host) -> None
     host.steps._on_empty()
     assert host.steps._preparation is not None
     started = host.steps._preparation._wait._started
-    host.steps.tick(started + 599.0)
+    host.steps.tick(started + 599.5)
     assert host.reported == []
-    host.steps.tick(started + 600.0)
+    host.steps.tick(started + 600.5)
     assert host.reported == [FailureKind.OUTPUT]
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
+from sagemaker_mxnet_training.cluster.coordination import Verdict
 from sagemaker_mxnet_training.host import verdict_text
 
 EXCEPTION = FailureKind.EXCEPTION
@@ -10,7 +11,9 @@ BOOM = Failure("algo-2", Role.WORKER, "ValueError: boom", EXCEPTION, 3, "line 1\
 
 
 def test_failure_block_has_everything_once() -> None:
-    block = verdict_text.failure_block(BOOM, "algo-2", 12.34, "/opt/ml/code")
+    block = verdict_text.failure_block(
+        Verdict(Outcome.FAILURE, BOOM), "algo-2", 12.34, "/opt/ml/code"
+    )
     assert block.splitlines() == [
         "the job FAILED",
         "  cause: algo-2: worker failed: ValueError: boom (exit status 3)",
@@ -71,7 +74,7 @@ def test_programs_of_ours_that_were_killed_have_advice(role: Role, advice: str) 
 def test_long_detail_keeps_its_end() -> None:
     detail = "\n".join(f"line {n}" for n in range(100))
     long = Failure("algo-1", Role.WORKER, "x", EXCEPTION, 1, detail)
-    words = verdict_text.failure_block(long, "algo-1", 1.0, "/code")
+    words = verdict_text.failure_block(Verdict(Outcome.FAILURE, long), "algo-1", 1.0, "/code")
     assert "line 99" in words
     assert "line 79" not in words
 
@@ -86,3 +89,23 @@ def test_long_detail_keeps_its_end() -> None:
 )
 def test_last_line(outcome: Outcome, line: str) -> None:
     assert verdict_text.closing_line(outcome, 125.2, 7) == line
+
+
+AGAIN = Verdict(Outcome.FAILURE, BOOM, 2, "algo-1: server failed: killed by SIGKILL")
+
+
+def test_the_restarts_before_a_failure_are_told_with_the_first_cause() -> None:
+    told = "after 2 restarts; the first: algo-1: server failed: killed by SIGKILL"
+    lines = verdict_text.failure_text(AGAIN).splitlines()
+    assert lines[:2] == [BOOM.headline(), told]
+    assert lines[2:] == BOOM.detail.splitlines()
+    assert told in verdict_text.failure_block(AGAIN, "algo-2", 1.0, "/code")
+    assert verdict_text.failure_text(Verdict(Outcome.FAILURE, BOOM)) == BOOM.text()
+
+
+def test_the_restarts_before_a_success_are_told() -> None:
+    assert (
+        verdict_text.headline(Outcome.SUCCESS, 8.4, 1) == "job SUCCEEDED after 8.4 s and 1 restart"
+    )
+    line = verdict_text.closing_line(Outcome.SUCCESS, 8.4, 0, 2)
+    assert line == "the job SUCCEEDED after 8.4 s and 2 restarts; exit status 0"

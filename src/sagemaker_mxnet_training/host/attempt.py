@@ -1,7 +1,8 @@
 """One run of the job's roles on a host: everything that another run would begin anew."""
 
 import time
-from typing import Callable, Optional, Set
+from dataclasses import dataclass
+from typing import Callable, Mapping, Optional, Set
 
 from sagemaker_mxnet_toolkit.code.entry_point import (
     EntryPointKind,
@@ -28,6 +29,15 @@ ROLES = (Role.WORKER, *KVSTORE)
 """What is started anew in each attempt."""
 
 
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint that is whole: its name, the steps before it, when (monotonic, seconds)."""
+
+    name: str
+    step: int
+    when: float
+
+
 class Attempt:
     """The state of one run of the roles, from the code being ready to the script's end.
 
@@ -37,13 +47,16 @@ class Attempt:
         timeline: where phases are recorded.
         table: the processes of this host.
         coordinator: where this host's progress is reported.
+        number: of this run, from 1.
 
     Attributes:
+        number: of this run, from 1.
         stop: the request to stop this run, if there was one.
         failed: whether the run has failed and another follows: nothing of it counts any more.
         finished: whether the leader has been told that the script has finished.
         worker_status: exit status of the script, in the shell's convention, if it has ended.
         kvstore_used: whether a worker has connected to a server of this host.
+        checkpoint: the last one that this host's script has written.
     """
 
     def __init__(
@@ -53,6 +66,7 @@ class Attempt:
         timeline: Timeline,
         table: ProcessTable,
         coordinator: Coordinator,
+        number: int = 1,
     ) -> None:
         self._job = job
         self._log = log
@@ -61,6 +75,8 @@ class Attempt:
         self._coordinator = coordinator
         self._starting: Set[Child] = set()  # roles that have not reported "started"
         self._script_ended_at: Optional[float] = None
+        self.number = number
+        self.checkpoint: Optional[CheckpointFile] = None
         self.stop: Optional[Stop] = None
         self.failed = False
         self.finished = False
@@ -100,6 +116,12 @@ class Attempt:
         if self._timeline.current is HostPhase.TRAIN:
             self._timeline.phase(HostPhase.TRAIN, ended_as=HostPhase.FIRST_STEP)
             self._log("entrypoint", "the first step of training is done")
+
+    def on_checkpoint(self, event: Mapping[str, object]) -> None:
+        """Take note of a checkpoint that the script has written."""
+        name, step = event.get("file"), event.get("step")
+        if isinstance(name, str) and isinstance(step, int):
+            self.checkpoint = CheckpointFile(name, step, time.monotonic())
 
     def on_script_finished(self, child: Child) -> None:
         """Take note that the script has reported its end; its process may still run."""

@@ -132,21 +132,24 @@ def conclude(
                 return wait.failure(job.current_host)
         return call.result()
 
-    text = "" if verdict.failure is None else log.redact(verdict.failure.text())
+    text = log.redact(verdict_text.failure_text(verdict))
     trouble = on_disk(lambda: _write_result(job, verdict.outcome, text))
     if trouble is not None:
         if verdict.outcome is Outcome.SUCCESS:
-            verdict = Verdict(Outcome.FAILURE, trouble)
+            verdict = replace(verdict, outcome=Outcome.FAILURE, failure=trouble)
             timeline.failure(trouble, time.monotonic())
             on_disk(lambda: result.write_failure(job.output_dir, trouble.text()))
         else:
             log.error("entrypoint", trouble.reason)
     seconds = time.monotonic() - started
     if verdict.failure is not None:
-        words = verdict_text.failure_block(verdict.failure, job.current_host, seconds, job.code_dir)
+        words = verdict_text.failure_block(verdict, job.current_host, seconds, job.code_dir)
         log.error("entrypoint", words)
     status = result.process_status(verdict, job.current_host, worker_status)
-    log("entrypoint", verdict_text.closing_line(verdict.outcome, seconds, status))
+    log(
+        "entrypoint",
+        verdict_text.closing_line(verdict.outcome, seconds, status, verdict.restarts),
+    )
     about = {"job": job.job_name, "hosts": job.hosts, "exit status": status}
     shown = _redacted(verdict, log)
     on_disk(lambda: timeline.write(job.output_data_dir, shown, about))
@@ -172,8 +175,8 @@ def _write_result(job: Job, outcome: Outcome, text: str) -> Optional[Failure]:
 
 
 def _redacted(verdict: Verdict, log: Log) -> Verdict:
-    if verdict.failure is None:
-        return verdict
-    failure = verdict.failure
-    shown = replace(failure, reason=log.redact(failure.reason), detail=log.redact(failure.detail))
-    return Verdict(verdict.outcome, shown)
+    shown = failure = verdict.failure
+    if failure is not None:
+        reason, detail = log.redact(failure.reason), log.redact(failure.detail)
+        shown = replace(failure, reason=reason, detail=detail)
+    return replace(verdict, failure=shown, first_cause=log.redact(verdict.first_cause))

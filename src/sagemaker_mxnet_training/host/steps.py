@@ -23,7 +23,7 @@ from sagemaker_mxnet_training.cluster.coordination import (
 from sagemaker_mxnet_training.cluster.opening import open_coordinator
 from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.host import diagnosis, plan, resume
+from sagemaker_mxnet_training.host import diagnosis, plan, result, resume
 from sagemaker_mxnet_training.host.attempt import ROLES, Attempt
 from sagemaker_mxnet_training.host.conclusion import ResultPreparation
 from sagemaker_mxnet_training.host.drain import TERMINATE_GRACE, Drain
@@ -79,7 +79,8 @@ class Steps:
             job.current_host, log, timeline, self.table, self._observer, self._report_failure
         )
         self.coordinator: Coordinator = open_coordinator(job, log, self, selector)
-        self.attempt = Attempt(job, log, timeline, self.table, self.coordinator)
+        self._number = 1  # of the attempt that is, or is about to begin
+        self.attempt = self._attempt()
         self._prepared = False  # whether this host has the code and the requirements
         self._drain: Optional[Drain] = None
         self._preparation: Optional[ResultPreparation] = None
@@ -130,6 +131,9 @@ class Steps:
             return
         self._timeline.phase(HostPhase.ROLES)
         self.coordinator.report_step(Step.TRAINING)
+        if order.resume:
+            self._log("entrypoint", f"training can go on from {order.resume}")
+            self._timeline.instant("resume", order.resume, f"attempt {order.attempt}")
         self._observer.restart_progress(time.monotonic())
         self.attempt.start(order, self._start_process)
 
@@ -140,7 +144,11 @@ class Steps:
     def restart(self, order: Restart) -> None:
         """Order: end the roles. When nothing is left of them, the next step is ``_join``."""
         cause = self._log.redact(order.failure.headline())
+        self._record_checkpoint()
         self._timeline.instant("restart", f"attempt {order.attempt}", cause)
+        self._number = order.attempt
+        # What the script wrote to say why it failed is told here; the job may still succeed.
+        result.clear(self._job.output_dir)
         self._log.error("entrypoint", f"{cause}; attempt {order.attempt} follows")
         self._drain = None
         if self._preparation is not None:
@@ -191,6 +199,7 @@ class Steps:
     def close(self) -> None:
         """Leave the other hosts, and complete the timeline."""
         self.coordinator.close()
+        self._record_checkpoint()
         self._timeline.phase(None)
         for child in self.table.living():
             self._record(child, None)
@@ -221,9 +230,14 @@ class Steps:
             return False
         return self.table.sweep(now, TERMINATE_GRACE) and self.coordinator.settled(now)
 
+    def _attempt(self) -> Attempt:
+        return Attempt(
+            self._job, self._log, self._timeline, self.table, self.coordinator, self._number
+        )
+
     def _begin_anew(self) -> None:
         stop = self.attempt.stop
-        self.attempt = Attempt(self._job, self._log, self._timeline, self.table, self.coordinator)
+        self.attempt = self._attempt()
         self.attempt.stop = stop
         if stop is not None:
             self.attempt.finish()
@@ -244,6 +258,8 @@ class Steps:
             self.attempt.on_started(child)
         elif name in _EVENTS:
             self.coordinator.report_step(_EVENTS[name])
+            if name == "checkpoint":
+                self.attempt.on_checkpoint(event)
         elif name == "finished" and child.spec.role is Role.WORKER:
             self.attempt.on_script_finished(child)
 
@@ -286,10 +302,17 @@ class Steps:
         return child
 
     def _record(self, child: Child, status: Optional[int]) -> None:
-        spec, track = child.spec, self._observer.take_track(child)
+        spec, track, number = child.spec, self._observer.take_track(child), self.attempt.number
+        name = spec.name if number == 1 or spec.role not in ROLES else f"{spec.name} #{number}"
         self._timeline.process(
-            child.pid, spec.name, spec.role, child.started, status, child.signals, track
+            child.pid, name, spec.role, child.started, status, child.signals, track
         )
+
+    def _record_checkpoint(self) -> None:
+        """Record the last checkpoint of the attempt; all would be too many for a long job."""
+        last = self.attempt.checkpoint
+        if last is not None:
+            self._timeline.instant("checkpoint", last.name, f"step {last.step}", last.when)
 
     def _observe(self, now: float) -> None:
         """Sample the processes; report whether the worker makes progress."""

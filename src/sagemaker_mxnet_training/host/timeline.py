@@ -5,8 +5,9 @@ is Google's "Trace Event Format": complete events (``X``) with a start and a dur
 (``i``), counters (``C``) whose value holds until the next, and metadata (``M``) that names the
 rows; times are microseconds. A host is a process there, and a process of ours a thread.
 
-``cat`` says what an event is: ``phase``, ``process``, ``usage``, ``signal``, ``failure``, ``stop``
-or ``verdict``. ``otherData`` says whose timeline it is, and how the job ended.
+``cat`` says what an event is: ``phase``, ``process``, ``usage``, ``signal``, ``failure``, ``stop``,
+``checkpoint``, ``restart``, ``resume`` or ``verdict``. ``otherData`` says whose timeline it is, and
+how the job ended.
 """
 
 import contextlib
@@ -115,9 +116,17 @@ class Timeline:
             megabytes = [(point.when, point.memory / 1e6) for point in track.points[1:]]
             self._count(f"{name} memory", MEMORY, megabytes, now)
 
-    def instant(self, kind: str, name: str, detail: str = "") -> None:
-        """Record something that took no time, such as a signal, on the job's row."""
-        self._mark(kind, self._job_row, name, self._clock(), detail=detail)
+    def instant(self, kind: str, name: str, detail: str = "", when: Optional[float] = None) -> None:
+        """Record something that took no time, such as a signal, on the job's row.
+
+        Args:
+            kind: what sort of thing.
+            name: what it was.
+            detail: more about it.
+            when: when it happened (monotonic, seconds); now by default.
+        """
+        stamp = self._clock() if when is None else when
+        self._mark(kind, self._job_row, name, stamp, detail=detail)
 
     def failure(self, failure: Failure, when: float, pid: Optional[int] = None) -> None:
         """Record what failed on this host, on the job's row and on that of the process.

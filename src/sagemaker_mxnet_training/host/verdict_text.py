@@ -3,7 +3,12 @@
 What is said follows from the outcome and from the kind of the failure, never from its text.
 """
 
+from typing import TYPE_CHECKING
+
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
+
+if TYPE_CHECKING:
+    from sagemaker_mxnet_training.cluster.coordination import Verdict
 
 WORDS = {Outcome.SUCCESS: "SUCCEEDED", Outcome.STOP: "STOPPED", Outcome.FAILURE: "FAILED"}
 """One word for each outcome."""
@@ -37,32 +42,44 @@ _OF_A_PROGRAM = {
 }
 
 
-def headline(outcome: Outcome, seconds: float) -> str:
-    """Return ``job SUCCEEDED after 8.4 s``."""
-    return f"job {WORDS[outcome]} after {duration(seconds)}"
+def headline(outcome: Outcome, seconds: float, restarts: int = 0) -> str:
+    """Return ``job SUCCEEDED after 8.4 s and 1 restart``."""
+    return f"job {WORDS[outcome]} after {duration(seconds)}{_and(restarts)}"
 
 
-def closing_line(outcome: Outcome, seconds: float, status: int) -> str:
+def closing_line(outcome: Outcome, seconds: float, status: int, restarts: int = 0) -> str:
     """Return the last line of a host's log."""
     # A failed job has said "the job FAILED" in the block that ``failure_block`` returns.
     word = "failed" if outcome is Outcome.FAILURE else f"was {WORDS[outcome]}"
     if outcome is Outcome.SUCCESS:
         word = WORDS[outcome]
-    return f"the job {word} after {duration(seconds)}; exit status {status}"
+    return f"the job {word} after {duration(seconds)}{_and(restarts)}; exit status {status}"
 
 
-def failure_block(failure: Failure, host: str, seconds: float, code_dir: str) -> str:
+def failure_text(verdict: "Verdict") -> str:
+    """Return the text of the failure file: the cause, the restarts before it, and its detail."""
+    failure = verdict.failure
+    if failure is None:
+        return ""
+    before = [_earlier(verdict)] if verdict.restarts else []
+    return "\n".join([failure.headline(), *before, failure.detail]).rstrip()
+
+
+def failure_block(verdict: "Verdict", host: str, seconds: float, code_dir: str) -> str:
     """Return the lines with which a failed job ends its log on every host.
 
     Args:
-        failure: the cause.
+        verdict: how it ended, with a failure.
         host: the host whose log it is.
         seconds: how long the job ran.
         code_dir: where the user's code is.
     """
+    failure = verdict.failure
+    assert failure is not None
     lines = [
         "the job FAILED",
         f"  cause: {failure.headline()}",
+        *([f"         {_earlier(verdict)}"] if verdict.restarts else []),
         f"  host:  {failure.host}{' (this host)' if failure.host == host else ''}",
         f"  role:  {failure.role.value}",
         f"  kind:  {failure.kind.value}",
@@ -89,6 +106,20 @@ def advice(failure: Failure, host: str, code_dir: str) -> str:
     if failure.host != host:
         return f"read the log of {failure.host} above its own last lines"
     return f"read the lines above; the code is in {code_dir}"
+
+
+def _earlier(verdict: "Verdict") -> str:
+    first = f"; the first: {verdict.first_cause}" if verdict.first_cause else ""
+    return f"after {count(verdict.restarts)}{first}"
+
+
+def _and(restarts: int) -> str:
+    return f" and {count(restarts)}" if restarts else ""
+
+
+def count(restarts: int) -> str:
+    """Return ``1 restart`` or ``2 restarts``."""
+    return "1 restart" if restarts == 1 else f"{restarts} restarts"
 
 
 def duration(seconds: float) -> str:

@@ -26,6 +26,7 @@ _PHASES = {
     HostPhase.ROLES.value: "#b3a4d6",
     HostPhase.FIRST_STEP.value: "#8fc1e3",
     HostPhase.TRAIN.value: "#2b6cb0",
+    HostPhase.CLEAR.value: "#e8b4b0",
     HostPhase.HOLD.value: "#e6dcc3",
     HostPhase.DRAIN.value: "#cdbf9b",
     HostPhase.END.value: "#b3a67f",
@@ -40,6 +41,8 @@ _SYMBOLS = {
     "failure": ("x", _RED, 13),
     "signal": ("triangle-down", "#8a4b00", 11),
     "stop": ("diamond", "#8a4b00", 11),
+    "checkpoint": ("square", "#1a6b33", 9),
+    "restart": ("star", "#2b6cb0", 13),
 }
 _ROW, _PANEL, _GAP = 22, 130, 34
 """Heights in pixels: of a row, of the panels below, and of what lies between."""
@@ -103,6 +106,7 @@ def page(job: JobTimeline, name: str) -> str:
         f'<h1><span class="verdict" style="background:{colour}">{word}</span>{_safe(name)}</h1>',
         f'<p class="cause" style="border-color:{colour}">{_safe(cause)}</p>' if cause else "",
         f"<dl>{told}</dl>",
+        _list(summary.attempts(job)),
         picture,
         f"<details open><summary>Detail</summary><pre>{_safe(detail)}</pre></details>"
         if detail
@@ -202,7 +206,9 @@ def _rows(job: JobTimeline) -> List[_Row]:
         if beside:
             rows.append(_Row(" · ".join(each.name for each in beside), host, beside))
         alone = [each for each in host.processes if each.name not in _BESIDE]
-        rows += [_Row(each.name, host, (each,)) for each in sorted(alone, key=lambda p: p.start)]
+        # The processes of one role follow each other from attempt to attempt.
+        for kind in dict.fromkeys(each.kind for each in sorted(alone, key=lambda p: p.start)):
+            rows.append(_Row(kind, host, tuple(each for each in alone if each.kind == kind)))
     return rows
 
 
@@ -332,9 +338,10 @@ def _belongs(mark: Mark, row: _Row) -> bool:
 def _usage(job: JobTimeline, axis: _Axis) -> List[Tuple[int, Any]]:
     traces = []
     for number, host in enumerate(job.hosts):
+        hidden = {*_BESIDE, *(each.name for each in host.processes if each.name != each.kind)}
         for process in host.processes:
             for panel, values, unit in ((2, process.cpu, "%"), (3, process.memory, "MB")):
-                name = f"{process.name} · {host.host}" if len(job.hosts) > 1 else process.name
+                name = f"{process.kind} · {host.host}" if len(job.hosts) > 1 else process.kind
                 line: Dict[str, Any] = {"color": _colour(process), "width": 1.7}
                 line["dash"] = _DASHES[number % len(_DASHES)]
                 line["shape"] = "hv"
@@ -342,7 +349,7 @@ def _usage(job: JobTimeline, axis: _Axis) -> List[Tuple[int, Any]]:
                     mode="lines",
                     name=_safe(name),
                     legendgroup=_safe(name),
-                    showlegend=panel == 2 and bool(values) and process.name not in _BESIDE,
+                    showlegend=panel == 2 and bool(values) and process.name not in hidden,
                     x=[axis.at(when) for when, _ in values],
                     y=[value for _, value in values],
                     line=line,
@@ -401,6 +408,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     heads = "".join(f"<th>{_safe(cell)}</th>" for cell in head)
     lines = ["".join(f"<td>{_safe(cell)}</td>" for cell in row) for row in rows]
     return f"<table><tr>{heads}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _list(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{_safe(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if lines else ""
 
 
 def _short(text: str, limit: int) -> str:

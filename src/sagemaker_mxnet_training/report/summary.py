@@ -1,12 +1,13 @@
 """A job in a few lines of text: how it ended, and if it failed, what, where and when."""
 
 import time
+from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from sagemaker_mxnet_toolkit.failure import Outcome
 from sagemaker_mxnet_training.host.phase import HostPhase
 from sagemaker_mxnet_training.host.verdict_text import advice, duration, headline
-from sagemaker_mxnet_training.report.timelines import HostTimeline, JobTimeline, Process
+from sagemaker_mxnet_training.report.timelines import HostTimeline, JobTimeline, Mark, Process
 
 
 def facts(job: JobTimeline) -> Mapping[str, str]:
@@ -36,12 +37,84 @@ def facts(job: JobTimeline) -> Mapping[str, str]:
 
 def text(job: JobTimeline) -> str:
     """Return the summary, without the page's name."""
-    lines = [headline(job.outcome, job.end - job.start)]
+    lines = [headline(job.outcome, job.end - job.start, job.restarts)]
     lines += [f"  {word:<8}{told}" for word, told in facts(job).items()]
+    lines += [f"  {text}" for text in attempts(job)]
     names, rows = phase_table(job)
     lines += ["", *_columns(["phase (s)", *names], rows)]
     lines += ["", *_columns(["process", "peak CPU", "mean CPU", "peak memory"], usage_table(job))]
     return "\n".join(_printable(line) for line in lines)
+
+
+def attempts(job: JobTimeline) -> List[str]:
+    """Return a line for each restart: what ended the attempt, what was lost, how long it took."""
+    return [_attempt(each) for each in restarts(job)]
+
+
+@dataclass(frozen=True)
+class RestartFacts:
+    """What a restart was about.
+
+    Attributes:
+        name: of the attempt that began, such as ``attempt 2``.
+        cause: what ended the one before.
+        resumed: name of the checkpoint it went on from; empty for none.
+        lost: seconds of training since that checkpoint; ``None`` if that is not known.
+        back: seconds from the failure to the first step of the new attempt, if it got there.
+    """
+
+    name: str
+    cause: str
+    resumed: str = ""
+    lost: Optional[float] = None
+    back: Optional[float] = None
+
+
+def restarts(job: JobTimeline) -> List[RestartFacts]:
+    """Return the facts of each restart, in order, as the hosts' timelines have them."""
+    marks = sorted((m for each in job.hosts for m in each.marks), key=lambda mark: mark.when)
+    steps = sorted(
+        phase.end
+        for each in job.hosts
+        for phase in each.phases
+        if phase.name == HostPhase.FIRST_STEP.value
+    )
+    told: Dict[str, RestartFacts] = {}
+    for mark in marks:
+        if mark.kind == "restart" and mark.name not in told:
+            failed = max(
+                (m.when for m in marks if m.kind == "failure" and m.when <= mark.when),
+                default=mark.when,
+            )
+            resumed = next((m.name for m in marks if _resumes(m, mark.name)), "")
+            written = next((m.when for m in marks if _wrote(m, resumed)), None)
+            again = next((step for step in steps if step > failed), None)
+            told[mark.name] = RestartFacts(
+                mark.name,
+                mark.text,
+                resumed,
+                None if written is None else max(0.0, failed - written),
+                None if again is None else again - failed,
+            )
+    return list(told.values())
+
+
+def _resumes(mark: Mark, attempt: str) -> bool:
+    return mark.kind == "resume" and mark.text == attempt
+
+
+def _wrote(mark: Mark, name: str) -> bool:
+    return mark.kind == "checkpoint" and mark.name == name
+
+
+def _attempt(facts: RestartFacts) -> str:
+    words = [f"{facts.name}: after {facts.cause}"]
+    words.append(f"from {facts.resumed}" if facts.resumed else "from the beginning")
+    if facts.lost is not None:
+        words.append(f"{duration(facts.lost)} of training lost")
+    if facts.back is not None:
+        words.append(f"training again after {duration(facts.back)}")
+    return "; ".join(words)
 
 
 def phase_table(job: JobTimeline) -> Tuple[List[str], List[List[str]]]:

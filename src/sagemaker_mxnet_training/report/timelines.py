@@ -40,7 +40,7 @@ class Process:
 
     Attributes:
         pid: its id on its host.
-        name: unique on its host.
+        name: unique on its host; ``worker #2`` is the worker of the second attempt.
         role: a value of ``Role``.
         start, end: wall clock, seconds.
         status: its exit status, where it had ended.
@@ -57,13 +57,19 @@ class Process:
     cpu: Tuple[Tuple[float, float], ...]
     memory: Tuple[Tuple[float, float], ...]
 
+    @property
+    def kind(self) -> str:
+        """Its name in every attempt."""
+        return self.name.split(" #")[0]
+
 
 @dataclass(frozen=True)
 class Mark:
     """Something that took no time.
 
     Attributes:
-        kind: ``signal``, ``failure``, ``stop`` or ``verdict``.
+        kind: ``signal``, ``failure``, ``stop``, ``checkpoint``, ``restart``, ``resume`` or
+            ``verdict``.
         name: what it was, such as ``SIGTERM``.
         when: wall clock, seconds.
         pid: the process that it happened to; ``None`` for the host as a whole.
@@ -91,6 +97,7 @@ class HostTimeline:
         marks: as they were written.
         outcome: how the job ended.
         failure: the cause, for ``Outcome.FAILURE``.
+        restarts: how often the job began again.
     """
 
     host: str
@@ -100,6 +107,7 @@ class HostTimeline:
     marks: Tuple[Mark, ...]
     outcome: Outcome
     failure: Optional[Failure]
+    restarts: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,7 @@ class JobTimeline:
         outcome: how it ended.
         failure: the cause, for ``Outcome.FAILURE``.
         moment: when that failed, or when the job was asked to stop (wall clock, seconds).
+        restarts: how often it began again.
     """
 
     hosts: Tuple[HostTimeline, ...]
@@ -122,6 +131,7 @@ class JobTimeline:
     outcome: Outcome
     failure: Optional[Failure]
     moment: Optional[float]
+    restarts: int = 0
 
 
 def find(directory: str) -> List[str]:
@@ -201,6 +211,7 @@ def join(hosts: Sequence[HostTimeline]) -> JobTimeline:
         outcome=worst,
         failure=failure,
         moment=_moment(ordered, worst, failure),
+        restarts=max((each.restarts for each in ordered), default=0),
     )
 
 
@@ -212,11 +223,16 @@ def _moment(
         return None
     kind = "stop"
     if failure is not None:
+        # What failed in an attempt before the last one was not the end.
+        since = max(
+            (m.when for each in hosts for m in each.marks if m.kind == "restart"), default=0
+        )
         own = [
             mark.when
             for each in hosts
             for mark in each.marks
             if mark.kind == "failure"
+            and mark.when >= since
             and (each.host, mark.role) == (failure.host, failure.role.value)
         ]
         if own:
@@ -262,6 +278,7 @@ def _host(about: Mapping[str, Any], events: List[Mapping[str, Any]]) -> HostTime
         ),
         outcome=Outcome(about["outcome"]),
         failure=None if failure is None else Failure.from_json(failure),
+        restarts=int(about.get("restarts", 0)),
     )
 
 
