@@ -490,7 +490,8 @@ def steps(done: "subprocess.CompletedProcess[str]") -> List[int]:
 
 def test_resume_goes_on_and_a_run_without_it_begins_afresh(terminal: Terminal) -> None:
     terminal.write("train.py", HALF)
-    failed = terminal.run("--run-dir", "run", "train.py", FAIL="1")
+    once = {"FAIL": "1", "SAGEMAKER_MXNET_MAX_RESTARTS": "0"}
+    failed = terminal.run("--run-dir", "run", "train.py", **once)
     assert steps(failed) == [0, 1, 2]
     run_dir = terminal.directory / "run"
     expected = f"resume  the same command with --run-dir {run_dir} --resume"

@@ -52,7 +52,8 @@ def test_the_named_one_is_taken(path: Path) -> None:
 def test_damage_of_the_named_one_ends_the_job(path: Path) -> None:
     newest = listed(path)[-1].name
     (path / "algo-1" / "checkpoints" / newest).write_bytes(b"")
-    with start(path, "gluon", 1, {**ENV, "SAGEMAKER_MXNET_RESUME": newest}) as cluster:
+    env = {**ENV, "SAGEMAKER_MXNET_RESUME": newest, "SAGEMAKER_MXNET_MAX_RESTARTS": "0"}
+    with start(path, "gluon", 1, env) as cluster:
         end = cluster[1].ended()
     assert "CheckpointError" in end.cause and newest in end.cause
 

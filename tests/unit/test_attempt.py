@@ -149,6 +149,28 @@ def test_a_worker_in_the_exit_barrier_is_killed_after_a_stop_only() -> None:
     assert worker.killed == 1
 
 
+def test_a_script_that_waits_for_others_leaves_with_status_0() -> None:
+    host = Host(Role.WORKER)
+    host.attempt.stop = Stop("algo-1", 15)
+    host.attempt.leave()
+    host.attempt.tick(1e9)
+    worker = host.child(Role.WORKER)
+    assert worker.killed == 1
+    worker.stopped = True
+    host.attempt.on_exit(worker, 137)
+    assert (host.attempt.worker_status, host.reported) == (0, [Step.FINISHED])
+
+
+def test_a_script_that_has_failed_keeps_its_status_when_the_others_leave() -> None:
+    host = Host(Role.WORKER)
+    host.attempt.stop = Stop("algo-1", 15)
+    worker = host.child(Role.WORKER)
+    worker.stopped = True
+    host.attempt.on_exit(worker, 1)
+    host.attempt.leave()
+    assert host.attempt.worker_status == 1
+
+
 def test_what_does_not_leave_is_ended_and_that_is_said_once() -> None:
     host = Host(Role.SCHEDULER, Role.SERVER)
     host.attempt.kvstore_used = True

@@ -153,7 +153,7 @@ class Attempt:
 
     def leave(self) -> None:
         """End the script, which was asked to stop: the first host has written the checkpoint."""
-        if self._script_ended_at is None:
+        if self.worker_status is None:
             self.worker_status = 0
             self._script_ended_at = time.monotonic() - BARRIER_GRACE
 

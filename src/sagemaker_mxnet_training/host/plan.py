@@ -23,7 +23,11 @@ RESTART_COUNT = f"{PREFIX}RESTART_COUNT"
 """Variable for scripts: how often the job was restarted."""
 
 RESUME = f"{PREFIX}RESUME"
-"""Variable for ``checkpoints``: the file to go on from."""
+"""Variable for ``checkpoints``: the file to go on from, or ``FRESH``. Where it is not set, the first
+host's script chooses for itself."""
+
+FRESH = "none"
+"""Value of ``RESUME`` where there is nothing to go on from."""
 
 _MODULE_DIR_SETTING = "SM_MODULE_DIR or sagemaker_submit_directory"
 
@@ -143,7 +147,9 @@ def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[s
 def _attempt_environment(start: Start) -> Mapping[str, str]:
     """Return what says which attempt this is, and what it goes on from."""
     variables = {RESTART_COUNT: str(start.attempt - 1)}
-    return {**variables, RESUME: start.resume} if start.resume else variables
+    if start.resume or start.attempt > 1:
+        variables[RESUME] = start.resume or FRESH
+    return variables
 
 
 def _tuning(job: Job, role: Role, sharing: bool) -> Mapping[str, str]:

@@ -120,7 +120,9 @@ class Steps:
         self._prepared = True
         self._timeline.phase(HostPhase.JOIN)
         ready = self.coordinator.report_ready
-        if self._job.is_leader:
+        # ``local`` gives it for the first attempt, and so may others.
+        given = self._number == 1 and plan.RESUME in self._job.environ
+        if self._job.is_leader and not given:
             resume.choose(self._job.checkpoint_dir, self._log, self._selector, ready)
         else:
             ready("")
