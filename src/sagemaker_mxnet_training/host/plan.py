@@ -23,8 +23,8 @@ RESTART_COUNT = f"{PREFIX}RESTART_COUNT"
 """Variable for scripts: how often the job was restarted."""
 
 RESUME = f"{PREFIX}RESUME"
-"""Variable for ``checkpoints``: the file to go on from, or ``FRESH``. Where it is not set, the script
-of the first host chooses for itself.
+"""Variable for ``checkpoints``: the file to go on from, or ``FRESH``. Without it the script of the
+first host chooses for itself.
 """
 
 FRESH = "none"
