@@ -38,14 +38,13 @@ class BuildWithPth(build_py):
         return [*super().get_outputs(*args, **kwargs), self._pth()]
 
 
-# What `sagemaker-mxnet-training serve` needs: httptools, uvicorn and uvloop for HTTP, msgspec and
-# orjson for JSON.
+# What `sagemaker-mxnet-training serve` needs: httptools and uvloop for HTTP, msgspec and orjson for
+# JSON.
 SERVING = [
     "httptools>=0.6,<1",
     "msgspec>=0.18",
     "orjson>=3.10",
     "prometheus-client>=0.21,<1",
-    "uvicorn>=0.33,<1",
     "uvloop>=0.21,<1",
 ]
 

@@ -72,17 +72,27 @@ class Started:
 
     def proportional(self) -> float:
         """Return the memory of all its processes in MB, what is shared divided by its sharers."""
-        return sum(each.memory_full_info().pss for each in session(self.process.pid)) / 1e6
+        return sum(each.memory_full_info().pss for each in family(self.process.pid)) / 1e6
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that its processes have taken."""
+        times = [each.cpu_times() for each in family(self.process.pid)]
+        return sum(each.user + each.system for each in times)
 
 
-def session(leader: int) -> List[psutil.Process]:
-    """Return the processes of a session. The peer's Java process is nobody's child any more."""
-    found = []
+def family(leader: int) -> List[psutil.Process]:
+    """Return the processes of a session, and those that they started in sessions of their own.
+
+    The peer's Java process is nobody's child any more.
+    """
+    found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+            if os.getsid(process.pid) == leader:
+                for each in [process, *process.children(recursive=True)]:
+                    if each.status() != psutil.STATUS_ZOMBIE:
+                        found[each.pid] = each
+    return list(found.values())
 
 
 @contextlib.contextmanager
@@ -123,7 +133,7 @@ def started(server: Server, body: Path) -> Iterator[Started]:
         popen.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             popen.wait(10)
-        for each in session(popen.pid):
+        for each in family(popen.pid):
             with contextlib.suppress(psutil.Error):
                 each.kill()
         popen.wait()
@@ -131,9 +141,10 @@ def started(server: Server, body: Path) -> Iterator[Started]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def load(server: Server, directory: Path, kind: str, connections: int, seconds: float) -> Sample:
-    """Post one body over some connections for some seconds; return what wrk saw."""
+def load(running: Started, directory: Path, kind: str, connections: int, seconds: float) -> Sample:
+    """Post one body over some connections for some seconds; return what wrk saw, and the CPU."""
     name, content_type, accept = FORMATS[kind]
+    before = running.cpu()
     done = subprocess.run(
         [
             "wrk",
@@ -142,7 +153,7 @@ def load(server: Server, directory: Path, kind: str, connections: int, seconds: 
             f"--duration={seconds:g}s",
             "--timeout=30s",
             f"--script={CODE / 'post.lua'}",
-            f"{server.url}/invocations",
+            f"{running.server.url}/invocations",
         ],
         env={
             **os.environ,
@@ -154,7 +165,9 @@ def load(server: Server, directory: Path, kind: str, connections: int, seconds: 
         text=True,
         check=True,
     )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    sample = dict(json.loads(done.stdout.splitlines()[-1]))
+    sample["CPU of a request"] = 1e3 * (running.cpu() - before) / max(1.0, sample["rate"] * seconds)
+    return sample
 
 
 def floor(model: Path, seconds: float) -> float:
@@ -215,7 +228,7 @@ def measure(
                     for who in order:
                         if who == "onnx" and kind == "CSV":
                             continue
-                        sample = load(servers[who], directory, kind, connections, seconds)
+                        sample = load(running[who], directory, kind, connections, seconds)
                         seen[who].append(sample)
                 failed = sum(int(each["failed"]) for each in seen["ours"])
                 if failed:
@@ -238,7 +251,7 @@ def measure(
                         rates["ours"],
                         rates["onnx"],
                     )
-                for figure in ("p50", "p99"):
+                for figure in ("p50", "p99", "CPU of a request"):
                     values = {who: [each[figure] for each in seen[who]] for who in seen}
                     wanted = figure == "p99" and connections == plan.p99[0]
                     target = plan.p99[1] if wanted and kind == "NPY" else 0.0

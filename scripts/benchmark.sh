@@ -39,7 +39,7 @@ if [ "${1:-}" = --serving ]; then
     environment .venv-peer-serving "1" sagemaker-mxnet-inference==1.5.5 sagemaker-inference==1.6.1 \
         multi-model-server==1.1.11 'mxnet==1.9.1' 'numpy==1.23.5'
     environment .venv-benchmark-serving "1 $(cksum < setup.py)" '.[mxnet,onnx,serving]' \
-        'mxnet==1.9.1' 'numpy==1.23.5'
+        'mxnet==1.9.1' 'numpy==1.23.5' uvicorn
     .venv-benchmark-serving/bin/pip install --quiet --disable-pip-version-check --no-deps \
         --force-reinstall .
     exec .venv-benchmark-serving/bin/python -m benchmarks.serving \

@@ -1,4 +1,4 @@
-"""The hosting contract as an ASGI application: which request gets which answer.
+"""The hosting contract: which request gets which answer.
 
 An error is one sentence of plain text; the header ``X-Request-Id`` names the request in the log.
 """
@@ -10,75 +10,49 @@ import os
 import re
 import time
 import urllib.parse
-from typing import (
-    Any,
-    Awaitable,
-    Callable,
-    Dict,
-    List,
-    Mapping,
-    MutableMapping,
-    Optional,
-    Sequence,
-    Tuple,
-)
+from typing import Any, Callable, Coroutine, Mapping, Optional, Set, Union
 
 from sagemaker_mxnet_serving.access_log import AccessLog
 from sagemaker_mxnet_serving.configuration import MEGABYTE, ServerSettings
 from sagemaker_mxnet_serving.dispatcher import Refusal
-from sagemaker_mxnet_serving.http_protocol import GONE
+from sagemaker_mxnet_serving.http_protocol import Exchange, target
 from sagemaker_mxnet_serving.messages import InferenceError, Response
 from sagemaker_mxnet_serving.metrics import Metrics
 from sagemaker_mxnet_serving.models import Models
-from sagemaker_mxnet_serving.served_model import Call
+from sagemaker_mxnet_serving.served_model import Call, ServedModel
 from sagemaker_mxnet_toolkit.log import Log
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 CALLER_GONE = 499
 """What the access log has for a request whose caller went away (nginx' number for it)."""
 
-_ID = re.compile(rb"[\w.:-]{1,64}")
-_ID_HEADER = b"x-request-id"
+_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,1024}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _JSON = "application/json"
 _MODEL_BODY = 64 * 1024
 
 
-class _CallerGone(Exception):
-    """Nobody waits for the answer any more."""
-
-
-class Exchange:
-    """One request and what becomes of it.
+class Work:
+    """What the application knows of a request.
 
     Attributes:
-        method: the HTTP method.
-        path: the path, decoded.
-        headers: names in lower case, and values.
         id: of the request.
-        received: bytes of the body so far.
-        queued: seconds that it waited for a worker.
+        path: what is asked for.
+        started: when its head was there (monotonic, seconds).
+        held: bytes of its body, as far as they are counted.
+        run: answers it, once it is complete.
+        call: the request of a model, once it is one, and the model.
     """
 
-    __slots__ = ("headers", "id", "method", "path", "queued", "received", "scope", "started")
+    __slots__ = ("call", "held", "id", "model", "path", "run", "started")
 
-    def __init__(self, scope: Scope, fallback_id: str) -> None:
-        self.scope = scope
+    def __init__(self, request_id: str) -> None:
+        self.id = request_id
+        self.path = ""
         self.started = time.monotonic()
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.headers: Dict[str, str] = {}
-        self.id = fallback_id
-        self.received = 0
-        self.queued = 0.0
-        for name, value in scope["headers"]:
-            self.headers[name.decode("latin-1")] = value.decode("latin-1")
-            if name == _ID_HEADER and _ID.fullmatch(value):
-                self.id = value.decode("ascii")
+        self.held = 0
+        self.run: Callable[[Exchange], None]
+        self.call: Optional[Call] = None
+        self.model: Optional[ServedModel] = None
 
 
 class Application:
@@ -115,96 +89,151 @@ class Application:
         self._held = 0
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
+        self._tasks: Set[asyncio.Task[None]] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (ASGI 3)."""
-        if scope["path"] == "/ping" and scope["method"] in ("GET", "HEAD"):
+    # What connections tell.
+
+    def begin(self, exchange: Exchange) -> None:
+        """Find out what a request asks for; refuse what is wrong about its head."""
+        if exchange.url == b"/ping" and exchange.method in ("GET", "HEAD"):
             healthy = not self.draining and self._models.can_answer
-            await _send(send, Response(200 if healthy else 503, b""), (), self.draining)
+            exchange.keep_alive = exchange.keep_alive and not self.draining
+            exchange.answer(Response(200 if healthy else 503, b""))
             return
-        exchange = Exchange(scope, f"{self._prefix}-{next(self._numbers)}")
+        given = exchange.headers.get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else f"{self._prefix}-{next(self._numbers)}"
+        work = exchange.state = Work(request_id)
         self.active += 1
-        status, sent = CALLER_GONE, 0
         try:
-            response = await self._answer(exchange, receive)
-            headers = [(_ID_HEADER, exchange.id.encode("ascii"))]
-            status, sent = response.status, len(response.body)
-            await _send(send, response, headers, self.draining)
-        except _CallerGone:
-            pass
-        finally:
-            self.active -= 1
-            self._held -= exchange.received
-            seconds = time.monotonic() - exchange.started
-            self._metrics.request(status, seconds, exchange.queued)
-            self._access_log(
-                exchange.method,
-                exchange.path,
-                status,
-                seconds,
-                exchange.queued,
-                exchange.received,
-                sent,
-                exchange.id,
-            )
-
-    async def _answer(self, exchange: Exchange, receive: Receive) -> Response:
-        try:
-            return await self._route(exchange, receive)
-        except InferenceError as error:
-            return _error(error.status, str(error))
-        except (_CallerGone, asyncio.CancelledError):
-            raise
+            work.path, query = target(exchange.url)
+            work.run = self._route(exchange, work, query)
+            announced = exchange.headers.get("content-length", "0")
+            size = int(announced) if announced.isdigit() else 0
+            self._check(size, size)
         except Exception as error:
-            # A defect of ours: said in full in the log, and not to the caller.
-            self._log.error("serve", f"request {exchange.id}: {type(error).__name__}: {error}")
-            return _error(500, "the server has a defect; see its log")
+            self._fail(exchange, error)
 
-    async def _route(self, exchange: Exchange, receive: Receive) -> Response:
-        path = exchange.path
+    def grew(self, exchange: Exchange, size: int) -> None:
+        """Refuse a body that has become too large."""
+        self._held += size
+        exchange.state.held += size
+        try:
+            self._check(exchange.received, 0)
+        except InferenceError as error:
+            self._fail(exchange, error)
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer a request."""
+        try:
+            exchange.state.run(exchange)
+        except Exception as error:
+            self._fail(exchange, error)
+
+    def gone(self, exchange: Exchange) -> None:
+        """Forget a request whose caller has gone."""
+        work: Work = exchange.state
+        if work.call is not None and work.model is not None:
+            work.model.cancel(work.call)
+        self._account(exchange, CALLER_GONE, 0)
+
+    # What becomes of a request.
+
+    def _fail(self, exchange: Exchange, error: Exception) -> None:
+        if isinstance(error, InferenceError):
+            self._answer(exchange, _error(error.status, str(error)))
+            return
+        # A defect of ours: said in full in the log, and not to the caller.
+        text = f"request {exchange.state.id}: {type(error).__name__}: {error}"
+        self._log.error("serve", text)
+        self._answer(exchange, _error(500, "the server has a defect; see its log"))
+
+    def _answer(self, exchange: Exchange, response: Response) -> None:
+        if exchange.answered:
+            return
+        if self.draining:
+            exchange.keep_alive = False
+        self._account(exchange, response.status, len(response.body))
+        exchange.answer(response, exchange.state.id)
+
+    def _account(self, exchange: Exchange, status: int, sent: int) -> None:
+        work: Work = exchange.state
+        self.active -= 1
+        self._held -= work.held
+        call = work.call
+        queued = max(0.0, call.sent - call.arrived) if call is not None else 0.0
+        seconds = time.monotonic() - work.started
+        self._metrics.request(status, seconds, queued)
+        path = urllib.parse.unquote(work.path)
+        self._access_log(
+            exchange.method, path, status, seconds, queued, exchange.received, sent, work.id
+        )
+
+    def _later(self, answer: Callable[[Exchange], Coroutine[Any, Any, Response]]) -> Any:
+        """Return what answers a request by a task of its own."""
+
+        async def run(exchange: Exchange) -> None:
+            try:
+                self._answer(exchange, await answer(exchange))
+            except Exception as error:
+                self._fail(exchange, error)
+
+        def start(exchange: Exchange) -> None:
+            task = self._loop.create_task(run(exchange))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return start
+
+    def _at_once(self, answer: Callable[[], Mapping[str, Any]]) -> Any:
+        return lambda exchange: self._answer(exchange, _json(answer()))
+
+    def _route(self, exchange: Exchange, work: Work, query: str) -> Any:
+        """Return what answers a request, once all of it is there."""
+        path = work.path
         if self._settings.multi_model:
             if path == "/models" or path.startswith("/models/"):
-                return await self._route_models(exchange, receive)
+                return self._route_models(exchange, work, query)
         elif path == "/invocations":
             _expect(exchange, "POST")
-            return await self._invoke(exchange, receive, None)
+            return self._invocation(work, None)
         elif path == "/execution-parameters":
             _expect(exchange, "GET")
-            return _json(
-                {
-                    "MaxConcurrentTransforms": self._settings.max_transforms,
-                    "BatchStrategy": self._settings.batch_strategy,
-                    "MaxPayloadInMB": self._settings.max_payload // MEGABYTE,
-                }
-            )
+            return self._at_once(self._execution_parameters)
         known = "/models" if self._settings.multi_model else "/invocations, /execution-parameters"
         raise InferenceError(f"there is nothing at {path[:200]!r}; expected /ping, {known}", 404)
 
-    async def _route_models(self, exchange: Exchange, receive: Receive) -> Response:
+    def _route_models(self, exchange: Exchange, work: Work, query: str) -> Any:
         # The name is opaque, and may hold an encoded slash.
-        raw = exchange.scope["raw_path"].decode("ascii").split("/")[2:]
+        raw = work.path.split("/")[2:]
         name, *rest = [urllib.parse.unquote(part) for part in raw] or [""]
         if not raw:
             _expect(exchange, "GET", "POST")
-            if exchange.method == "GET":
-                query = urllib.parse.parse_qs(exchange.scope["query_string"].decode("latin-1"))
-                return _json(self._models.listing({key: each[-1] for key, each in query.items()}))
-            return await self._load(exchange, receive)
+            if exchange.method == "POST":
+                return self._later(self._load)
+            asked = {key: each[-1] for key, each in urllib.parse.parse_qs(query).items()}
+            return self._at_once(lambda: self._models.listing(asked))
         if rest == ["invoke"]:
             _expect(exchange, "POST")
-            return await self._invoke(exchange, receive, name)
+            return self._invocation(work, name)
         if rest:
             raise InferenceError(f"expected /models/NAME or /models/NAME/invoke, not {name!r}", 404)
         _expect(exchange, "GET", "DELETE")
         if exchange.method == "GET":
-            return _json(self._models.describe(name))
-        await self._models.unload(name)
-        return _json({"status": f"model {name!r} is unloaded"})
+            return self._at_once(lambda: self._models.describe(name))
+        return self._later(lambda _: self._unload(name))
 
-    async def _load(self, exchange: Exchange, receive: Receive) -> Response:
-        pieces, _ = await self._body(exchange, receive, _MODEL_BODY)
+    def _execution_parameters(self) -> Mapping[str, Any]:
+        return {
+            "MaxConcurrentTransforms": self._settings.max_transforms,
+            "BatchStrategy": self._settings.batch_strategy,
+            "MaxPayloadInMB": self._settings.max_payload // MEGABYTE,
+        }
+
+    async def _load(self, exchange: Exchange) -> Response:
+        if exchange.received > _MODEL_BODY:
+            raise InferenceError(f"the body is larger than {_MODEL_BODY} bytes", 413)
         try:
-            fields = json.loads(b"".join(pieces))
+            fields = json.loads(b"".join(exchange.pieces))
             name, url = fields["model_name"], fields["url"]
         except (ValueError, TypeError, KeyError, RecursionError):
             name = url = None
@@ -218,64 +247,45 @@ class Application:
         await self._models.load(name, url)
         return _json({"status": f"model {name!r} is loaded"})
 
-    async def _invoke(self, exchange: Exchange, receive: Receive, name: Optional[str]) -> Response:
+    async def _unload(self, name: str) -> Response:
+        await self._models.unload(name)
+        return _json({"status": f"model {name!r} is unloaded"})
+
+    def _invocation(self, work: Work, name: Optional[str]) -> Any:
         if self.draining:
             raise InferenceError(Refusal.CLOSED.message, Refusal.CLOSED.status)
-        model = self._models.find(name)
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        exchange.scope[GONE] = answer.cancel
-        pieces, size = await self._body(exchange, receive, self._settings.max_payload)
+        work.model = self._models.find(name)
+        return self._invoke
+
+    def _invoke(self, exchange: Exchange) -> None:
+        work: Work = exchange.state
+        assert work.model is not None
+        headers = exchange.headers
         fields = {
-            "id": exchange.id,
-            "content_type": exchange.headers.get("content-type", ""),
-            "accept": exchange.headers.get("accept", ""),
-            "headers": exchange.headers,
+            "id": work.id,
+            "content_type": headers.get("content-type", ""),
+            "accept": headers.get("accept", ""),
+            "headers": headers,
         }
-        call = Call(fields, pieces, size, answer)
-        model.submit(call)
-        try:
-            result = await answer
-        except asyncio.CancelledError:
-            model.cancel(call)
-            raise _CallerGone from None
-        exchange.queued = max(0.0, call.sent - call.arrived)
-        if isinstance(result, Refusal):
-            return _error(result.status, result.message)
-        response: Response = result
-        return response
 
-    async def _body(
-        self, exchange: Exchange, receive: Receive, limit: int
-    ) -> Tuple[List[bytes], int]:
-        """Return the body of a request, in pieces, and its length.
+        def answer(result: Union[Response, Refusal]) -> None:
+            if isinstance(result, Refusal):
+                result = _error(result.status, result.message)
+            self._answer(exchange, result)
 
-        Raises:
-            InferenceError: when it is too large, or too much is held already.
-        """
-        announced = exchange.headers.get("content-length", "0")
-        self._check(int(announced) if announced.isdigit() else 0, limit)
-        pieces: List[bytes] = []
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _CallerGone
-            piece = message.get("body", b"")
-            if piece:
-                exchange.received += len(piece)
-                self._held += len(piece)
-                pieces.append(piece)
-            if not message.get("more_body"):
-                return pieces, exchange.received
-            self._check(exchange.received, limit)
+        work.call = Call(fields, exchange.pieces, exchange.received, answer)
+        work.model.submit(work.call)
 
-    def _check(self, size: int, limit: int) -> None:
+    def _check(self, size: int, more: int) -> None:
+        """Refuse a body of some size, with so many bytes that are not counted yet."""
+        limit = self._settings.max_payload
         if size > limit:
             raise InferenceError(
                 f"the body is larger than {limit} bytes; send less at once, or let the server take "
                 "more with SAGEMAKER_MAX_PAYLOAD_IN_MB",
                 413,
             )
-        if self._held + size > self._settings.max_held:
+        if self._held + more > self._settings.max_held:
             raise InferenceError(
                 "the server holds as many requests as its memory allows; try again later", 503
             )
@@ -284,7 +294,7 @@ class Application:
 def _expect(exchange: Exchange, *methods: str) -> None:
     if exchange.method not in methods:
         raise InferenceError(
-            f"{exchange.method} {exchange.path}: expected {' or '.join(methods)}", 405
+            f"{exchange.method} {exchange.state.path}: expected {' or '.join(methods)}", 405
         )
 
 
@@ -294,25 +304,3 @@ def _json(value: Mapping[str, Any]) -> Response:
 
 def _error(status: int, message: str) -> Response:
     return Response(status, f"{message}\n".encode("utf-8", "replace"))
-
-
-async def _send(
-    send: Send, response: Response, headers: Sequence[Tuple[bytes, bytes]], last: bool
-) -> None:
-    lines = [
-        (b"content-length", str(len(response.body)).encode("ascii")),
-        *headers,
-    ]
-    if response.body:
-        lines.append((b"content-type", _line(response.content_type)))
-    for name, value in response.headers.items():
-        lines.append((_line(name), _line(value)))
-    if last:
-        lines.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": response.status, "headers": lines})
-    await send({"type": "http.response.body", "body": response.body})
-
-
-def _line(text: str) -> bytes:
-    """Return a text as part of one header line, which a script cannot end early."""
-    return _CONTROL.sub(" ", text).encode("latin-1", "replace")

@@ -46,6 +46,10 @@ class State(enum.Enum):
     """Answered, refused, or given up by its caller."""
 
 
+# Names of their own: CPython 3.11 takes 0.4 us to find a member of an enumeration.
+_WAITING, _SENT, _DONE = State
+
+
 class Ticket:
     """A request on its way.
 
@@ -61,7 +65,7 @@ class Ticket:
 
     def __init__(self, size: int = 0) -> None:
         self.size = size
-        self.state = State.WAITING
+        self.state = _WAITING
         self.tries = 0
         self.arrived = 0.0
         self.sent = 0.0
@@ -153,7 +157,7 @@ class Dispatcher:
     def unanswered(self) -> int:
         """How many requests wait, or are with a worker and still wanted."""
         sent = (t for busy in self._busy.values() for t in busy.tickets)
-        return self._waiting + sum(ticket.state is State.SENT for ticket in sent)
+        return self._waiting + sum(ticket.state is _SENT for ticket in sent)
 
     @property
     def workers(self) -> int:
@@ -179,9 +183,9 @@ class Dispatcher:
 
     def cancel(self, ticket: Ticket) -> None:
         """Forget a request whose caller has gone; a worker that has it is left to finish."""
-        if ticket.state is State.WAITING:
+        if ticket.state is _WAITING:
             self._waiting -= 1
-        ticket.state = State.DONE
+        ticket.state = _DONE
 
     def joined(self, worker: Worker, now: float) -> List[Action]:
         """Take a worker that has come, and is free."""
@@ -199,9 +203,9 @@ class Dispatcher:
             if busy is not None:
                 self._busy[worker] = busy
             return (), []
-        wanted = tuple(t for t in busy.tickets if t.state is State.SENT)
+        wanted = tuple(t for t in busy.tickets if t.state is _SENT)
         for ticket in wanted:
-            ticket.state = State.DONE
+            ticket.state = _DONE
         self._idle.append(worker)
         return busy.tickets, self._dispatch(now)
 
@@ -218,12 +222,12 @@ class Dispatcher:
             return []
         actions: List[Action] = []
         for ticket in reversed(busy.tickets):
-            if ticket.state is not State.SENT:
+            if ticket.state is not _SENT:
                 continue
             if ticket.tries >= _TRIES:
                 actions.append(_refuse(ticket, Refusal.CRASHED))
             else:
-                ticket.state = State.WAITING
+                ticket.state = _WAITING
                 self._queue.appendleft(ticket)
                 self._waiting += 1
         return actions + self._dispatch(now)
@@ -238,14 +242,14 @@ class Dispatcher:
         self._closed = refusal
         if not waiting:
             return []
-        refused = [t for t in self._queue if t.state is State.WAITING]
+        refused = [t for t in self._queue if t.state is _WAITING]
         self._queue.clear()
         self._waiting = 0
         return [_refuse(ticket, refusal) for ticket in refused]
 
     def abandon(self, refusal: Refusal) -> List[Action]:
         """Refuse everything that is not answered, with a worker or not; take nothing more."""
-        sent = [t for busy in self._busy.values() for t in busy.tickets if t.state is State.SENT]
+        sent = [t for busy in self._busy.values() for t in busy.tickets if t.state is _SENT]
         return [*(_refuse(t, refusal) for t in sent), *self.close(refusal, waiting=True)]
 
     def tick(self, now: float) -> List[Action]:
@@ -254,13 +258,11 @@ class Dispatcher:
         for worker, busy in self._busy.items():
             if not busy.overdue and now >= busy.deadline:
                 busy.overdue = True
-                actions += [
-                    _refuse(t, Refusal.OVERDUE) for t in busy.tickets if t.state is State.SENT
-                ]
+                actions += [_refuse(t, Refusal.OVERDUE) for t in busy.tickets if t.state is _SENT]
                 actions.append(Kill(worker))
         while self._queue:
             ticket = self._queue[0]
-            if ticket.state is State.WAITING:
+            if ticket.state is _WAITING:
                 if now < ticket.arrived + self._limits.timeout:
                     break
                 self._waiting -= 1
@@ -280,7 +282,7 @@ class Dispatcher:
 
     def _first(self) -> Optional[Ticket]:
         """Return the request that has waited longest; drop what is not wanted any more."""
-        while self._queue and self._queue[0].state is not State.WAITING:
+        while self._queue and self._queue[0].state is not _WAITING:
             self._queue.popleft()
         return self._queue[0] if self._queue else None
 
@@ -297,7 +299,7 @@ class Dispatcher:
             tickets = tuple(self._take(size))
             worker = self._idle.pop()
             for ticket in tickets:
-                ticket.state = State.SENT
+                ticket.state = _SENT
                 ticket.tries += 1
                 ticket.sent = now
             self._busy[worker] = _Busy(tickets, now + self._limits.timeout)
@@ -325,5 +327,5 @@ class Dispatcher:
 
 
 def _refuse(ticket: Ticket, refusal: Refusal) -> Refuse:
-    ticket.state = State.DONE
+    ticket.state = _DONE
     return Refuse(ticket, refusal)

@@ -5,10 +5,11 @@ A frame carries the requests of one prediction, or the answers to them in the sa
 another. The header is a list of objects, each with the key ``size``: the bytes of its body.
 """
 
-import json
 import socket
 import struct
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import orjson
 
 from sagemaker_mxnet_serving.messages import Request, Response
 
@@ -18,6 +19,9 @@ HEADER_LIMIT = 4 * 1024 * 1024
 
 BODY_LIMIT = 2**31
 """Bytes of all bodies of a frame."""
+
+_SMALL = 64 * 1024
+"""Bytes of a frame that is received at once."""
 
 Item = Tuple[Mapping[str, Any], bytes]
 
@@ -29,7 +33,7 @@ class FrameError(Exception):
 def encode(items: Sequence[Tuple[Mapping[str, Any], Sequence[bytes]]]) -> List[bytes]:
     """Return the pieces of a frame; bodies stay as they are, in one piece or in several."""
     fields = [{**item, "size": sum(map(len, body))} for item, body in items]
-    header = json.dumps(fields, separators=(",", ":")).encode()
+    header = orjson.dumps(fields)
     total = sum(item["size"] for item in fields)
     if len(header) > HEADER_LIMIT or total > BODY_LIMIT:
         raise FrameError(f"a frame of {len(header)} and {total} bytes is too large")
@@ -47,7 +51,7 @@ def lengths(head: bytes) -> Tuple[int, int]:
 def decode(header: bytes, body: bytes) -> List[Item]:
     """Return what a frame carries."""
     try:
-        fields = json.loads(header)
+        fields = orjson.loads(header)
         sizes = [item["size"] for item in fields]
     except (ValueError, TypeError, KeyError) as error:
         raise FrameError("a header that is no list of objects") from error
@@ -72,6 +76,12 @@ class FrameReader:
 
     def feed(self, data: bytes) -> Iterator[List[Item]]:
         """Yield what is complete now."""
+        if not self._held and self._lengths is None and len(data) >= HEAD.size:
+            header, body = lengths(data[: HEAD.size])
+            start = HEAD.size + header
+            if len(data) == start + body:  # one frame and no more, as mostly
+                yield decode(data[HEAD.size : start], data[start:])
+                return
         self._pieces.append(data)
         self._held += len(data)
         while True:
@@ -95,27 +105,27 @@ class FrameReader:
 
 
 def receive(connection: socket.socket) -> Optional[List[Item]]:
-    """Wait for the next frame; ``None`` when the other side has gone."""
-    head = _exactly(connection, HEAD.size)
-    if head is None:
-        return None
-    header, body = (_exactly(connection, size) for size in lengths(head))
-    return None if header is None or body is None else decode(header, body)
+    """Wait for the next frame; ``None`` when the other side has gone.
 
-
-def _exactly(connection: socket.socket, size: int) -> Optional[bytes]:
-    if not size:
-        return b""
-    data = connection.recv(size, socket.MSG_WAITALL)
-    if len(data) == size:
-        return data
-    # A signal, or a message longer than the kernel passes on at once.
+    The other side sends no second frame before the first is answered.
+    """
+    data = connection.recv(_SMALL)
+    while len(data) < HEAD.size:
+        more = connection.recv(_SMALL)
+        if not more:
+            return None
+        data += more
+    header, body = lengths(data[: HEAD.size])
+    start, end = HEAD.size + header, HEAD.size + header + body
     pieces, held = [data], len(data)
-    while data and held < size:
-        data = connection.recv(size - held, socket.MSG_WAITALL)
-        pieces.append(data)
-        held += len(data)
-    return b"".join(pieces) if held == size else None
+    while held < end:
+        piece = connection.recv(end - held, socket.MSG_WAITALL)
+        if not piece:
+            return None
+        pieces.append(piece)
+        held += len(piece)
+    data = b"".join(pieces) if len(pieces) > 1 else data
+    return decode(data[HEAD.size : start], data[start:])
 
 
 def send(connection: socket.socket, pieces: Iterable[bytes]) -> None:

@@ -1,23 +1,32 @@
-"""uvicorn's HTTP protocol, with the time limits and bounds that it leaves to a proxy.
+"""HTTP/1.1 for callers: requests by httptools' parser, and time limits and bounds for both ways.
 
 A caller that sends its request, or takes its answer, too slowly is cut off: it would hold a
-connection for ever. So is one that sends a head or a body without an end.
+connection for ever. So is one that sends a head or a body without an end. The server looks at all
+connections once a second, so that a request costs no timer.
+
+This is no ASGI server because a request would cost twice as much: a task, an event and a dictionary
+for what is here one object (docs/performance.md has the figures).
 """
 
 import asyncio
-from typing import Any, Optional
+import enum
+import functools
+import http
+import math
+import re
+import time
+from collections import deque
+from email.utils import formatdate
+from typing import Any, Deque, Dict, List, Optional, Protocol, Set, Tuple
 
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
+import httptools
 
-GONE = "sagemaker_mxnet_serving.gone"
-"""Key of a scope: a function to be called when the caller is gone before it has its answer."""
+from sagemaker_mxnet_serving.messages import InferenceError, Response
 
 HEAD_LIMIT = 64 * 1024
 """Bytes of a request's head."""
 
-KEEP_ALIVE = 75
+KEEP_ALIVE = 75.0
 """Seconds that a connection may be idle."""
 
 PATIENCE = 20.0
@@ -29,141 +38,419 @@ SageMaker itself sends a request at once.
 PROGRESS = 64 * 1024
 """Bytes; the end of a body counts as well."""
 
-_REPLY = (
-    "HTTP/1.1 {}\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{}"
-)
+_JOINED = 64 * 1024
+"""Bytes of an answer up to which a copy costs less than a second write."""
+
+_BODIES = frozenset({"content-length", "transfer-encoding"})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NO_TOKEN = re.compile(r"[^\w!#$%&'*+.^`|~-]", re.ASCII)
 
 
-class GuardedProtocol(HttpToolsProtocol):
-    """One connection of a caller.
+class Application(Protocol):
+    """What answers requests; each method is called on the loop's thread."""
 
-    Args:
-        config: uvicorn's.
-        state: what uvicorn knows of all connections.
-        max_payload: bytes of a body that the application takes.
+    def begin(self, exchange: "Exchange") -> None:
+        """Hear of a request whose head is there. It may be answered at once."""
+
+    def grew(self, exchange: "Exchange", size: int) -> None:
+        """Hear that so many bytes more of its body are there. It may be answered at once."""
+
+    def handle(self, exchange: "Exchange") -> None:
+        """Answer a request that is complete, now or later."""
+
+    def gone(self, exchange: "Exchange") -> None:
+        """Hear that the caller of a request without an answer has gone."""
+
+
+class Exchange:
+    """One request and its answer.
+
+    Attributes:
+        method: the HTTP method.
+        url: what is asked for, as it was sent.
+        headers: names in lower case, and values.
+        pieces: the body so far.
+        received: its bytes.
+        complete: whether all of it is there.
+        begun: whether the application has heard of it.
+        answered: whether there is an answer, or nobody waits for one.
+        keep_alive: whether the connection goes on after the answer.
+        state: for the application.
     """
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, max_payload: int) -> None:
-        super().__init__(config, state, {})
+    __slots__ = (
+        "_connection",
+        "answered",
+        "begun",
+        "complete",
+        "headers",
+        "keep_alive",
+        "method",
+        "pieces",
+        "received",
+        "state",
+        "url",
+    )
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+        self.method = ""
+        self.url = b""
+        self.headers: Dict[str, str] = {}
+        self.pieces: List[bytes] = []
+        self.received = 0
+        self.complete = False
+        self.begun = False
+        self.answered = False
+        self.keep_alive = True
+        self.state: Any = None
+
+    def answer(self, response: Response, request_id: str = "") -> None:
+        """Answer the request, once.
+
+        Args:
+            response: the answer.
+            request_id: for the header ``X-Request-Id``; none if empty.
+        """
+        self.answered = True
+        self.pieces = []
+        self._connection.send(self, response, request_id)
+
+
+class Connections:
+    """What all connections of a server have in common.
+
+    Args:
+        application: answers requests.
+        max_payload: bytes of a body that it takes.
+
+    Attributes:
+        open: the connections.
+        now: the time (monotonic, seconds), a second old at the most.
+        date: the header line of this second.
+    """
+
+    def __init__(self, application: Application, max_payload: int) -> None:
+        self.application = application
         # A body that is too large is passed over up to here, so that its caller reads the answer.
-        self._body_limit = 2 * max_payload + 1024 * 1024
-        self._in_head = True
-        self._head_bytes = 0
-        self._body_bytes = 0
+        self.body_limit = 2 * max_payload + 1024 * 1024
+        self.open: Set[Connection] = set()
+        self.now = 0.0
+        self.date = b""
+        self.look()
+
+    def look(self) -> None:
+        """Cut off who is too slow; to be called once a second."""
+        self.date = f"date: {formatdate(usegmt=True)}\r\n".encode("ascii")
+        self.now = time.monotonic()
+        for connection in list(self.open):
+            connection.look(self.now)
+
+    def shut(self) -> None:
+        """Close all connections, each after the answer that it waits for."""
+        for connection in list(self.open):
+            connection.shut()
+
+    def abort(self) -> None:
+        """Cut all connections off."""
+        for connection in list(self.open):
+            connection.abort()
+
+
+class _Part(enum.Enum):
+    """What a connection hears next."""
+
+    NOTHING = "request"
+    """A request, if any."""
+    HEAD = "request's head"
+    """The rest of it."""
+    BODY = "request's body"
+    """The rest of it."""
+
+
+# Names of their own: CPython 3.11 takes 0.4 us to find a member of an enumeration.
+_NOTHING, _HEAD, _BODY = _Part
+
+
+class Connection(asyncio.Protocol):
+    """The connection of one caller: a protocol of asyncio, and of httptools.
+
+    Args:
+        shared: what all connections have in common.
+    """
+
+    def __init__(self, shared: Connections) -> None:
+        self._shared = shared
+        self._application = shared.application
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._transport: Any = None
+        # The first is with the application; the others were sent before it was answered.
+        self._exchanges: Deque[Exchange] = deque()
+        self._incoming = Exchange(self)
+        self._part = _NOTHING
+        self._deadline = math.inf
+        self._bytes = 0
         self._seen = 0
+        self._reading = True
+        self._advancing = False
         self._unsent = 0
-        self._guard: Optional[asyncio.TimerHandle] = None
-        self._write_guard: Optional[asyncio.TimerHandle] = None
+        self._write_deadline = math.inf
+
+    # A protocol of asyncio.
 
     def connection_made(self, transport: Any) -> None:
         """Expect a request."""
-        super().connection_made(transport)
-        self._watch(KEEP_ALIVE)
+        self._transport = transport
+        self._shared.open.add(self)
+        self._expect(_NOTHING, KEEP_ALIVE)
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
         """Tell the application, which may have a request in a queue."""
-        for guard in (self._guard, self._write_guard):
-            if guard is not None:
-                guard.cancel()
-        self._guard = self._write_guard = None
-        cycle = self.cycle
-        super().connection_lost(exc)
-        if cycle is not None and not cycle.response_complete:
-            gone: Any = cycle.scope.get(GONE)
-            if gone is not None:
-                gone()
+        self._shared.open.discard(self)
+        if self._exchanges:
+            self._give_up(self._exchanges[0])
+        self._exchanges.clear()
+
+    def eof_received(self) -> None:
+        """Close the connection: a caller that has gone looks like one that sends no more."""
 
     def data_received(self, data: bytes) -> None:
-        """Bound what the parser and the application do not."""
-        if self._in_head:
-            # A block of data may hold a head and much of its body; more than a few do not.
-            self._head_bytes += min(len(data), HEAD_LIMIT // 4)
-            if self._head_bytes > HEAD_LIMIT:
-                self._refuse(
-                    "431 Request Header Fields Too Large",
-                    f"the head of the request is longer than {HEAD_LIMIT} bytes",
-                )
+        """Read what a caller sends."""
+        if self._part is _BODY:
+            self._bytes += len(data)
+            if self._bytes > self._shared.body_limit:
+                self._transport.close()
                 return
-            if self._guard is None:
-                self._watch(PATIENCE)
         else:
-            self._body_bytes += len(data)
-            if self._body_bytes > self._body_limit:
-                self.transport.close()
+            # A block of data may hold a head and much of its body; more than a few do not.
+            self._bytes += min(len(data), HEAD_LIMIT // 4)
+            if self._bytes > HEAD_LIMIT:
+                self._refuse(431, f"the head of the request is longer than {HEAD_LIMIT} bytes")
                 return
-        super().data_received(data)
-
-    def on_message_begin(self) -> None:
-        """Give its head a time limit."""
-        super().on_message_begin()
-        self._watch(PATIENCE)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header, and pass over what follows a body in chunks."""
-        if self._in_head:
-            super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        """Hand the request to the application."""
-        self._in_head = False
-        self._head_bytes = self._body_bytes = self._seen = 0
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """End the time limit: from now on the server takes its time."""
-        if self._guard is not None:
-            self._guard.cancel()
-            self._guard = None
-        self._in_head = True
-        super().on_message_complete()
+        try:
+            while data:
+                try:
+                    self._parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:  # to nothing that is spoken here
+                    data = data[upgrade.args[0] :]
+        except httptools.HttpParserError:
+            self._refuse(400, "this is no HTTP request")
 
     def pause_writing(self) -> None:
         """Give a caller a time limit that takes its answer slowly."""
-        super().pause_writing()
-        self._unsent = self.transport.get_write_buffer_size()
-        if self._write_guard is None:
-            self._write_guard = self.loop.call_later(PATIENCE, self._write_overdue)
+        self._unsent = self._transport.get_write_buffer_size()
+        self._write_deadline = self._shared.now + PATIENCE
 
     def resume_writing(self) -> None:
         """End the time limit: the caller has taken most of it."""
-        super().resume_writing()
-        if self._write_guard is not None:
-            self._write_guard.cancel()
-            self._write_guard = None
+        self._write_deadline = math.inf
+        self._advance()
 
-    def _watch(self, seconds: float) -> None:
-        if self._guard is not None:
-            self._guard.cancel()
-        self._guard = self.loop.call_later(seconds, self._overdue)
+    # A protocol of httptools.
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._incoming = Exchange(self)
+        self._expect(_HEAD, PATIENCE)
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of what is asked for."""
+        self._incoming.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header, and pass over what follows a body in chunks."""
+        if self._part is _HEAD:
+            self._incoming.headers[name.lower().decode("latin-1")] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Hand the request to the application, if no earlier one waits for its answer."""
+        exchange, parser = self._incoming, self._parser
+        exchange.method = parser.get_method().decode("ascii")
+        exchange.keep_alive = parser.should_keep_alive()
+        if parser.should_upgrade() and not _BODIES.isdisjoint(exchange.headers):
+            # The parser would take the body for what follows in the other protocol.
+            self._refuse(400, "a body is read in HTTP/1.1 only; send it without the header Upgrade")
+            return
+        self._bytes = self._seen = 0
+        self._expect(_BODY, PATIENCE)
+        self._exchanges.append(exchange)
+        self._advance()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of a body, unless the request has been answered without it."""
+        exchange = self._incoming
+        if not exchange.answered:
+            exchange.pieces.append(body)
+            exchange.received += len(body)
+            if exchange.begun:
+                self._application.grew(exchange, len(body))
+
+    def on_message_complete(self) -> None:
+        """Have the request answered. From now on the server takes its time."""
+        exchange = self._incoming
+        exchange.complete = True
+        self._bytes = 0
+        self._expect(_NOTHING, math.inf)
+        if exchange.answered:
+            self._finish(exchange)
+        elif exchange.begun:
+            self._application.handle(exchange)
+
+    # What follows.
+
+    def send(self, exchange: Exchange, response: Response, request_id: str) -> None:
+        """Send the answer to a request."""
+        if self._transport.is_closing():
+            return
+        unread = not exchange.complete and "expect" in exchange.headers
+        if unread:  # whether its body comes, nobody knows
+            exchange.keep_alive = False
+        head = _head(response, request_id, self._shared.date, exchange.keep_alive)
+        body = b"" if exchange.method == "HEAD" else response.body
+        if len(body) <= _JOINED:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
+        if exchange.complete or unread:
+            self._finish(exchange)
+
+    def shut(self) -> None:
+        """Close the connection, after the answer that it waits for."""
+        if self._exchanges:
+            self._exchanges[-1].keep_alive = False
+        else:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Cut the caller off, whatever it waits for."""
+        self._transport.abort()
+
+    def look(self, now: float) -> None:
+        """Cut the caller off if it is too slow."""
+        if now > self._write_deadline:
+            left = self._transport.get_write_buffer_size()
+            if self._unsent - left < PROGRESS:
+                self._transport.abort()
+            self._unsent = left
+            self._write_deadline = now + PATIENCE
+        elif now > self._deadline and self._reading and self._write_deadline == math.inf:
+            self._overdue()
 
     def _overdue(self) -> None:
-        self._guard = None
-        progress = not self._in_head and self._body_bytes - self._seen >= PROGRESS
-        if progress or self.pipeline:  # nothing is read while an earlier request is under way
-            self._seen = self._body_bytes
-            self._watch(PATIENCE)
-        elif self._in_head and not self._head_bytes:
-            self.transport.close()
-        elif not self._in_head and self.cycle.response_started:
-            # It was refused, and goes on sending.
-            self.transport.close()
+        if self._part is _BODY and self._bytes - self._seen >= PROGRESS:
+            self._seen = self._bytes
+            self._expect(_BODY, PATIENCE)
+        elif self._part is _NOTHING or self._incoming.answered:
+            self._transport.close()
         else:
-            what = "request's head" if self._in_head else "request's body"
             self._refuse(
-                "408 Request Timeout",
-                f"the {what} does not arrive: expected all of it within {PATIENCE:g} s, or "
-                f"{PROGRESS} bytes of a body",
+                408,
+                f"the {self._part.value} does not arrive: expected all of it within "
+                f"{PATIENCE:g} s, or {PROGRESS} bytes of a body",
             )
 
-    def _write_overdue(self) -> None:
-        left = self.transport.get_write_buffer_size()
-        if self._unsent - left >= PROGRESS:
-            self._unsent = left
-            self._write_guard = self.loop.call_later(PATIENCE, self._write_overdue)
-        else:
-            self.transport.abort()
+    def _expect(self, part: _Part, seconds: float) -> None:
+        self._part = part
+        self._deadline = self._shared.now + seconds
 
-    def _refuse(self, status: str, text: str) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(_REPLY.format(status, len(text), text).encode("ascii"))
-            self.transport.close()
+    def _advance(self) -> None:
+        """Hand requests to the application, each when the one before it is answered."""
+        if self._advancing or self._transport.is_closing():
+            return
+        self._advancing = True
+        while self._exchanges and not self._exchanges[0].begun and self._write_deadline == math.inf:
+            exchange = self._exchanges[0]
+            exchange.begun = True
+            self._application.begin(exchange)
+            if exchange.received and not exchange.answered:
+                self._application.grew(exchange, exchange.received)
+            if exchange.answered:
+                continue
+            if exchange.complete:
+                self._application.handle(exchange)
+            elif exchange.headers.get("expect", "").lower() == "100-continue":
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._advancing = False
+        self._read(len(self._exchanges) <= 1)
+
+    def _finish(self, exchange: Exchange) -> None:
+        """Go on after a request that is answered and has been read."""
+        if not exchange.keep_alive:
+            self._transport.close()
+            return
+        self._exchanges.popleft()
+        if self._exchanges:
+            self._advance()
+        elif self._part is _NOTHING:
+            self._expect(_NOTHING, KEEP_ALIVE)
+
+    def _give_up(self, exchange: Exchange) -> None:
+        if exchange.begun and not exchange.answered:
+            exchange.answered = True
+            self._application.gone(exchange)
+
+    def _read(self, wanted: bool) -> None:
+        if wanted is not self._reading and not self._transport.is_closing():
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _refuse(self, status: int, text: str) -> None:
+        """End a connection on which nothing more can be understood."""
+        if self._transport.is_closing():
+            return
+        broken = self._exchanges.pop() if self._part is _BODY else None
+        if self._exchanges:  # which are answered first
+            self._exchanges[-1].keep_alive = False
+            self._read(False)
+            return
+        if broken is None or not broken.answered:
+            response = Response(status, f"{text}\n".encode())
+            self._transport.write(_head(response, "", self._shared.date, False) + response.body)
+        if broken is not None:
+            self._give_up(broken)
+        self._transport.close()
+
+
+@functools.lru_cache(maxsize=64)
+def target(url: bytes) -> Tuple[str, str]:
+    """Return the path of what is asked for, still encoded, and its query.
+
+    Raises:
+        InferenceError: 404 when it has none.
+    """
+    try:
+        parsed = httptools.parse_url(url)
+    except httptools.HttpParserInvalidURLError:
+        raise InferenceError("the request line names no path", 404) from None
+    return (parsed.path or b"").decode("latin-1"), (parsed.query or b"").decode("latin-1")
+
+
+@functools.lru_cache(maxsize=None)
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode("ascii")
+
+
+def _head(response: Response, request_id: str, date: bytes, keep_alive: bool) -> bytes:
+    lines = [f"content-length: {len(response.body)}\r\n"]
+    if request_id:
+        lines.append(f"x-request-id: {request_id}\r\n")
+    if response.body:
+        lines.append(f"content-type: {_line(response.content_type)}\r\n")
+    for name, value in response.headers.items():
+        lines.append(f"{_NO_TOKEN.sub('_', name)}: {_line(value)}\r\n")
+    lines.append("\r\n" if keep_alive else "connection: close\r\n\r\n")
+    return _status_line(response.status) + date + "".join(lines).encode("latin-1", "replace")
+
+
+def _line(text: str) -> str:
+    """Return a text as part of one header line, which a script cannot end early."""
+    return _CONTROL.sub(" ", text)

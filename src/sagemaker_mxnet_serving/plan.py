@@ -68,12 +68,14 @@ def model_settings(settings: ServerSettings, model_dir: str) -> Dict[str, Any]:
 def _threads(settings: ServerSettings) -> Dict[str, str]:
     """Return what sets the threads of a worker, unless the user sets it.
 
-    A worker computes one prediction at a time, so that one thread of MXNet's engine is enough.
+    A worker computes one prediction at a time. On a CPU it does so in its own thread, without
+    MXNet's engine, whose threads it would have to wake and wait for.
     """
     return {
         "OMP_NUM_THREADS": str(settings.threads),
         "MKL_NUM_THREADS": str(settings.threads),
         "MXNET_CPU_WORKER_NTHREADS": "1",
+        **({} if settings.gpus else {"MXNET_ENGINE_TYPE": "NaiveEngine"}),
     }
 
 

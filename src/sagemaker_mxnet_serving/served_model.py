@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Union
 
 from sagemaker_mxnet_serving import frames, plan
 from sagemaker_mxnet_serving.configuration import ServerSettings
@@ -22,6 +22,7 @@ from sagemaker_mxnet_serving.dispatcher import (
     Ticket,
 )
 from sagemaker_mxnet_serving.links import ControlLink, WorkerLink
+from sagemaker_mxnet_serving.messages import Response
 from sagemaker_mxnet_serving.metrics import Metrics
 from sagemaker_mxnet_serving.processes import Processes
 from sagemaker_mxnet_toolkit.code import preparation
@@ -63,7 +64,7 @@ class Call(Ticket):
     Attributes:
         fields: the request without its body, as a frame's header has it.
         body: the body, in the pieces in which it came.
-        answer: set to a ``Response`` or a ``Refusal``.
+        answer: called once, with a ``Response`` or a ``Refusal``.
     """
 
     __slots__ = ("answer", "body", "fields")
@@ -73,18 +74,19 @@ class Call(Ticket):
         fields: Mapping[str, Any],
         body: Sequence[bytes],
         size: int,
-        answer: "asyncio.Future[Any]",
+        answer: Callable[[Union[Response, Refusal]], None],
     ) -> None:
         super().__init__(size)
         self.fields = fields
         self.body = body
-        self.answer = answer
+        self.answer: Optional[Callable[[Union[Response, Refusal]], None]] = answer
 
-    def settle(self, answer: Any) -> None:
+    def settle(self, result: Union[Response, Refusal]) -> None:
         """Give the caller an answer, if it is still there."""
         self.body = ()
-        if not self.answer.done():
-            self.answer.set_result(answer)
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            answer(result)
 
 
 # long: every method moves the same few fields, the states of one model.
@@ -192,7 +194,7 @@ class ServedModel:
     def cancel(self, call: Call) -> None:
         """Forget a request whose caller has gone."""
         self._dispatcher.cancel(call)
-        call.body = ()
+        call.body, call.answer = (), None
 
     def close(self) -> None:
         """Take no further request; answer those that are here."""
@@ -375,6 +377,8 @@ class ServedModel:
                     action.worker.pid,
                     f"takes longer than {self._settings.timeout:g} s for a request",
                 )
+        if self._timer is not None and not self._settings.batch_delay:
+            return  # nothing new is due before what was under way already
         due = self._dispatcher.due()
         if due is not None and (self._timer is None or due < self._timer_due):
             if self._timer is not None:

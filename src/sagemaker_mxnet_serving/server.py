@@ -6,24 +6,20 @@ It never imports MXNet. ``serve`` reads as what happens: listen, load, answer, d
 import asyncio
 import contextlib
 import functools
-import logging
 import resource
 import signal
 import socket
 import sys
 import time
-from email.utils import formatdate
 from typing import Any, Dict, List, Mapping, Optional
 
-import uvicorn
 import uvloop
-from uvicorn.server import ServerState
 
 from sagemaker_mxnet_serving import description
 from sagemaker_mxnet_serving.access_log import AccessLog
 from sagemaker_mxnet_serving.application import Application
 from sagemaker_mxnet_serving.configuration import PROGRAM, ServerSettings
-from sagemaker_mxnet_serving.http_protocol import KEEP_ALIVE, GuardedProtocol
+from sagemaker_mxnet_serving.http_protocol import Connection, Connections
 from sagemaker_mxnet_serving.metrics import Metrics, PrometheusMetrics
 from sagemaker_mxnet_serving.models import Models
 from sagemaker_mxnet_serving.processes import Processes
@@ -114,7 +110,7 @@ class Server:
         self._settings = settings
         self._environ = environ
         self._log = log
-        self._http = ServerState()
+        self._connections: Connections
         self._signals: asyncio.Queue[int] = asyncio.Queue()
 
     async def run(self, listener: socket.socket) -> Optional[Failure]:
@@ -133,8 +129,11 @@ class Server:
         try:
             metrics = self._metrics(models)
             application = Application(self._settings, models, access_log, metrics, self._log)
-            http = await self._answer(application, listener)
-            clock = loop.create_task(self._set_dates())
+            self._connections = Connections(application, self._settings.max_payload)
+            http = await loop.create_server(
+                lambda: Connection(self._connections), sock=listener, backlog=_BACKLOG
+            )
+            clock = loop.create_task(self._look())
             failure = await self._serve(models)
             if failure is None:
                 await self._drain(application, models)
@@ -167,26 +166,6 @@ class Server:
                 f"cannot listen on port {port} for metrics: {error.strerror or error}; expected a "
                 "free port: set SAGEMAKER_MXNET_SERVING_METRICS_PORT to one"
             ) from error
-
-    async def _answer(
-        self, application: Application, listener: socket.socket
-    ) -> asyncio.AbstractServer:
-        config = uvicorn.Config(
-            application,
-            log_config=None,
-            log_level=logging.CRITICAL,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            interface="asgi3",
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE,
-        )
-        config.load()
-        limit = self._settings.max_payload
-        return await asyncio.get_event_loop().create_server(
-            lambda: GuardedProtocol(config, self._http, limit), sock=listener, backlog=_BACKLOG
-        )
 
     async def _serve(self, models: Models) -> Optional[Failure]:
         """Serve until a signal, or until the only model has failed."""
@@ -232,18 +211,15 @@ class Server:
 
     async def _disconnect(self) -> None:
         """Close all connections, once what was said on them has been taken."""
-        for connection in list(self._http.connections):
-            connection.shutdown()
+        self._connections.shut()
         deadline = time.monotonic() + _FLUSH_SECONDS
-        while self._http.connections and time.monotonic() < deadline:
+        while self._connections.open and time.monotonic() < deadline:
             await asyncio.sleep(_POLL)
-        for connection in list(self._http.connections):
-            connection.transport.abort()
+        self._connections.abort()
 
-    async def _set_dates(self) -> None:
+    async def _look(self) -> None:
         while True:
-            date = formatdate(usegmt=True).encode("ascii")
-            self._http.default_headers = [(b"date", date)]
+            self._connections.look()
             await asyncio.sleep(1.0)
 
     def _defect(self, loop: asyncio.AbstractEventLoop, context: Dict[str, Any]) -> None:
