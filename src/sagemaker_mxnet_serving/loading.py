@@ -103,7 +103,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
         ModelError: when the model cannot be served.
     """
     code_dir = settings.code_dir or os.path.join(settings.model_dir, "code")
-    script = load_script(code_dir, settings.program)
+    script = load_script(code_dir, settings.program, settings.model_dir)
     _call(script, settings, "pre_model_fn", settings.model_dir)
     model, predictor, kind = _load(script, settings)
     device = _device(settings)

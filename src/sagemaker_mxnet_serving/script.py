@@ -94,14 +94,18 @@ def find_script(code_dir: str, program: str) -> Optional[str]:
     )
 
 
-def load_script(code_dir: str, program: str) -> Script:
-    """Import the script, with ``code_dir`` and its ``lib`` on the path, and check its functions.
+def load_script(code_dir: str, program: str, model_dir: str) -> Script:
+    """Import the script, and check its functions.
+
+    On the path are ``code_dir`` and ``lib`` in it, and ``code/lib`` of the model directory, where
+    the SageMaker SDK puts ``dependencies``, also where it leaves the code itself elsewhere.
 
     Raises:
         ModelError: when it is not there, cannot be imported, or its functions do not go together.
     """
     path = find_script(code_dir, program)
-    for folder in (os.path.join(code_dir, "lib"), code_dir):
+    libraries = (os.path.join(model_dir, "code", "lib"), os.path.join(code_dir, "lib"))
+    for folder in (*libraries, code_dir):
         if os.path.isdir(folder) and folder not in sys.path:
             sys.path.insert(0, folder)
     if path is None:

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import uvloop
 
-from sagemaker_mxnet_serving import description
+from sagemaker_mxnet_serving import description, packages
 from sagemaker_mxnet_serving.access_log import AccessLog
 from sagemaker_mxnet_serving.application import Application
 from sagemaker_mxnet_serving.configuration import PROGRAM, ServerSettings
@@ -62,7 +62,8 @@ def serve(settings: ServerSettings, environ: Mapping[str, str]) -> int:
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         try:
-            failure = loop.run_until_complete(Server(settings, environ, log).run(listener))
+            with packages.installable(environ) as variables:
+                failure = loop.run_until_complete(Server(settings, variables, log).run(listener))
         finally:
             loop.close()
     except NetworkError as error:

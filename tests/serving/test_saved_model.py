@@ -1,15 +1,21 @@
 """A model that training has saved, asked by many callers at once."""
 
 import concurrent.futures
+import http.client
 import io
+import itertools
 import json
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -18,6 +24,7 @@ import psutil
 import pytest
 
 from tests.cluster import free_port
+from tests.packages import wheel
 from tests.serving.server import Answer, serving
 
 SAVE = """
@@ -78,7 +85,7 @@ def test_every_caller_gets_its_own_rows(model_dir: Path, variables: "dict[str, s
 
 
 def test_a_saved_model_alone_answers_every_documented_type(model_dir: Path) -> None:
-    """No script and no variable: the default functions, with the packages that pip installs."""
+    """Defects 1 and 2 of the peer: as pip installs it, and without a script, nothing answers."""
     with serving(model_dir, "--workers", "1") as served:
         served.healthy()
         json_type = {"Content-Type": "application/json"}
@@ -116,6 +123,7 @@ def is_allowed(prefix: Sequence[str]) -> bool:
     ids=["another user", "another user, read-only root"],
 )
 def test_nothing_but_tmp_needs_to_be_writable(model_dir: Path, prefix: Sequence[str]) -> None:
+    """Defect 15 of the peer: on a read-only root, or as another user, it dies."""
     if shutil.which(prefix[0]) is None or not is_allowed(prefix):
         pytest.skip(f"this machine does not allow {prefix[0]}")
     # pytest's own directories are closed to other users.
@@ -130,6 +138,95 @@ def test_nothing_but_tmp_needs_to_be_writable(model_dir: Path, prefix: Sequence[
             assert psutil.Process(served.process.pid).uids().effective == 65534
         assert served.process.returncode == 0
         assert sorted(model.rglob("*")) == before
+
+
+def test_requirements_are_installed_where_only_tmp_can_be_written(model_dir: Path) -> None:
+    """Defect 15 of the peer: on a read-only root, or as another user, it dies."""
+    prefix = (*READ_ONLY_ROOT, *OTHER_USER)
+    if shutil.which(prefix[0]) is None or not is_allowed(prefix):
+        pytest.skip(f"this machine does not allow {prefix[0]}")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        model = Path(shutil.copytree(model_dir, Path(folder) / "model"))
+        (model / "code").mkdir()
+        required = wheel(model / "code", "doubling_of_a_test", "1.0", code="FACTOR = 2\n")
+        (model / "code" / "requirements.txt").write_text(f"./{required.name}\n")
+        (model / "code" / "inference.py").write_text(
+            "from doubling_of_a_test import FACTOR\n"
+            "def predict_fn(data, model):\n"
+            "    return FACTOR * model.predict(data)\n"
+        )
+        with serving(model, "--workers", "1", prefix=prefix, HOME="/nonexistent") as served:
+            served.healthy()
+            kind = {"Content-Type": "application/json"}
+            assert served.ask("POST", "/invocations", b"[[1, 2, 3]]", kind).body == b"[[642.0]]"
+    assert not list(Path("/tmp").glob("sagemaker-mxnet-packages-*"))
+
+
+FULL_DIRECTORY = (
+    *("unshare", "--mount", "--", "sh", "-c"),
+    'mount -t tmpfs -o size=4k,nr_inodes=2 tmpfs "$TMPDIR" && : > "$TMPDIR/full" '
+    '&& dd if=/dev/zero of="$TMPDIR/full" 2> /dev/null; exec "$0" "$@"',
+)
+
+
+def test_a_full_temporary_directory_harms_no_model_that_needs_none(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    if shutil.which("unshare") is None or not is_allowed(("unshare", "--mount", "--")):
+        pytest.skip("this machine does not allow unshare")
+    with serving(model_dir, "--workers", "1", prefix=FULL_DIRECTORY, TMPDIR=tmp_path) as served:
+        served.healthy()
+        kind = {"Content-Type": "application/json"}
+        assert served.ask("POST", "/invocations", b"[[1, 2, 3]]", kind).body == b"[[321.0]]"
+        full = Path(f"/proc/{served.process.pid}/root{tmp_path}/full")
+        with pytest.raises(OSError, match="No space left"):
+            full.with_name("another").write_text("x")
+
+
+LOAD_SECONDS = float(os.environ.get("SERVING_LOAD_SECONDS", "6"))
+"""How long workers are killed under load."""
+
+
+def test_workers_killed_under_load_give_no_wrong_answer(model_dir: Path) -> None:
+    """One is killed every second: its request is tried again, or is a 500, and no other fails."""
+    stop = threading.Event()
+    outcomes: Counter[str] = Counter()
+    with serving(model_dir, "--workers", "2") as served:
+        served.healthy()
+
+        def load(caller: int) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+            kind = {"Content-Type": "application/json"}
+            for number in itertools.count():
+                if stop.is_set():
+                    break
+                row = [caller, number % 1000, number // 1000]
+                connection.request("POST", "/invocations", json.dumps([row]).encode(), kind)
+                answer = connection.getresponse()
+                body = answer.read()
+                if answer.status == 200:
+                    right = json.loads(body) == [[caller + 10.0 * row[1] + 100.0 * row[2]]]
+                    outcomes["right" if right else "wrong"] += 1
+                else:
+                    died = answer.status == 500 and b"died over this request" in body
+                    outcomes["died" if died else f"{answer.status} {body!r}"] += 1
+            connection.close()
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            callers = [pool.submit(load, number) for number in range(4)]
+            kills = 0
+            while kills < LOAD_SECONDS and not stop.wait(1):
+                os.kill(random.choice(served.workers()), signal.SIGKILL)
+                kills += 1
+            stop.set()
+            for caller in callers:
+                caller.result()
+        assert served.healthy().log.count("died of SIGKILL") == kills
+    print(f"{kills} workers were killed: {dict(outcomes)}")
+    assert set(outcomes) <= {"right", "died"}
+    assert outcomes["died"] <= kills
+    assert outcomes["right"] > kills
 
 
 @pytest.mark.parametrize("script", [None, "raise ValueError('not today')\n"])

@@ -22,7 +22,7 @@ def imports_are_undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def script(folder: Path, text: str, name: str = "inference.py") -> Script:
     (folder / name).write_text(text)
-    return load_script(str(folder), name)
+    return load_script(str(folder), name, str(folder / "model"))
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,15 @@ def test_where_the_script_is(tmp_path: Path, program: str, found: Any) -> None:
 
 
 def test_no_script_is_needed(tmp_path: Path) -> None:
-    assert load_script(str(tmp_path / "code"), "") == Script()
+    assert load_script(str(tmp_path / "code"), "", str(tmp_path)) == Script()
 
 
-def test_modules_beside_the_script_and_in_lib_are_importable(tmp_path: Path) -> None:
-    (tmp_path / "lib" / "dependency_of_a_test").mkdir(parents=True)
-    (tmp_path / "lib" / "dependency_of_a_test" / "__init__.py").write_text("VALUE = 2")
+@pytest.mark.parametrize("lib", ["lib", "model/code/lib"])
+def test_modules_beside_the_script_and_in_lib_are_importable(tmp_path: Path, lib: str) -> None:
+    sys.modules.pop("dependency_of_a_test", None)
+    sys.modules.pop("neighbour_of_a_test", None)
+    (tmp_path / lib / "dependency_of_a_test").mkdir(parents=True)
+    (tmp_path / lib / "dependency_of_a_test" / "__init__.py").write_text("VALUE = 2")
     (tmp_path / "neighbour_of_a_test.py").write_text("VALUE = 1")
     text = (
         "from neighbour_of_a_test import VALUE as one\n"
