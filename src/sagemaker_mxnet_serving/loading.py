@@ -83,7 +83,7 @@ class LoadedModel:
             ],
             "rows": rows,
             "batchable": self.batchable,
-            "device": str(_device(self.settings)),
+            "device": str(device(self.settings)),
             "script": self.script.path,
             "functions": sorted(self.script.functions),
             "versions": {
@@ -106,21 +106,21 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     script = load_script(code_dir, settings.program, settings.model_dir)
     _call(script, settings, "pre_model_fn", settings.model_dir)
     model, predictor, kind = _load(script, settings)
-    device = _device(settings)
+    ctx = device(settings)
     if predictor is not None:
         return LoadedModel(
             settings, script, model, predictor, ArrayHandler(predictor, settings.accept), kind
         )
     _check_can_predict(script, model, kind)
-    handler = FunctionHandler(script, model, settings.accept, device, settings.model_dir)
+    handler = FunctionHandler(script, model, settings.accept, ctx, settings.model_dir)
     return LoadedModel(settings, script, model, None, handler, kind)
 
 
 def _load(script: Script, settings: ModelSettings) -> Tuple[Any, Optional[Predictor], str]:
     """Return the model, what predicts without the script, and what kind of model it is."""
-    device, first = _device(settings), settings.first_dimension
+    ctx, first = device(settings), settings.first_dimension
     if "model_fn" not in script.functions:
-        network = network_in(settings.model_dir, device, first)
+        network = network_in(settings.model_dir, ctx, first)
         kind = f"the saved network in {settings.model_dir}"
         if script.handles_requests:
             return as_module(network), None, kind
@@ -131,9 +131,9 @@ def _load(script: Script, settings: ModelSettings) -> Tuple[Any, Optional[Predic
     predictor: Optional[Predictor] = None
     if not script.handles_requests:
         if type(model) is mxnet.mod.Module:  # a subclass may predict in its own way
-            predictor = Executors(network_of(model, device, first), only_first=first is not None)
+            predictor = Executors(network_of(model, ctx, first), only_first=first is not None)
         elif isinstance(model, mxnet.gluon.Block):
-            predictor = BlockModel(model, device)
+            predictor = BlockModel(model, ctx)
     return model, predictor, kind
 
 
@@ -154,7 +154,8 @@ def _check_can_predict(script: Script, model: Any, kind: str) -> None:
         )
 
 
-def _device(settings: ModelSettings) -> Any:
+def device(settings: ModelSettings) -> Any:
+    """Return the context of a model's arrays: a worker sees one GPU, if there are any."""
     return mxnet.gpu(0) if settings.use_gpu else mxnet.cpu()
 
 

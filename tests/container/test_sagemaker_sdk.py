@@ -181,12 +181,15 @@ def test_model_with_entry_point(model: Model, trained: Trained, tmp_path: Path) 
 def test_model_with_source_dir_and_transform_fn(
     model: Model, trained: Trained, tmp_path: Path
 ) -> None:
-    """Local mode mounts ``source_dir`` beside the model, without any ``dependencies``."""
+    """Local mode mounts ``source_dir`` beside the model, and has ``dependencies`` in the model."""
     source = tmp_path / "source"
     source.mkdir()
+    dependency = tmp_path / "dependency"
+    dependency.mkdir()
+    (dependency / "__init__.py").write_text("")
     (source / "loading.py").write_text("def load(model_dir):\n    return {'dir': model_dir}\n")
     (source / "inference.py").write_text(
-        "import loading\n"
+        "import dependency, loading\n"
         "def model_fn(model_dir):\n"
         "    return loading.load(model_dir)\n"
         "def transform_fn(model, body, content_type, accept):\n"
@@ -194,7 +197,9 @@ def test_model_with_source_dir_and_transform_fn(
         "    return body, content_type\n"
     )
     model.pack({})
-    answers = model.use(entry_point="inference.py", source_dir=str(source))
+    answers = model.use(
+        entry_point="inference.py", source_dir=str(source), dependencies=[str(dependency)]
+    )
     check_answers(answers, trained.rows)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from tests.cluster import eventually
 from tests.container.engine import Container, Engine, Trained, run
+from tests.packages import wheel
 
 SLOW = """
 import os, time
@@ -121,6 +122,52 @@ def test_answers_with_nothing_but_tmp_to_write_to(engine: Engine, trained: Train
             np.testing.assert_allclose(read(answer), trained.answers, rtol=1e-5, atol=1e-6)
     mistake = server.ask("POST", "/invocations", b"[[1,", {"Content-Type": "application/json"})
     assert mistake[0] == 400
+
+
+def test_requirements_with_nothing_but_tmp_to_write_to(
+    engine: Engine, trained: Trained, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(trained.model, model)
+    (model / "code").mkdir()
+    required = wheel(model / "code", "doubling", "1.0", code="FACTOR = 2\n")
+    (model / "code/requirements.txt").write_text(f"./{required.name}\n")
+    (model / "code/inference.py").write_text(
+        "from doubling import FACTOR\n"
+        "def predict_fn(data, model):\n"
+        "    return FACTOR * model.predict(data)\n"
+    )
+    server = serve(engine, model, options=HARDENED).ready()
+    headers = {"Content-Type": "application/x-npy", "Accept": "application/x-npy"}
+    answer = server.ask("POST", "/invocations", npy(trained.rows), headers)[2]
+    found = np.load(io.BytesIO(answer))
+    np.testing.assert_allclose(found, 2 * trained.answers, rtol=1e-5, atol=1e-6)
+
+
+def test_many_models(engine: Engine, trained: Trained) -> None:
+    """Each is loaded when it is asked for, answers under its name, and is unloaded."""
+    for name in ("one", "two"):
+        shutil.copytree(trained.model, engine.folder / f"server/models/{name}/model")
+    script = "def output_fn(prediction, accept):\n    return 'two', 'text/plain'\n"
+    (engine.folder / "server/models/two/model/code").mkdir()
+    (engine.folder / "server/models/two/model/code/inference.py").write_text(script)
+    publish = ("--publish", "127.0.0.1::8080")
+    env = {"SAGEMAKER_MULTI_MODEL": "true"}
+    server = Server(engine.start("server", "serve", env=env, options=publish), 8080).ready()
+    kind = {"Content-Type": "application/json"}
+    rows = json.dumps(trained.rows.tolist()).encode()
+    assert server.ask("POST", "/models/one/invoke", rows, kind)[0] == 404
+    for name in ("one", "two"):
+        place = {"model_name": name, "url": f"/opt/ml/models/{name}/model"}
+        assert server.ask("POST", "/models", json.dumps(place).encode(), kind)[0] == 200
+    loaded = json.loads(server.ask("GET", "/models")[2])["models"]
+    assert [each["modelName"] for each in loaded] == ["one", "two"]
+    answer = json.loads(server.ask("POST", "/models/one/invoke", rows, kind)[2])
+    np.testing.assert_allclose(answer, trained.answers, rtol=1e-5, atol=1e-6)
+    assert server.ask("POST", "/models/two/invoke", rows, kind)[2] == b"two"
+    assert server.ask("DELETE", "/models/one")[0] == 200
+    assert server.ask("POST", "/models/one/invoke", rows, kind)[0] == 404
+    assert server.ask("POST", "/models/two/invoke", rows, kind)[2] == b"two"
 
 
 def test_stop_waits_for_the_request(engine: Engine, trained: Trained) -> None:

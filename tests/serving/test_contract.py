@@ -31,11 +31,13 @@ def test_an_answer_and_its_id(served: Served) -> None:
 
 
 def test_ping_is_empty_and_in_no_log(served: Served) -> None:
+    """Defect 16 of the peer: a ping is a line in the log, and a request two."""
     answer = served.ask("GET", "/ping")
     assert (answer.status, answer.body) == (200, b"")
     served.invoke(b"x", **{"X-Request-Id": "after-ping"})
     eventually(lambda: "after-ping" in served.log, "an access-log line")
     assert "/ping" not in served.log
+    assert served.log.count("after-ping") == 1
 
 
 def test_the_model_is_loaded_once_and_shared(served: Served) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sagemaker_mxnet_serving import decoding
 from sagemaker_mxnet_serving.decoding import decode
 from sagemaker_mxnet_serving.media_types import CSV, JSON, NPY, SUPPORTED, parse_media_type
 from sagemaker_mxnet_serving.messages import InferenceError
@@ -141,6 +142,16 @@ def test_several_inputs_come_as_an_object() -> None:
 # CSV
 
 
+def test_csv_is_read_by_the_fast_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defect 18 of the peer: an image in CSV takes seconds to read."""
+    monkeypatch.setattr(decoding, "_cells", pytest.fail)
+    image = np.random.RandomState(0).rand(2, 3, 32, 32).astype("float32")
+    body = "\n".join(",".join(map(str, row.ravel())) for row in image).encode()
+    for text in (body, body.replace(b"\n", b"\r\n") + b"\r\n", body.replace(b",", b", ")):
+        found = read(text, CSV, Input("data", np.dtype("float32"), (3, 32, 32)))
+        assert found.tobytes() == image.tobytes()
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -155,6 +166,7 @@ def test_several_inputs_come_as_an_object() -> None:
     ],
 )
 def test_csv_is_read(body: bytes) -> None:
+    """Defect 6 of the peer: integers beside floats are a 500, and text is NaN."""
     for content_type in (CSV, "text-csv", "Text/CSV; charset=utf-8"):
         assert read(body, content_type).tolist() == [[1, 2, 3], [4, 5.5, 6]]
 

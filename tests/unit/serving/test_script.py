@@ -121,6 +121,7 @@ def test_a_function_that_cannot_be_called_is_refused_at_start(tmp_path: Path, te
 
 
 def test_both_kinds_of_functions_are_refused_at_start(tmp_path: Path) -> None:
+    """Defect 8 of the peer: it is told at each request."""
     text = (
         "def transform_fn(model, body, content_type, accept): pass\n"
         "def input_fn(body, content_type): pass\n"
