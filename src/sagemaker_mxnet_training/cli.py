@@ -1,12 +1,14 @@
 """The command line: ``sagemaker-mxnet-training COMMAND``, see ``_COMMANDS``."""
 
-import argparse
 import os
 import signal
 import sys
-from typing import List, NoReturn, Optional
+from typing import TYPE_CHECKING, List, NoReturn, Optional
 
 from sagemaker_mxnet_training import __version__
+
+if TYPE_CHECKING:
+    import argparse
 
 _USAGE = 2
 _NOT_EXECUTABLE = 126
@@ -25,6 +27,8 @@ def main(arguments: Optional[List[str]] = None) -> NoReturn:
         arguments: the words after the program's name; ``sys.argv`` by default.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    if words == ["train"]:
+        _train()  # at once: every host of every job begins with it
     if words and not words[0].startswith("-") and words[0] not in _COMMANDS:
         _execute(words)
     options = _parser().parse_args(words)
@@ -41,7 +45,9 @@ def main(arguments: Optional[List[str]] = None) -> NoReturn:
     sys.exit(status)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> "argparse.ArgumentParser":
+    import argparse  # noqa: PLC0415
+
     parser = argparse.ArgumentParser(
         prog="sagemaker-mxnet-training",
         description="Runs Apache MXNet training jobs on SageMaker, and anywhere else.",
@@ -54,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="run the job that SM_* variables and /opt/ml describe (SageMaker calls this)",
     )
-    train.set_defaults(run=_train)
+    train.set_defaults(run=lambda options: _train())
     serve = commands.add_parser(
         "serve", help="answer requests with a saved model (SageMaker calls this)"
     )
@@ -93,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_local(parser: argparse.ArgumentParser) -> None:
+def _add_local(parser: "argparse.ArgumentParser") -> None:
     parser.add_argument("script", metavar="SCRIPT", help="the entry point: train.py, train.sh, ...")
     parser.add_argument("--hosts", metavar="N", default="1", help="number of hosts (default: 1)")
     server = parser.add_mutually_exclusive_group()
@@ -142,7 +148,7 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _train(options: argparse.Namespace) -> NoReturn:
+def _train() -> NoReturn:
     from sagemaker_mxnet_toolkit.processes import process  # noqa: PLC0415
     from sagemaker_mxnet_training import training  # noqa: PLC0415  (--help must be fast)
 
@@ -152,7 +158,7 @@ def _train(options: argparse.Namespace) -> NoReturn:
     os._exit(status)
 
 
-def _add_serve(parser: argparse.ArgumentParser) -> None:
+def _add_serve(parser: "argparse.ArgumentParser") -> None:
     parser.add_argument(
         "--model-dir",
         metavar="DIR",
@@ -168,13 +174,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: "argparse.Namespace") -> int:
     from sagemaker_mxnet_serving import serving  # noqa: PLC0415
 
     return serving.run(os.environ, options.model_dir, options.host, options.port, options.workers)
 
 
-def _local(options: argparse.Namespace) -> int:
+def _local(options: "argparse.Namespace") -> int:
     from sagemaker_mxnet_training import local  # noqa: PLC0415
 
     try:
@@ -184,13 +190,13 @@ def _local(options: argparse.Namespace) -> int:
         return _USAGE
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options: "argparse.Namespace") -> int:
     from sagemaker_mxnet_training.report import command  # noqa: PLC0415
 
     return command.run(options.run_dir, options.output)
 
 
-def _export(options: argparse.Namespace) -> int:
+def _export(options: "argparse.Namespace") -> int:
     from sagemaker_mxnet_training import export  # noqa: PLC0415
 
     try:
@@ -205,7 +211,7 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor(options: "argparse.Namespace") -> int:
     from sagemaker_mxnet_training import doctor  # noqa: PLC0415
 
     status = doctor.run(os.environ, options.json)

@@ -23,8 +23,7 @@ differ. Such a peer is not a member, and nothing it says is carried.
 any method of the channel but ``tick``.
 """
 
-from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Union
+from typing import Any, Callable, Mapping, NamedTuple, Union
 
 from sagemaker_mxnet_training.cluster.frames import FrameError, Kind
 
@@ -32,8 +31,7 @@ HANDSHAKE_TIMEOUT = 5.0
 """Seconds a new connection has to prove that it belongs to the job."""
 
 
-@dataclass(frozen=True)
-class PeerJoined:
+class PeerJoined(NamedTuple):
     """A host proved that it belongs to the job. For a follower: it was accepted by the leader.
 
     Attributes:
@@ -47,31 +45,27 @@ class PeerJoined:
     local_address: str
 
 
-@dataclass(frozen=True)
-class PeerMessage:
+class PeerMessage(NamedTuple):
     """A member said something."""
 
     host: str
     body: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class PeerLeft:
+class PeerLeft(NamedTuple):
     """A member said goodbye; that its connection ends is no loss."""
 
     host: str
 
 
-@dataclass(frozen=True)
-class PeerLost:
+class PeerLost(NamedTuple):
     """A member is gone without a goodbye. ``reason`` reads well after a colon."""
 
     host: str
     reason: str
 
 
-@dataclass(frozen=True)
-class PeerDiffers:
+class PeerDiffers(NamedTuple):
     """A peer that is not a member shares a key that leaves a part of the job out.
 
     To a leader it comes each time that the host calls, to a follower each time that it is refused.
@@ -87,15 +81,13 @@ class PeerDiffers:
     difference: str
 
 
-@dataclass(frozen=True)
-class Refused:
+class Refused(NamedTuple):
     """To a follower: the leader, which holds the job's key, will never accept it."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class Stranger:
+class Stranger(NamedTuple):
     """To a leader: somebody connected who is no member. Once for each address and reason.
 
     Attributes:

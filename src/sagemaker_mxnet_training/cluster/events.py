@@ -5,7 +5,7 @@
 
 import enum
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Mapping, NamedTuple, Optional, Union
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 
@@ -98,8 +98,7 @@ def lost(host: str, reason: str) -> Failure:
 # Events. Times are on the first host's monotonic clock, in seconds.
 
 
-@dataclass(frozen=True)
-class Reported:
+class Reported(NamedTuple):
     """A host does something, or has done it, in some attempt."""
 
     step: Step
@@ -107,8 +106,7 @@ class Reported:
     attempt: int = 1
 
 
-@dataclass(frozen=True)
-class Lost:
+class Lost(NamedTuple):
     """A host that had joined is gone, without an end of the job."""
 
     host: str
@@ -116,8 +114,7 @@ class Lost:
     time: float
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """Something failed, in some attempt."""
 
     failure: Failure
@@ -125,8 +122,7 @@ class Failed:
     attempt: int = 1
 
 
-@dataclass(frozen=True)
-class StopRequested:
+class StopRequested(NamedTuple):
     """A host was asked to stop."""
 
     stop: Stop
@@ -154,8 +150,7 @@ class Command(enum.Enum):
     DRAIN = "all workers have finished: see the rest of the processes out"
 
 
-@dataclass(frozen=True)
-class Do:
+class Do(NamedTuple):
     """Do what the command says."""
 
     command: Command
@@ -195,8 +190,7 @@ class Start:
     rendezvous: Optional[Rendezvous] = None
 
 
-@dataclass(frozen=True)
-class Restart:
+class Restart(NamedTuple):
     """End what belongs to the attempt before, and get ready for this one.
 
     Attributes:
@@ -208,15 +202,13 @@ class Restart:
     failure: Failure
 
 
-@dataclass(frozen=True)
-class StopScripts:
+class StopScripts(NamedTuple):
     """Ask the worker to stop, or whatever prepares for it."""
 
     stop: Stop
 
 
-@dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """Make an end of whatever still runs, and report this verdict."""
 
     verdict: Verdict
@@ -225,8 +217,7 @@ class End:
 Action = Union[Do, Start, Restart, StopScripts, End]
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """Something to be done, by one host or by all that have joined.
 
     Attributes:

@@ -1,7 +1,6 @@
 """A follower's way to the leader: found by its name, joined, lost, and found again."""
 
 import time
-from dataclasses import replace
 from typing import Any, Callable, List, Mapping, Optional, Protocol, Tuple
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
@@ -106,7 +105,7 @@ class LeaderConnection:
             self._unsent.append((message, when))
             return
         if when is not None:
-            message = replace(message, age=max(0.0, self._clock() - when))
+            message = message._replace(age=max(0.0, self._clock() - when))
         self._channel.send(messages.encode(message))
 
     def find_again(self, away: Failure) -> None:

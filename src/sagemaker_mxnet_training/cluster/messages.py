@@ -7,7 +7,6 @@ comes from a host of the job; that it is well formed is checked here all the sam
 import enum
 import os
 import socket
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple, Type
 
 from sagemaker_mxnet_toolkit.failure import Failure
@@ -44,23 +43,20 @@ SERVERS_LIMIT = 64
 # of two machines do not compare.
 
 
-@dataclass(frozen=True)
-class StepReport:
+class StepReport(NamedTuple):
     """A host does, or has done, this in its present attempt."""
 
     step: Step
     attempt: int
 
 
-@dataclass(frozen=True)
-class IdleReport:
+class IdleReport(NamedTuple):
     """A host's worker has made no progress for so many seconds."""
 
     seconds: float
 
 
-@dataclass(frozen=True)
-class FailureReport:
+class FailureReport(NamedTuple):
     """Something failed on a host in its present attempt, some seconds ago."""
 
     failure: Failure
@@ -68,8 +64,7 @@ class FailureReport:
     age: float
 
 
-@dataclass(frozen=True)
-class StopReport:
+class StopReport(NamedTuple):
     """A host was asked to stop, by a signal, some seconds ago."""
 
     signal: int
@@ -81,8 +76,7 @@ class StopReport:
 # ``decode``.
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """A line for the log."""
 
     text: str
