@@ -29,6 +29,8 @@ class Role(enum.Enum):
     """The user's script."""
     SYNC = "sync"
     """Copies intermediate output to S3 while the job runs."""
+    STANDBY = "standby"
+    """Has imported MXNet, and waits to become a role of the next attempt."""
     MODEL = "model"
     """Loads a model that is served, and is what its workers are forked from."""
 

@@ -100,15 +100,15 @@ def compare(
     for one, other in zip(whole, again):
         expected = {n: loss for n, loss in losses(one.output).items() if n > step}
         assert losses(other.output) == expected
-        assert _said("weights", other) == _said("weights", one)
+        assert said("weights", other) == said("weights", one)
     # A Gluon trainer's first step takes the statistics of BatchNorm from rank 0. Which host that is
     # varies, and hosts see other data; a checkpoint holds the statistics of the first host. Those
     # of a module are the means over its devices, which are restored on each of them.
     if statistics and _rank(whole[0]) == _rank(cut[0]):
-        assert _said("statistics", again[0]) == _said("statistics", whole[0])
+        assert said("statistics", again[0]) == said("statistics", whole[0])
 
 
-def _said(what: str, end: Ended) -> str:
+def said(what: str, end: Ended) -> str:
     found = re.search(rf"{what} (\S+) \.", end.output)
     assert found, end.output
     return found.group(1)

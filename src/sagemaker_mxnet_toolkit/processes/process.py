@@ -217,6 +217,17 @@ class Child:
         if not self.signals or self.signals[-1][1] != number:
             self.signals.append((time.monotonic(), number))
 
+    def write_stdin(self, data: bytes) -> bool:
+        """Write a line to the child's stdin and close it; return whether it could be written."""
+        if self._popen.stdin is None or self._popen.stdin.closed:
+            return False
+        try:
+            self._popen.stdin.write(data)
+            self._popen.stdin.close()
+        except OSError:
+            return False
+        return True
+
     def close_stdin(self) -> None:
         """Close the pipe to the child's stdin, if there is one."""
         if self._popen.stdin is not None:

@@ -22,7 +22,7 @@ if __name__ == "__main__":
         del sys.argv[1]
 
 import importlib  # noqa: E402
-from typing import NoReturn, Tuple  # noqa: E402
+from typing import NoReturn, Optional, Sequence, Tuple  # noqa: E402
 
 from sagemaker_mxnet_toolkit.processes import child_report  # noqa: E402
 from sagemaker_mxnet_toolkit.processes.child_report import Report  # noqa: E402
@@ -38,6 +38,14 @@ def argv(module: str, *arguments: str, wait: bool = False) -> Tuple[str, ...]:
     """
     options = (WAIT,) if wait else ()
     return (sys.executable, "-u", os.path.abspath(__file__), *options, module, *arguments)
+
+
+def module_of(command: Sequence[str]) -> Optional[Tuple[str, Tuple[str, ...]]]:
+    """Return the module and its arguments of a command line of ``argv``; ``None`` for another."""
+    if list(command[1:3]) != ["-u", os.path.abspath(__file__)]:
+        return None
+    words = [word for word in command[3:4] if word != WAIT] + list(command[4:])
+    return words[0], tuple(words[1:])
 
 
 def main() -> NoReturn:

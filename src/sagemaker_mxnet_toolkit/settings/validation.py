@@ -127,6 +127,17 @@ def matching(pattern: "re.Pattern[str]", what: str, expected: str) -> "Kind[str]
     return Kind(convert, expected)
 
 
+def choice(*values: str) -> "Kind[str]":
+    """Return the kind of texts that are one of a few."""
+
+    def convert(value: Any) -> str:
+        if value not in values:
+            raise ValueError("not one of the choices")
+        return str(value)
+
+    return Kind(convert, " or ".join([", ".join(values[:-1]), values[-1]]))
+
+
 def whole(low: int, high: int, what: str) -> "Kind[int]":
     """Return the kind of whole numbers in a range, given as numbers or as text.
 

@@ -43,6 +43,9 @@ Failures reach the first host in another order than they happened in. A worker t
 peer may be heard before the peer; this is the time an earlier failure has to arrive.
 """
 
+LOCAL_VERDICT_DELAY = 0.05
+"""The same in a job of one host, whose processes report to one loop."""
+
 CLEAR_TIMEOUT = 300.0
 """Seconds that hosts have to end an attempt, to choose a checkpoint and to be ready again."""
 
@@ -240,7 +243,8 @@ def _record_fault(cluster: Cluster, event: Event) -> Cluster:
 
 def _judge_failure(cluster: Cluster, failure: Failure, now: float) -> Decision:
     if cluster.verdict_time is None:
-        return replace(cluster, verdict_time=now + VERDICT_DELAY), ()
+        delay = VERDICT_DELAY if len(cluster.hosts) > 1 else LOCAL_VERDICT_DELAY
+        return replace(cluster, verdict_time=now + delay), ()
     if now < cluster.verdict_time:
         return cluster, ()
     started = cluster.phase is not Phase.GATHERING or cluster.attempt > 1

@@ -53,6 +53,18 @@ class FailedAttempt:
     committed: bool
 
 
+def limit(max_restarts: Optional[int], checkpoints: bool) -> int:
+    """Return how often a job may begin again.
+
+    Args:
+        max_restarts: the setting.
+        checkpoints: whether the script uses ``checkpoints``.
+    """
+    if max_restarts is not None:
+        return max_restarts
+    return DEFAULT_RESTARTS if checkpoints else 0
+
+
 def refusal(
     policy: RestartPolicy,
     checkpoints: bool,
@@ -67,13 +79,11 @@ def refusal(
         failed: the attempt that failed now.
         before: the attempts before it, in order.
     """
-    limit = policy.max_restarts
-    if limit is None:
-        limit = DEFAULT_RESTARTS if checkpoints else 0
+    most = limit(policy.max_restarts, checkpoints)
     kind = failed.failure.kind
     again = bool(before) and not failed.committed and _same(failed.failure, before[-1].failure)
     reasons = (
-        (limit == 0, "restarts are off"),
+        (most == 0, "restarts are off"),
         (not failed.started, "the job had not started"),
         (kind not in _RESTARTABLE, f"a failure of this kind ({kind.value}) would happen again"),
         (
@@ -81,7 +91,7 @@ def refusal(
             "a lost host does not come back (rejoin_timeout is 0)",
         ),
         (again, "it is the failure of the attempt before, and no checkpoint was written since"),
-        (failed.number > limit, f"the job was restarted {limit} times (max_restarts)"),
+        (failed.number > most, f"the job was restarted {most} times (max_restarts)"),
     )
     return next((reason for holds, reason in reasons if holds), "")
 

@@ -10,6 +10,7 @@ from sagemaker_mxnet_toolkit.settings.sources import Sources
 from sagemaker_mxnet_toolkit.settings.validation import (
     ADDRESSES,
     Validator,
+    choice,
     port,
     seconds,
     text,
@@ -69,6 +70,13 @@ class Settings:
         seconds(),
         "time a lost host has to come back, where something restarts its container",
         default_text="0 (none comes back)",
+    )
+    standby: str = setting(
+        "auto",
+        choice("on", "off", "auto"),
+        "whether processes that have imported MXNet wait for a restart; `auto`: where there are "
+        "two CPUs, and they take at most 5 % of the memory",
+        default_text="`auto`",
     )
     ps_port: int = setting(
         8000,

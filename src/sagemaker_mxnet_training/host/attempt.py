@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Callable, Mapping, Optional, Set
+from typing import Callable, Mapping, Optional, Set, Tuple
 
 from sagemaker_mxnet_toolkit.code.entry_point import (
     EntryPointKind,
@@ -56,7 +56,9 @@ class Attempt:
         finished: whether the leader has been told that the script has finished.
         worker_status: exit status of the script, in the shell's convention, if it has ended.
         kvstore_used: whether a worker has connected to a server of this host.
-        checkpoint: the last one that this host's script has written.
+        checkpointing: whether this host's script uses checkpoints.
+        checkpoint: the last one that it has written.
+        specs: what was started.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Attempt:
         self._starting: Set[Child] = set()  # roles that have not reported "started"
         self._script_ended_at: Optional[float] = None
         self.number = number
+        self.checkpointing = False
         self.checkpoint: Optional[CheckpointFile] = None
+        self.specs: Tuple[ProcessSpec, ...] = ()
         self.stop: Optional[Stop] = None
         self.failed = False
         self.finished = False
@@ -93,7 +97,8 @@ class Attempt:
         kind = entry_point_kind(self._job.code_dir, self._job.entry_point)
         if kind is EntryPointKind.COMMAND:
             make_executable(self._job.code_dir, self._job.entry_point)
-        for spec in plan.roles(self._job, kind, order):
+        self.specs = plan.roles(self._job, kind, order)
+        for spec in self.specs:
             child = start_process(spec)
             if spec.role is not Role.WORKER or kind is not EntryPointKind.COMMAND:
                 self._starting.add(child)

@@ -17,6 +17,7 @@ _FETCH = "sagemaker_mxnet_toolkit.code.fetch"
 _INSTALL = "sagemaker_mxnet_toolkit.requirements.install"
 _SYNC = "sagemaker_mxnet_training.roles.sync"
 _KVSTORE = "sagemaker_mxnet_training.roles.kvstore"
+_STANDBY = "sagemaker_mxnet_training.roles.standby"
 _BOOTSTRAP = "sagemaker_mxnet_training.roles.bootstrap"
 
 RESTART_COUNT = f"{PREFIX}RESTART_COUNT"
@@ -87,6 +88,20 @@ def roles(job: Job, kind: EntryPointKind, start: Start) -> Tuple[ProcessSpec, ..
     variables = {**_kvstore_environment(job, rendezvous, Role.WORKER), **attempt}
     specs.append(worker(job, kind, variables))
     return tuple(specs)
+
+
+def standby(spec: ProcessSpec) -> ProcessSpec:
+    """Return the process that waits to become what ``spec`` is, in the next attempt."""
+    mine = {RESTART_COUNT, RESUME}
+    variables = {
+        name: text
+        for name, text in spec.environment.items()
+        # With these ``import mxnet`` would run the role, and never return.
+        if not name.startswith("DMLC_") and name not in mine
+    }
+    argv = program.argv(_STANDBY)
+    name = f"{spec.name} on standby"
+    return ProcessSpec(Role.STANDBY, name, argv, variables, spec.directory, stdin_open=True)
 
 
 def worker(job: Job, kind: EntryPointKind, variables: Mapping[str, str]) -> ProcessSpec:

@@ -30,6 +30,7 @@ from sagemaker_mxnet_training.host.drain import TERMINATE_GRACE, Drain
 from sagemaker_mxnet_training.host.failures import FailureReporter
 from sagemaker_mxnet_training.host.observer import Observer
 from sagemaker_mxnet_training.host.phase import HostPhase
+from sagemaker_mxnet_training.host.standby import StandbyProcesses
 from sagemaker_mxnet_training.host.timeline import Timeline
 
 _STEPS = {Role.FETCH: Step.FETCH, Role.INSTALL: Step.INSTALL}
@@ -81,6 +82,7 @@ class Steps:
         self.coordinator: Coordinator = open_coordinator(job, log, self, selector)
         self._number = 1  # of the attempt that is, or is about to begin
         self.attempt = self._attempt()
+        self._standby = StandbyProcesses(job, log, self.table, self._start_process)
         self._prepared = False  # whether this host has the code and the requirements
         self._drain: Optional[Drain] = None
         self._preparation: Optional[ResultPreparation] = None
@@ -142,6 +144,7 @@ class Steps:
     def stepped(self) -> None:
         """Order: take note of the first step of training, on whichever host."""
         self.attempt.on_stepped()
+        self._standby.prepare(self.attempt)
 
     def restart(self, order: Restart) -> None:
         """Order: end the roles. When nothing is left of them, the next step is ``_join``."""
@@ -168,6 +171,7 @@ class Steps:
 
     def drain(self) -> None:
         """Order: see the other processes out. When all hosts have, the order is ``end``."""
+        self._standby.dismiss()
         self._timeline.phase(HostPhase.DRAIN)
         timeout = self._job.settings.drain_timeout
         self._drain = Drain(self.attempt, self.table, self._log, timeout, self._on_empty)
@@ -175,6 +179,7 @@ class Steps:
     def stop(self, stop: Stop) -> None:
         """Order, at any time: ask the script to stop, in time for its checkpoint."""
         self.attempt.stop = stop
+        self._standby.dismiss()
         detail = f"{signal_name(stop.signal)} to {stop.host}"
         self._timeline.instant("stop", "stop", detail)
         grace = self._job.settings.stop_grace
@@ -260,13 +265,17 @@ class Steps:
             self.attempt.on_started(child)
         elif name in _EVENTS:
             self.coordinator.report_step(_EVENTS[name])
+            self.attempt.checkpointing |= name == "checkpointing"
             if name == "checkpoint":
                 self.attempt.on_checkpoint(event)
+                self._standby.prepare(self.attempt)
         elif name == "finished" and child.spec.role is Role.WORKER:
             self.attempt.on_script_finished(child)
 
     def _on_exit(self, child: Child) -> None:
         role, status = child.spec.role, exit_status(child.returncode or 0)
+        if role is Role.STANDBY:
+            return
         self._record(child, status)
         self._log(child.spec.name, f"ended with {diagnosis.ending(child.returncode or 0)}")
         if not self.attempt.failed:
@@ -296,8 +305,12 @@ class Steps:
             self.failures.report(failure, time.monotonic())
 
     def _start_process(self, spec: ProcessSpec) -> Child:
-        child = self.table.start(replace(spec, environment={**spec.environment, **self._marker}))
-        self._log(spec.name, f"started (process {child.pid})")
+        marked = replace(spec, environment={**spec.environment, **self._marker})
+        child = self._standby.take(marked)
+        how = "" if child is None else ", which has imported MXNet"
+        child = child or self.table.start(marked)
+        if spec.role is not Role.STANDBY:
+            self._log(spec.name, f"started (process {child.pid}{how})")
         step = _STEPS.get(spec.role)
         if step is not None:
             self.coordinator.report_step(step)
