@@ -202,6 +202,27 @@ class Benchmark:
             yield Row(name, "steps/s", values[1], values[0], target=0.965, higher_is_better=True)
             yield Row(f"checkpoints written, {million} M parameters", "", written)
 
+    def restart(self) -> Iterator[Row]:
+        """Kill a worker; compare the way to the next step with that of a job to its first one."""
+        for hosts in (1, 2):
+            for standby, target in (("off", 1.2), ("on", 0.35)):
+                starts, ways = [], []
+                for _ in range(self.rounds):
+                    seen = run(
+                        self.toolkits[0],
+                        self.directory,
+                        "restart.py",
+                        hosts,
+                        server=True,
+                        variables={"SAGEMAKER_MXNET_STANDBY": standby},
+                    )
+                    seen.exit()
+                    starts.append(seen.last("step") - seen.began)
+                    ways.append(seen.last("again") - seen.marks[0]["fault"])
+                where = "1 host" if hosts == 1 else f"{hosts} hosts"
+                name = f"fault to the next step, {where}, standby {standby}, beside start to first"
+                yield Row(name, "s", ways, starts, target=target)
+
     def save(self) -> Iterator[Row]:
         """Save a Module of 500 MB; write as many bytes plainly."""
         theirs: Dict[str, List[float]] = {}
@@ -250,6 +271,7 @@ def main() -> None:
         "fault",
         "training",
         "survival",
+        "restart",
         "save",
         "channel",
     )
