@@ -54,16 +54,15 @@ class ArrayHandler:
 
     def handle(self, requests: Sequence[Request]) -> List[Response]:
         """Answer requests, in their order."""
+        if len(requests) == 1:
+            return [self._handle_one(requests[0])]
         answers: Dict[int, Response] = {}
         batches: Dict[Tuple[Any, ...], Dict[int, _Work]] = {}
-        joins = len(requests) > 1 and self._joins()
+        joins = self._joins()
         for index, request in enumerate(requests):
-            try:
-                work = self._read(request)
-            except InferenceError as error:
-                answers[index] = refusal(error)
-            except Exception as error:
-                answers[index] = failure(request, "input_fn (default)", error)
+            work = self._read(request)
+            if isinstance(work, Response):
+                answers[index] = work
             else:
                 key = work.kind if joins else (index,)
                 batches.setdefault(key, {})[index] = work
@@ -71,21 +70,32 @@ class ArrayHandler:
             answers.update(zip(batch, self._predict(list(batch.values()))))
         return [answers[index] for index in range(len(requests))]
 
+    def _handle_one(self, request: Request) -> Response:
+        work = self._read(request)
+        return work if isinstance(work, Response) else self._predict_one(work)
+
     def _joins(self) -> bool:
         try:
             return self._model.check_joins()
         except Exception:  # what is wrong is told to the request that meets it
             return False
 
-    def _read(self, request: Request) -> _Work:
-        accept = choose(request.accept, self._accept)
-        if accept is None:
-            raise InferenceError(
-                f"Accept {request.accept[:100]!r}: this model answers in {', '.join(SUPPORTED)}",
-                406,
-            )
-        media_type = parse_media_type(request.content_type)
-        return _Work(request, decode(request.body, media_type, self._model.inputs), accept)
+    def _read(self, request: Request) -> Union[_Work, Response]:
+        """Read a request; return the answer to one that cannot be read."""
+        try:
+            accept = choose(request.accept, self._accept)
+            if accept is None:
+                raise InferenceError(
+                    f"Accept {request.accept[:100]!r}: this model answers in "
+                    f"{', '.join(SUPPORTED)}",
+                    406,
+                )
+            media_type = parse_media_type(request.content_type)
+            return _Work(request, decode(request.body, media_type, self._model.inputs), accept)
+        except InferenceError as error:
+            return refusal(error)
+        except Exception as error:
+            return failure(request, "input_fn (default)", error)
 
     def _predict(self, works: Sequence[_Work]) -> List[Response]:
         if len(works) == 1:

@@ -6,6 +6,7 @@ after it was bound: a request cannot change what the next one gets.
 """
 
 import ctypes
+import functools
 from collections import OrderedDict
 from typing import Any, List, Optional, Sequence, Tuple
 
@@ -30,13 +31,14 @@ _LARGEST_WHOLE = 1024
 """Rows that such a network is bound for at most: an executor needs memory for each."""
 
 
-def split(rows: int, sizes: Sequence[int]) -> List[Tuple[int, int]]:
+@functools.lru_cache(maxsize=1024)
+def split(rows: int, sizes: Tuple[int, ...]) -> Sequence[Tuple[int, int]]:
     """Split rows into batches: how many rows each holds, and its size, which is never less.
 
     >>> split(7, (1, 2, 4, 8)), split(5, (1, 2, 4, 8)), split(9, (4,))
-    ([(7, 8)], [(4, 4), (1, 1)], [(4, 4), (4, 4), (1, 4)])
+    (((7, 8),), ((4, 4), (1, 1)), ((4, 4), (4, 4), (1, 4)))
     """
-    batches = []
+    batches: List[Tuple[int, int]] = []
     while rows:
         fitting = [size for size in sizes if size >= rows]
         smaller = [size for size in sizes if size <= rows]
@@ -45,7 +47,7 @@ def split(rows: int, sizes: Sequence[int]) -> List[Tuple[int, int]]:
             break
         batches.append((max(smaller), max(smaller)))
         rows -= max(smaller)
-    return batches
+    return tuple(batches)
 
 
 class Executors:
@@ -123,8 +125,8 @@ class Executors:
             InferenceError: when the network cannot take this number of rows.
         """
         rows = len(arrays[0])
-        batches = split(rows, self.sizes) if self.per_row else []
-        if batches and batches != [(rows, rows)]:
+        batches = split(rows, self.sizes) if self.per_row else ()
+        if batches and batches != ((rows, rows),):
             self._check_independence(batches[0][1])
         if not self.per_row:
             return self._run_whole(arrays)
