@@ -1,13 +1,11 @@
 """One model: its process, its workers and the requests that wait for them."""
 
 import asyncio
-import contextlib
 import enum
-import os
 import signal
 import socket
 import time
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Union
+from typing import Any, Callable, Iterable, List, Mapping, Optional, Sequence, Union
 
 from sagemaker_mxnet_serving import frames, plan
 from sagemaker_mxnet_serving.configuration import ServerSettings
@@ -21,26 +19,22 @@ from sagemaker_mxnet_serving.dispatcher import (
     Send,
     Ticket,
 )
-from sagemaker_mxnet_serving.links import ControlLink, WorkerLink
+from sagemaker_mxnet_serving.endings import HOST, Endings
+from sagemaker_mxnet_serving.links import WorkerLink
 from sagemaker_mxnet_serving.messages import Response
 from sagemaker_mxnet_serving.metrics import Metrics
 from sagemaker_mxnet_serving.processes import Processes
+from sagemaker_mxnet_serving.workers import STRIKES, Workers
 from sagemaker_mxnet_toolkit.code import preparation
-from sagemaker_mxnet_toolkit.container import cgroup
 from sagemaker_mxnet_toolkit.errors import StartError
-from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status, signal_name
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
 
 STOP_SECONDS = 2.0
 """Seconds that processes of a model have to end, once nobody waits for an answer of theirs."""
 
-_STRIKES = 3
-"""Processes that may die one after another without one that does its work."""
-
 _LOOK_SECONDS = 1.0
-_HOST = "localhost"
-_OUT_OF_MEMORY = "was killed by the kernel: the container's memory is used up"
 
 
 class Phase(enum.Enum):
@@ -89,7 +83,7 @@ class Call(Ticket):
             answer(result)
 
 
-# long: every method moves the same few fields, the states of one model.
+# long: most methods are the short answers that others ask for.
 class ServedModel:
     """A model from its load to its end.
 
@@ -140,19 +134,10 @@ class ServedModel:
             Limits(settings.queue_size, settings.timeout, settings.batch_size, settings.batch_delay)
         )
         self._child: Optional[Child] = None
-        self._control: Optional[ControlLink] = None
-        self._links: Dict[int, WorkerLink] = {}
-        self._slots: Dict[int, int] = {}
-        self._ordered: List[int] = []
-        # What the workers that have gone were doing.
-        self._over: Dict[int, str] = {}
-        self._frozen: Set[int] = set()
-        # Model processes that died since the last answer; workers that are starting, and those
-        # that failed to since the last one that did.
+        self._workers: Optional[Workers] = None
+        self._endings = Endings()
+        # Model processes that died since the last answer.
         self._strikes = 0
-        self._starting: Set[int] = set()
-        self._failed_starts: Dict[int, Failure] = {}
-        self._oom_kills = cgroup.oom_kills()
         self._timer: Optional[asyncio.TimerHandle] = None
         self._timer_due = 0.0
         self._look_timer: Optional[asyncio.TimerHandle] = None
@@ -228,7 +213,8 @@ class ServedModel:
     def on_event(self, child: Child, event: Mapping[str, Any]) -> None:
         """Hear what a process of the model reports."""
         if event["event"] == "started" and self.phase is Phase.LOADING and child is self._child:
-            self._order(range(self._settings.workers))
+            assert self._workers is not None
+            self._workers.order(range(self._settings.workers))
 
     def on_exit(self, child: Child) -> None:
         """Hear that the installation or the model process has ended."""
@@ -242,37 +228,34 @@ class ServedModel:
             if child.returncode == 0:
                 self._load()
             else:
-                self._fail(self._cause(child, FailureKind.REQUIREMENTS))
+                self._fail(self._endings.cause(child, FailureKind.REQUIREMENTS))
             return
-        if self._control is not None:
-            self._control.close()
-        failure = self._cause(child, FailureKind.MODEL)
+        if self._workers is not None:
+            self._workers.close()
+        failure = self._endings.cause(child, FailureKind.MODEL)
         self._strikes += 1
-        if not self.was_ready or self._strikes >= _STRIKES:
+        if not self.was_ready or self._strikes >= STRIKES:
             self._fail(failure)
             return
         self._log.error(self.name, f"{failure.reason}; the model is loaded again")
         self._metrics.restarted("model")
         self._load()
 
-    def _on_message(self, message: Mapping[str, Any], attached: Optional[socket.socket]) -> None:
-        if attached is not None:
-            pid = int(message["worker"])
-            self._slots[pid] = self._ordered.pop(0)
-            self._starting.add(pid)
-            self._loop.create_task(self._connect(pid, attached))
-        elif "ended" in message:
-            self._on_worker_end(int(message["ended"]), int(message["status"]))
+    # What the workers tell.
 
-    async def _connect(self, pid: int, attached: socket.socket) -> None:
-        link = WorkerLink(pid, self._on_frame, self._on_lost)
-        self._links[pid] = link
-        await self._loop.connect_accepted_socket(lambda: link, attached)
+    def worker_ready(self, link: WorkerLink, model: Mapping[str, Any]) -> None:
+        """Hear that a worker has come, and what its model says about itself."""
+        self.description = model
+        # Requests go together only where no function of the user's sees them.
+        self._dispatcher.batching = bool(model.get("batchable"))
+        actions = self._dispatcher.joined(link, time.monotonic())
+        if self.phase is Phase.LOADING and self._dispatcher.workers == self._settings.workers:
+            self.was_ready = True
+            self._enter(Phase.READY)
+        self._do(actions)
 
-    def _on_frame(self, link: WorkerLink, items: List[frames.Item]) -> None:
-        if not link.ready:
-            self._on_greeting(link, items[0][0])
-            return
+    def worker_answered(self, link: WorkerLink, items: List[frames.Item]) -> None:
+        """Hear what a worker answers."""
         responses = [frames.to_response(item) for item in items]
         if len(responses) != len(self._dispatcher.held(link)):
             raise frames.FrameError("not as many answers as requests")
@@ -283,55 +266,20 @@ class ServedModel:
         self._strikes = 0
         self._do(actions)
 
-    def _on_greeting(self, link: WorkerLink, greeting: Mapping[str, Any]) -> None:
-        if not greeting.get("ready"):
-            reason, detail = str(greeting.get("reason")), str(greeting.get("detail"))
-            failure = Failure(_HOST, Role.MODEL, reason, FailureKind.MODEL, detail=detail)
-            self._failed_starts[link.pid] = failure
-            if not self.was_ready:
-                self._fail(failure)
-            return
-        link.ready = True
-        self._failed_starts.clear()
-        self._starting.discard(link.pid)
-        self.description = greeting["model"]
-        # Requests go together only where no function of the user's sees them.
-        self._dispatcher.batching = bool(self.description.get("batchable"))
-        actions = self._dispatcher.joined(link, time.monotonic())
-        if self.phase is Phase.LOADING and self._dispatcher.workers == self._settings.workers:
-            self.was_ready = True
-            self._enter(Phase.READY)
-        self._do(actions)
+    def worker_doomed(self, link: WorkerLink) -> None:
+        """Hear that a worker is about to be killed."""
+        self._dispatcher.retire(link)
 
-    def _on_lost(self, link: WorkerLink) -> None:
-        self._links.pop(link.pid, None)
-        # A worker without its connection is of no use, if it is still there.
-        if link.pid in self._slots:
-            _kill(link.pid)
+    def worker_lost(self, link: WorkerLink) -> List[str]:
+        """Hear that a worker is gone; return the ids of the requests that it had."""
         over = [str(c.fields["id"]) for c in self._dispatcher.held(link) if isinstance(c, Call)]
-        if over:
-            self._over[link.pid] = f" over request {', '.join(over)}"
         self._do(self._dispatcher.lost(link, time.monotonic()))
-        self._processes.look_soon()
+        return over
 
-    def _on_worker_end(self, pid: int, status: int) -> None:
-        slot = self._slots.pop(pid, None)
-        if slot is None or self.phase in (Phase.FAILED, Phase.STOPPED):
-            return
-        how = self._how(status) + self._over.pop(pid, "")
-        self._metrics.restarted("worker")
-        if pid in self._starting:
-            self._starting.discard(pid)
-            reason = f"workers die at their start: {how}"
-            failure = self._failed_starts.setdefault(
-                pid,
-                Failure(_HOST, Role.MODEL, reason, FailureKind.MODEL, exit_status(status)),
-            )
-            if len(self._failed_starts) >= _STRIKES:
-                self._fail(failure)
-                return
-        self._log.error(self.name, f"worker {pid} {how}; another one takes its place")
-        self._order([slot])
+    def worker_failed(self, failure: Failure, last: bool) -> None:
+        """Hear that a worker cannot start, and whether enough others could not."""
+        if last or not self.was_ready:
+            self._fail(failure)
 
     # What follows.
 
@@ -339,30 +287,24 @@ class ServedModel:
         try:
             self._child = self._processes.start(spec, self)
         except StartError as error:
-            self._fail(Failure(_HOST, spec.role, str(error), FailureKind.MODEL))
+            self._fail(Failure(HOST, spec.role, str(error), FailureKind.MODEL))
 
     def _load(self) -> None:
         self._enter(Phase.LOADING)
-        self._ordered.clear()
-        self._slots.clear()
-        self._frozen.clear()
-        self._over.clear()
-        self._starting.clear()
-        self._failed_starts.clear()
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
-            self._control = ControlLink(
-                self._loop, own, self._on_message, self._processes.look_soon
+            self._workers = Workers(
+                self.name,
+                own,
+                self._processes.look_soon,
+                self,
+                self._endings,
+                self._log,
+                self._metrics,
             )
             self._start(
                 plan.model(self._settings, self.name, self.model_dir, other.fileno(), self._environ)
             )
-
-    def _order(self, slots: Iterable[int]) -> None:
-        assert self._control is not None
-        for slot in slots:
-            self._ordered.append(slot)
-            self._control.order(slot)
 
     def _do(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -372,8 +314,8 @@ class ServedModel:
             elif isinstance(action, Send):
                 self._send(action)
             elif isinstance(action, Kill):
-                assert isinstance(action.worker, WorkerLink)
-                self._kill(
+                assert isinstance(action.worker, WorkerLink) and self._workers is not None
+                self._workers.kill(
                     action.worker.pid,
                     f"takes longer than {self._settings.timeout:g} s for a request",
                 )
@@ -399,26 +341,14 @@ class ServedModel:
     def _look(self) -> None:
         """Kill what has been stopped, as by SIGSTOP: it would answer nothing."""
         self._look_timer = self._loop.call_later(_LOOK_SECONDS, self._look)
-        stopped = {pid for pid in self._links if _is_stopped(pid)}
-        doomed = stopped & self._frozen
-        for pid in doomed:
-            # Before any of them goes: what it had must not go to the next of them.
-            self._dispatcher.retire(self._links[pid])
-        for pid in doomed:
-            self._kill(pid, "is stopped by a signal and does not go on")
-        self._frozen = stopped
+        if self._workers is not None:
+            self._workers.look()
         child = self._child
         since = None if child is None else child.frozen_since
         if since is not None and time.monotonic() - since > 2 * _LOOK_SECONDS:
             assert child is not None
             self._log.error(self.name, "the model process is stopped by a signal: it is killed")
             child.signal(signal.SIGKILL)
-
-    def _kill(self, pid: int, why: str) -> None:
-        self._log.error(self.name, f"worker {pid} {why}: it is killed")
-        # Its process id is its own while its connection is open.
-        if pid in self._links:
-            _kill(pid)
 
     def _fail(self, failure: Failure) -> None:
         self.failure = failure
@@ -430,49 +360,11 @@ class ServedModel:
         for timer in (self._timer, self._look_timer):
             if timer is not None:
                 timer.cancel()
-        if self._control is not None:
-            self._control.close()
+        if self._workers is not None:
+            self._workers.close()
         if self._child is not None:
             self._processes.stop(self._child, grace)
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
         self.changed.set()
-
-    def _cause(self, child: Child, kind: FailureKind) -> Failure:
-        """Return why a process ended: what it reported, or else how, and its last lines."""
-        assert child.returncode is not None
-        status = exit_status(child.returncode)
-        if child.failure is not None:
-            with contextlib.suppress(ValueError):
-                kind = FailureKind(child.failure.get("kind", kind.value))
-            reason, detail = str(child.failure["reason"]), str(child.failure.get("detail", ""))
-            return Failure(_HOST, child.spec.role, reason, kind, status, detail)
-        what = "the model process" if child.spec.role is Role.MODEL else "the installation"
-        how = self._how(child.returncode)
-        if how == _OUT_OF_MEMORY:
-            kind = FailureKind.OUT_OF_MEMORY
-        reason = f"{what} {how}"
-        return Failure(_HOST, child.spec.role, reason, kind, status, child.stderr.text())
-
-    def _how(self, returncode: int) -> str:
-        """Return how a process ended, after ``it``."""
-        before, self._oom_kills = self._oom_kills, cgroup.oom_kills()
-        if returncode == -signal.SIGKILL and (self._oom_kills or 0) > (before or 0):
-            return _OUT_OF_MEMORY
-        if returncode < 0:
-            return f"died of {signal_name(-returncode)}"
-        return f"ended with status {returncode}"
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rsplit(b")", 1)[1].split()[0] == b"T"
-    except (OSError, IndexError):
-        return False

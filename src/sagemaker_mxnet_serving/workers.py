@@ -1,0 +1,188 @@
+"""The workers of one model process: ordered from it, connected, watched, replaced when they die."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Protocol, Set
+
+from sagemaker_mxnet_serving import frames
+from sagemaker_mxnet_serving.endings import HOST, Endings
+from sagemaker_mxnet_serving.links import ControlLink, WorkerLink
+from sagemaker_mxnet_serving.metrics import Metrics
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status
+from sagemaker_mxnet_toolkit.log import Log
+
+STRIKES = 3
+"""Processes that may die one after another without one that does its work."""
+
+
+class Owner(Protocol):
+    """Who gives the workers something to do."""
+
+    def worker_ready(self, link: WorkerLink, model: Mapping[str, Any]) -> None:
+        """Hear that a worker has come, and what its model says about itself."""
+
+    def worker_answered(self, link: WorkerLink, items: List[frames.Item]) -> None:
+        """Hear what a worker answers."""
+
+    def worker_doomed(self, link: WorkerLink) -> None:
+        """Hear that a worker is about to be killed: it is to be given nothing more."""
+
+    def worker_lost(self, link: WorkerLink) -> List[str]:
+        """Hear that a worker is gone; return the ids of the requests that it had."""
+
+    def worker_failed(self, failure: Failure, last: bool) -> None:
+        """Hear that a worker cannot start, and whether enough others could not."""
+
+
+class Workers:
+    """The workers that one model process makes.
+
+    Args:
+        name: the model's name in the log.
+        own: the front's end of the control socket of the model process.
+        on_gone: called when a worker's connection, or that of the model process, has been closed.
+        owner: who gives them something to do.
+        endings: says how they ended.
+        log: told what happens.
+        metrics: told the same.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        own: socket.socket,
+        on_gone: Callable[[], None],
+        owner: Owner,
+        endings: Endings,
+        log: Log,
+        metrics: Metrics,
+    ) -> None:
+        self._name = name
+        self._owner = owner
+        self._on_gone = on_gone
+        self._endings = endings
+        self._log = log
+        self._metrics = metrics
+        self._loop = asyncio.get_event_loop()
+        self._control = ControlLink(self._loop, own, self._on_message, on_gone)
+        self._links: Dict[int, WorkerLink] = {}
+        # The place that each takes, and those of the ones that are still to come.
+        self._slots: Dict[int, int] = {}
+        self._ordered: List[int] = []
+        # What those that have gone were doing.
+        self._over: Dict[int, str] = {}
+        self._frozen: Set[int] = set()
+        # Those that are starting, and those that failed to since the last one that did.
+        self._starting: Set[int] = set()
+        self._failed_starts: Dict[int, Failure] = {}
+
+    def order(self, slots: Iterable[int]) -> None:
+        """Ask for a worker in each of these places."""
+        for slot in slots:
+            self._ordered.append(slot)
+            self._control.order(slot)
+
+    def close(self) -> None:
+        """Let the model process end, and its workers with it; replace none of them any more."""
+        self._slots.clear()
+        self._control.close()
+
+    def look(self) -> None:
+        """Kill those that have been stopped, as by SIGSTOP: they would answer nothing."""
+        stopped = {pid for pid in self._links if _is_stopped(pid)}
+        doomed = stopped & self._frozen
+        for pid in doomed:
+            # Before any of them goes: what it had must not go to the next of them.
+            self._owner.worker_doomed(self._links[pid])
+        for pid in doomed:
+            self.kill(pid, "is stopped by a signal and does not go on")
+        self._frozen = stopped
+
+    def kill(self, pid: int, why: str) -> None:
+        """Kill a worker.
+
+        Args:
+            pid: its process id.
+            why: for the log, after its name.
+        """
+        self._log.error(self._name, f"worker {pid} {why}: it is killed")
+        # Its process id is its own while its connection is open.
+        if pid in self._links:
+            _kill(pid)
+
+    def _on_message(self, message: Mapping[str, Any], attached: Optional[socket.socket]) -> None:
+        if attached is not None:
+            pid = int(message["worker"])
+            self._slots[pid] = self._ordered.pop(0)
+            self._starting.add(pid)
+            self._loop.create_task(self._connect(pid, attached))
+        elif "ended" in message:
+            self._on_end(int(message["ended"]), int(message["status"]))
+
+    async def _connect(self, pid: int, attached: socket.socket) -> None:
+        link = WorkerLink(pid, self._on_frame, self._on_lost)
+        self._links[pid] = link
+        await self._loop.connect_accepted_socket(lambda: link, attached)
+
+    def _on_frame(self, link: WorkerLink, items: List[frames.Item]) -> None:
+        if link.ready:
+            self._owner.worker_answered(link, items)
+        else:
+            self._on_greeting(link, items[0][0])
+
+    def _on_greeting(self, link: WorkerLink, greeting: Mapping[str, Any]) -> None:
+        if greeting.get("ready"):
+            link.ready = True
+            self._failed_starts.clear()
+            self._starting.discard(link.pid)
+            self._owner.worker_ready(link, greeting["model"])
+            return
+        reason, detail = str(greeting.get("reason")), str(greeting.get("detail"))
+        failure = Failure(HOST, Role.MODEL, reason, FailureKind.MODEL, detail=detail)
+        self._failed_starts[link.pid] = failure
+        self._owner.worker_failed(failure, last=False)
+
+    def _on_lost(self, link: WorkerLink) -> None:
+        self._links.pop(link.pid, None)
+        # A worker without its connection is of no use, if it is still there.
+        if link.pid in self._slots:
+            _kill(link.pid)
+        over = self._owner.worker_lost(link)
+        if over:
+            self._over[link.pid] = f" over request {', '.join(over)}"
+        self._on_gone()
+
+    def _on_end(self, pid: int, status: int) -> None:
+        slot = self._slots.pop(pid, None)
+        if slot is None:
+            return
+        how = self._endings.how(status) + self._over.pop(pid, "")
+        self._metrics.restarted("worker")
+        if pid in self._starting:
+            self._starting.discard(pid)
+            reason = f"workers die at their start: {how}"
+            failure = self._failed_starts.setdefault(
+                pid,
+                Failure(HOST, Role.MODEL, reason, FailureKind.MODEL, exit_status(status)),
+            )
+            if len(self._failed_starts) >= STRIKES:
+                self._owner.worker_failed(failure, last=True)
+                return
+        self._log.error(self._name, f"worker {pid} {how}; another one takes its place")
+        self.order([slot])
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rsplit(b")", 1)[1].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
