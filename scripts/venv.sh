@@ -29,3 +29,20 @@ make_venv() {
     fi
     PATH="$PWD/$directory/bin:$PATH"
 }
+
+# make_base DIRECTORY [REQUIREMENT]...: makes an environment with this checkout, MXNet and the newest NumPy
+# once, to be copied (cp -a) for each thing that is tried in one of its own. Its log is DIRECTORY.log.
+make_base() {
+    local directory=$1
+    shift
+    [ ! -e "$directory/ready" ] || return 0
+    rm -rf "$directory"
+    "${PYTHON:-python3}" -m venv "$directory"
+    if ! { scripts/install.sh --python "$directory/bin/python" &&
+        { [ $# -eq 0 ] || "$directory/bin/python" -m pip install "$@"; }; } >"$directory.log" 2>&1; then
+        tail -n 20 "$directory.log" >&2
+        echo "MXNet cannot be installed into $directory; pip's last lines are above" >&2
+        return 1
+    fi
+    touch "$directory/ready"
+}

@@ -191,6 +191,21 @@ def test_a_package_that_does_not_exist_ends_with_pips_own_reason(env, index):
     assert "Traceback" not in done.output
 
 
+def test_what_is_known_of_a_library_is_said_behind_the_cause(env, index):
+    done = env.run("dgl>=2\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    cause, _, remark = done.report["reason"].partition("; `dgl==1.1.1` is the last version")
+    assert cause.endswith("No matching distribution found for dgl>=2")
+    assert "DGLBACKEND=mxnet" in remark.splitlines()[0]
+
+
+def test_what_is_known_of_a_library_that_can_be_installed_is_in_the_log(env, index, tmp_path):
+    packages.wheel(tmp_path / "packages", "keras-mxnet", "2.2.4.3")
+    done = env.run("keras-mxnet\n", PIP_INDEX_URL=index.url())
+    assert (done.status, done.report) == (0, None), done.output
+    assert "requirements.txt: keras-mxnet 2.2.4.3 is the last version; set the" in done.output
+
+
 @pytest.fixture
 def silent():
     """A port where connections are accepted and nobody answers."""

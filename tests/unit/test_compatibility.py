@@ -50,6 +50,7 @@ class generic: pass
 def array(source, dtype=None): return ("array", source, dtype)
 asarray = array
 def prod(x): return ("prod", x)
+def fromstring(*_): pass
 lib = SimpleNamespace(array_utils=SimpleNamespace(normalize_axis_tuple=len))
 """
 INSTALL = "from sagemaker_mxnet_toolkit import compatibility; compatibility.install(); "
@@ -61,6 +62,45 @@ def test_mxnet_sees_removed_names_and_others_do_not(package):
         INSTALL + "import mxnet, numpy; print(mxnet.seen, hasattr(numpy, 'PZERO'))", folder
     )
     assert result.stdout == "(0.0, ('prod', 'x'), <class 'bool'>) False\n", result.stderr
+
+
+FROMSTRING = """
+def fromstring(string, dtype=float, count=-1, *, sep="", like=None):
+    if sep == "":
+        raise ValueError("The binary mode of fromstring is removed")
+    return ("text", string, dtype, count, sep)
+class frombuffer:
+    def __init__(self, *arguments, **options): self.given = arguments, options
+    def copy(self): return ("bytes", *self.given)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        ("b'ab', int", "('bytes', (b'ab', <class 'int'>), {})"),
+        ("b'ab', dtype=int, count=2", "('bytes', (b'ab',), {'dtype': <class 'int'>, 'count': 2})"),
+        ("'ab', int, sep=''", "('bytes', (b'ab', <class 'int'>), {})"),
+        ("'1 2', int, sep=' '", "('text', '1 2', <class 'int'>, -1, ' ')"),
+    ],
+)
+def test_fromstring_reads_bytes_for_everybody_once_mxnet_is_imported(package, call, answer):
+    folder = package(__init__="import numpy")
+    (folder / "numpy.py").write_text(NUMPY + FROMSTRING)
+    code = f"import mxnet, numpy; print(numpy.fromstring({call}))"
+    result = run(INSTALL + code, folder)
+    assert result.stdout.strip() == answer, result.stderr
+    plain = run(code, folder, SAGEMAKER_MXNET_COMPATIBILITY="0")
+    assert "ValueError" in plain.stderr or "text" in answer
+
+
+def test_fromstring_of_a_numpy_that_reads_bytes_is_left_alone(package):
+    folder = package(__init__="import numpy")
+    (folder / "numpy.py").write_text(NUMPY.replace("2.5.0", "2.2.6") + FROMSTRING)
+    code = (
+        "import numpy; before = numpy.fromstring; import mxnet; print(numpy.fromstring is before)"
+    )
+    assert run(INSTALL + code, folder).stdout.strip() == "True"
 
 
 def test_names_given_to_numpy_later_are_seen(package):

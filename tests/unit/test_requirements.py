@@ -2,6 +2,7 @@
 
 import netrc
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from sagemaker_mxnet_toolkit.requirements.installed import (
     is_mxnet,
     kept_packages,
 )
+from sagemaker_mxnet_toolkit.requirements.known import REMARKS, remarks
 from sagemaker_mxnet_toolkit.requirements.package_index import Credentials
 from sagemaker_mxnet_toolkit.requirements.requirement_file import (
     LineKind,
@@ -24,6 +26,8 @@ from sagemaker_mxnet_toolkit.requirements.requirement_file import (
     satisfied,
     without,
 )
+
+LIBRARIES = Path(__file__).parents[2] / "scripts/libraries"
 
 
 def kinds(text):
@@ -244,3 +248,44 @@ def test_a_text_without_credentials_stays_as_it_is():
     text = "https://host/simple/@scope git+ssh://git@host/x user@host"
     assert credentials.take_from(text) == text
     assert credentials.netrc() == ""
+
+
+def remarks_on(text):
+    return " ".join(remarks(parse(text, {})))
+
+
+@pytest.mark.parametrize(
+    ("line", "remark"),
+    [
+        ("keras-mxnet", "KERAS_BACKEND=mxnet"),
+        ("Keras_MXNet==2.2.4.3", "collections.Iterable"),
+        ("autogluon", "0.3.1"),
+        ("autogluon.tabular>=1 # newest", "has no MXNet"),
+        ("dgl>=2", "dgl==1.1.1"),
+        ("d2l", "numpy==1.23.5"),
+        ("mxboard", "protobuf==5.28.3"),
+        ("onnx>=1.20", "onnx<1.19"),
+    ],
+)
+def test_a_library_that_needs_a_remedy_is_known(line, remark):
+    assert remark in remarks_on(f"numpy\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "gluoncv\ngluonts\n", "onnx<1.19\n", "dgl; python_version < '3'\n", "-r dgl\n"]
+)
+def test_nothing_is_said_of_a_library_that_works(text):
+    assert remarks_on(text) == ""
+
+
+def test_the_same_remark_is_made_once():
+    assert remarks_on("autogluon\nautogluon.tabular\n").count("0.3.1") == 1
+
+
+def test_every_library_with_a_remedy_is_tried():
+    """What the toolkit says of a library is what ``scripts/library-table.sh`` has seen."""
+    programs = {path.stem for path in LIBRARIES.glob("*.py")}
+    attempts = (LIBRARIES / "attempts.txt").read_text().splitlines()
+    tried = {line.partition(" |")[0] for line in attempts if not line.startswith("#")}
+    assert tried == programs
+    assert {name for name in REMARKS if not name.startswith("autogluon-")} <= tried

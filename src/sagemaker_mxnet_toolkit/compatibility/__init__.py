@@ -2,7 +2,8 @@
 
 MXNet asks for NumPy below 1.24 and for ``distutils``; both are gone where CPython 3.12 and NumPy
 2 are. Nothing is patched on disk and nothing is added to NumPy, whose namespace, like
-``sys.modules``, is every program's. What changes is what MXNet's own modules *see*:
+``sys.modules``, is every program's. What changes is what MXNet's own modules *see*, and one
+function that scripts read MNIST with (``numpy_view.mend_fromstring``):
 
 - ``import_hook``: the finder on ``sys.meta_path`` that gives each of MXNet's modules builtins with
   an ``__import__`` of its own;
@@ -22,7 +23,7 @@ interpreters that run no job.
 
 Facts are those of the wheel ``mxnet-1.9.1-py3-none-manylinux2014_x86_64`` and of NumPy's release
 notes: 1.20 (financial functions), 1.24 (``np.bool``), 2.0 (expired names, ``np.core``, NEP 50,
-NEP 51, ufunc names), 2.3 (``tostring``), 2.4 (``in1d``, ``trapz``).
+NEP 51, ufunc names), 2.3 (``tostring``, ``fromstring``), 2.4 (``in1d``, ``trapz``).
 """
 
 from sagemaker_mxnet_toolkit.compatibility.import_hook import (

@@ -23,6 +23,7 @@ from sagemaker_mxnet_toolkit.compatibility.numpy_view import (
     DISTUTILS_VERSION,
     is_numpy_2,
     make_view,
+    mend_fromstring,
     version_numbers,
 )
 from sagemaker_mxnet_toolkit.compatibility.repairs import RENDERING_MODULES, REPAIRS, Rendered
@@ -190,6 +191,7 @@ def _import(
     if module is not sys.modules.get("numpy"):
         return module
     if _PROCESS.view is None:
+        mend_fromstring(module)
         _PROCESS.view = make_view(module)
     return _PROCESS.view
 

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 from types import ModuleType, SimpleNamespace
 from typing import Any, Callable, Dict, Tuple
 
@@ -15,6 +16,33 @@ def version_numbers(version: str) -> Tuple[int, ...]:
 def is_numpy_2(numpy: Any) -> bool:
     """Tell whether this is NumPy 2 or later."""
     return version_numbers(numpy.__version__) >= (2,)
+
+
+def mend_fromstring(numpy: Any) -> None:
+    """Have ``numpy.fromstring`` read bytes again, as it did before NumPy 2.3.
+
+    It is the one change that every module of the process sees. The MNIST scripts of AWS and of
+    MXNet itself read their data so. It is safe where names such as ``numpy.float`` would not be:
+    each call that it changes is one that raises ``ValueError``, and ``hasattr`` sees no new name.
+    """
+    original = numpy.fromstring
+    if version_numbers(numpy.__version__) < (2, 3) or hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def fromstring(string: Any, *arguments: Any, **options: Any) -> Any:
+        if options.get("sep", "") != "" or "like" in options:
+            return original(string, *arguments, **options)
+        warnings.warn(
+            "the binary mode of numpy.fromstring left NumPy with 2.3: use numpy.frombuffer",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        options.pop("sep", None)
+        data = string.encode() if isinstance(string, str) else string
+        return numpy.frombuffer(data, *arguments, **options).copy()
+
+    numpy.fromstring = fromstring
 
 
 # What MXNet takes from distutils compares NumPy's version with 1.6, 1.15 and 1.17. A package

@@ -20,14 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Iterator, List, Mapping, Optional
+from typing import Iterator, List, Mapping, Optional, Sequence
 
 from sagemaker_mxnet_toolkit.code.preparation import REQUIREMENTS as FILE
 from sagemaker_mxnet_toolkit.code.preparation import is_package
 from sagemaker_mxnet_toolkit.errors import RequirementsError
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_toolkit.progress import progress, write_line
-from sagemaker_mxnet_toolkit.requirements import installed, installer, requirement_file
+from sagemaker_mxnet_toolkit.requirements import installed, installer, known, requirement_file
 
 DEADLINE = 3600.0
 """Seconds that an installation may take, waiting for another one in the same Python included."""
@@ -68,7 +68,7 @@ def _install(code_dir: str, entry_point: Optional[str], environ: Mapping[str, st
     deadline = time.monotonic() + DEADLINE
     package = is_package(code_dir, entry_point)
     lines = requirement_file.parse(_read(os.path.join(code_dir, FILE)), environ)
-    with _one_at_a_time(deadline):
+    with _remarking(known.remarks(lines)), _one_at_a_time(deadline):
         asked = [line.requirement for line in lines if line.requirement is not None]
         builds = installed.mxnet_builds()
         numpy_range = installed.importable_numpy(environ)
@@ -94,6 +94,20 @@ def _install(code_dir: str, entry_point: Optional[str], environ: Mapping[str, st
             installer.run(request, environ, deadline)
         changed = installed.changes(before, installed.versions())
     return changed if builds else []
+
+
+@contextlib.contextmanager
+def _remarking(remarks: Sequence[str]) -> Iterator[None]:
+    """Say what is known of the libraries in the file: in the log, and behind a failure's cause."""
+    for remark in remarks:
+        write_line(f"{FILE}: {remark}")
+    try:
+        yield
+    except RequirementsError as error:
+        if not remarks:
+            raise
+        cause, *rest = str(error).splitlines()
+        raise RequirementsError("\n".join(["; ".join([cause, *remarks]), *rest])) from error
 
 
 def _check_mxnet(changed: List[str], environ: Mapping[str, str]) -> None:
