@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes docker/requirements/{tools,cpu,gpu}.txt: every package of the images, pinned and hashed.
+# Writes docker/requirements/{tools,cpu,gpu,sbom}.txt: every package of the images and of what describes
+# them, pinned and hashed.
 # Run it to take newer versions; commit what it writes.
 set -euo pipefail
 # shellcheck source=scripts/engine.sh
@@ -32,6 +33,7 @@ lock() {
   (
     echo "# Written by scripts/lock-image.sh; do not edit."
     echo "# python $python"
+    echo "# made $(date +%F)"
     UV_DEFAULT_INDEX=${PIP_INDEX_URL:-${UV_DEFAULT_INDEX:-}} "$work/venv/bin/uv" pip compile --quiet \
       --python-version "$python" --python-platform x86_64-manylinux_2_28 --generate-hashes \
       --no-header --no-annotate --overrides docker/requirements/overrides.txt "$@"
@@ -43,3 +45,5 @@ lock() {
 lock "$CPU_PYTHON" tools.txt docker/requirements/tools.in
 lock "$CPU_PYTHON" cpu.txt "$work/checkout/setup.py" --extra mxnet --extra serving -c docker/requirements/tools.txt
 lock "$GPU_PYTHON" gpu.txt "$work/checkout/setup.py" --extra serving docker/requirements/gpu.in -c docker/requirements/tools.txt
+# For the older Python: what only that one needs does no harm on the other.
+lock "$GPU_PYTHON" sbom.txt docker/requirements/sbom.in -c docker/requirements/tools.txt
