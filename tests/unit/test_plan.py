@@ -85,6 +85,52 @@ def test_more_servers_on_each_host(tmp_path: Path) -> None:
     assert {spec.environment["DMLC_NUM_WORKER"] for spec in specs} == {"2"}
 
 
+RESOURCES = {
+    "current_host": "algo-2",
+    "hosts": ["algo-1", "algo-2", "algo-3"],
+    "instance_groups": [
+        {"instance_group_name": "data", "instance_type": "ml.c5.xlarge", "hosts": ["algo-1"]},
+        {
+            "instance_group_name": "train",
+            "instance_type": "ml.p3.2xlarge",
+            "hosts": ["algo-3", "algo-2"],
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("algo-1", ["scheduler", "worker"]),
+        ("algo-2", ["server", "worker"]),
+        ("algo-3", ["server", "worker"]),
+    ],
+)
+def test_the_kvstore_is_for_the_groups_that_the_training_is_distributed_over(
+    tmp_path: Path, host: str, names: list
+) -> None:
+    """The others run the script without it; the scheduler stays with the first host."""
+    job = make(
+        tmp_path,
+        host,
+        SM_RESOURCE_CONFIG=json.dumps(RESOURCES),
+        SM_HOSTS=json.dumps(RESOURCES["hosts"]),
+        SM_FRAMEWORK_PARAMS=json.dumps(
+            {
+                "sagemaker_parameter_server_enabled": True,
+                "sagemaker_distribution_instance_groups": ["train"],
+            }
+        ),
+    )
+    assert job.kvstore_hosts == ("algo-2", "algo-3")
+    specs = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING)
+    assert [spec.name for spec in specs] == names
+    counted = {spec.name: spec.environment.get("DMLC_NUM_WORKER") for spec in specs}
+    alone = {"worker": None} if host == "algo-1" else {}
+    assert counted == {**dict.fromkeys(names, "2"), **alone}
+
+
 def test_only_the_worker_sees_gpus(tmp_path: Path) -> None:
     job = make(tmp_path, CUDA_VISIBLE_DEVICES="0,1")
     seen = {

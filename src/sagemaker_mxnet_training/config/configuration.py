@@ -124,6 +124,9 @@ def resolve(environ: Mapping[str, str], root: str = ROOT) -> Resolution:
         base_dir=base,
         current_host=current_host,
         hosts=all_hosts,
+        kvstore_hosts=hosts.distributed(
+            all_hosts, parameters.parameter("distribution_instance_groups"), resources, check
+        ),
         network_interface=hosts.interface(sources, resources, check),
         hyperparameters=_values(parameters.user),
         framework_parameters=parameters.framework(),

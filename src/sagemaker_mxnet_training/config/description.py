@@ -38,7 +38,7 @@ def describe(job: Job) -> str:
         ("region", job.region or "(unknown)"),
         ("resources", f"{job.num_cpus} CPUs, {job.num_gpus} GPUs"),
         ("log level", job.log_level),
-        ("parameter server", "on" if job.parameter_server else "off"),
+        ("parameter server", _kvstore(job) if job.parameter_server else "off"),
         ("channels", job.channels),
         ("hyperparameters", job.hyperparameters),
         ("framework", job.framework_parameters),
@@ -46,6 +46,10 @@ def describe(job: Job) -> str:
     )
     text = "\n".join(line for name, value in rows for line in _lines(name, value))
     return redact_text(text, secrets_of(job))
+
+
+def _kvstore(job: Job) -> str:
+    return "on" if job.kvstore_hosts == job.hosts else f"on, for {', '.join(job.kvstore_hosts)}"
 
 
 def _lines(name: str, value: object) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import re
 import socket
-from typing import Any, Mapping, Tuple
+from typing import Any, Mapping, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.settings.faults import Found, present
 from sagemaker_mxnet_toolkit.settings.sources import Sources
@@ -95,6 +95,27 @@ def check_resources(resources: Mapping[str, Found], check: Validator) -> None:
             groups,
             'a JSON list of {"instance_group_name": ..., "instance_type": ..., "hosts": [...]}',
         )
+
+
+def distributed(
+    hosts: Tuple[str, ...], named: Optional[Found], resources: Mapping[str, Found], check: Validator
+) -> Tuple[str, ...]:
+    """Return the hosts of the instance groups that the training is distributed over, sorted.
+
+    All hosts, where no groups are named, or none are listed (local mode): the names mean nothing
+    then, as in sagemaker-training 5.1.4.
+    """
+    listed = present(resources.get("instance_groups"))
+    if named is None or listed is None or not isinstance(named.value, list):
+        return hosts
+    if not (isinstance(listed.value, list) and all(map(_is_group, listed.value))):
+        return hosts
+    groups = {group["instance_group_name"]: group["hosts"] for group in listed.value}
+    missing = [name for name in named.value if name not in groups]
+    if missing:
+        check.faults.add(f"no instance groups {missing}", named, f"some of {list(groups)}")
+    members = {host for name in named.value for host in groups.get(name, ())}
+    return tuple(host for host in hosts if host in members)
 
 
 def _is_group(group: Any) -> bool:

@@ -18,6 +18,8 @@ class Job:
         base_dir: what ``/opt/ml`` is in a SageMaker container.
         current_host: this host's name, one of ``hosts``.
         hosts: all hosts, sorted by name.
+        kvstore_hosts: those that train over the kvstore: all, or the hosts of the instance groups
+            that the training is distributed over; sorted.
         network_interface: interface towards the other hosts; empty for whatever reaches the
             leader. It may name one that does not exist (the SDK's local mode writes ``eth0``).
         hyperparameters: the user's, with JSON types, without any ``sagemaker_*``.
@@ -50,6 +52,7 @@ class Job:
     base_dir: str
     current_host: str
     hosts: Tuple[str, ...]
+    kvstore_hosts: Tuple[str, ...]
     network_interface: str
     hyperparameters: Mapping[str, Any]
     framework_parameters: Mapping[str, Any]

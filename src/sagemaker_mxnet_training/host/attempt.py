@@ -185,7 +185,8 @@ class Attempt:
     def check_kvstore_use(self) -> None:
         """Notice whether a worker has ever connected to a server of this host."""
         if not self.kvstore_used:
-            servers = self._table.living(Role.SERVER)
+            # A host that trains without the kvstore may have its scheduler alone.
+            servers = self._table.living(Role.SERVER) or self._table.living(Role.SCHEDULER)
             self.kvstore_used = any(process.has_callers(server.pid) for server in servers)
 
     def _enter_training(self) -> None:

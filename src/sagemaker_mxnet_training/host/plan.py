@@ -65,6 +65,8 @@ def sync(job: Job) -> ProcessSpec:
 def roles(job: Job, kind: EntryPointKind, start: Start) -> Tuple[ProcessSpec, ...]:
     """Return the kvstore processes of this host, and its worker, in the order to start them.
 
+    The scheduler is the first host's, which may itself be none of those that use the kvstore.
+
     Args:
         job: the job.
         kind: what the entry point is, once the code is there.
@@ -72,15 +74,15 @@ def roles(job: Job, kind: EntryPointKind, start: Start) -> Tuple[ProcessSpec, ..
     """
     rendezvous = start.rendezvous
     attempt = _attempt_environment(start)
-    if rendezvous is None:
-        variables = {**_tuning(job, Role.WORKER, False), **environment.base_environment(job)}
-        return (worker(job, kind, {**variables, **attempt}),)
     specs = []
     script = os.path.join(job.code_dir, job.entry_point)
     scripts = (script,) if kind is EntryPointKind.PYTHON_SCRIPT else ()
-    if job.is_leader:
+    if rendezvous is not None and job.is_leader:
         variables = {**_kvstore_environment(job, rendezvous, Role.SCHEDULER), **attempt}
         specs.append(_kvstore(job, Role.SCHEDULER, "scheduler", (), variables))
+    if rendezvous is None or job.current_host not in job.kvstore_hosts:
+        variables = {**_tuning(job, Role.WORKER, False), **environment.base_environment(job)}
+        return (*specs, worker(job, kind, {**variables, **attempt}))
     variables = {**_kvstore_environment(job, rendezvous, Role.SERVER), **attempt}
     for number in range(1, rendezvous.servers_per_host + 1):
         name = "server" if number == 1 else f"server-{number}"
@@ -142,7 +144,7 @@ def _kvstore(
 
 def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[str, str]:
     """Return the environment by which ps-lite knows its place (MXNet 1.9.1, ps-lite's docs)."""
-    workers = len(job.hosts)
+    workers = len(job.kvstore_hosts)
     variables = {
         **_tuning(job, role, True),
         **environment.base_environment(job),
