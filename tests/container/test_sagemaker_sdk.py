@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any, Dict, Mapping
@@ -10,6 +11,7 @@ from typing import Any, Dict, Mapping
 import numpy as np
 import pytest
 
+from tests import s3_api
 from tests.cluster import free_port
 from tests.container.engine import IMAGE, ROOT, Completed, Trained, run
 from tests.packages import wheel
@@ -95,13 +97,85 @@ def test_failing_script_reaches_the_caller(sdk: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out")
 
 
-def test_model_trainer(sdk: str, tmp_path: Path) -> None:
-    """The way of SDK 3, by the same class in SDK 2: our entrypoint as a plain command."""
-    python = str(ROOT / os.environ.get("SDK_VENV", ".venv-sdk") / "bin/python")
+@pytest.fixture
+def python(sdk: str) -> str:
+    """The interpreter of SDK 2's environment."""
+    return str(ROOT / os.environ.get("SDK_VENV", ".venv-sdk") / "bin/python")
+
+
+@pytest.fixture
+def python_of_sdk3(image: str) -> str:
+    """Install SDK 3 in an environment of its own: both are named sagemaker."""
+    venv = ROOT / os.environ.get("SDK3_VENV", ".venv-sdk3")
+    python = str(venv / "bin/python")
+    if not (venv / "ready").exists():
+        run(sys.executable, "-m", "venv", "--clear", str(venv))
+        requirements = str(EXAMPLE / "requirements3.txt")
+        run(python, "-m", "pip", "install", "--quiet", "-r", requirements, timeout=1200)
+        (venv / "ready").touch()
+    return python
+
+
+@pytest.mark.parametrize("environment", ["python", "python_of_sdk3"])
+def test_model_trainer(request: pytest.FixtureRequest, environment: str, tmp_path: Path) -> None:
+    """The class that took the estimators' place, in both SDKs: our entrypoint as a command."""
+    interpreter = request.getfixturevalue(environment)
     script = str(EXAMPLE / "model_trainer.py")
-    done = run(python, script, "--hosts", "2", "--output", str(tmp_path), timeout=300)
+    done = run(interpreter, script, "--hosts", "2", "--output", str(tmp_path), timeout=300)
     assert max(map(float, re.findall(r"validation-accuracy=([\d.]+)", done.stdout))) >= 0.9
     assert "holds: model-0000.params model-shapes.json model-symbol.json" in done.stdout
+
+
+def test_a_job_is_described_run_and_attached_to(python: str, tmp_path: Path) -> None:
+    """What the SDK tells SageMaker's API is what our entrypoint reads, and ``attach`` finds."""
+    source = tmp_path / "source"
+    source.mkdir()
+    script = "import os, sys\nprint(sys.argv[1:], os.listdir(os.environ['SM_CHANNEL_TRAINING']))\n"
+    (source / "train.py").write_text(script)
+    with s3_api.serve("bucket") as (endpoint, _):
+        program = str(ROOT / "tests/container/sdk_attach.py")
+        done = run(python, program, endpoint, str(source), timeout=240)
+        answer = json.loads(done.stdout.splitlines()[-1])
+        described, attached = answer["described"], answer["attached"]
+        parameters = described["HyperParameters"]
+        assert attached["hyperparameters"] == parameters
+        assert attached["entry_point"] == "train.py"
+        assert attached["image_uri"] == described["AlgorithmSpecification"]["TrainingImage"]
+        assert attached["model_data"].endswith(
+            f"{described['TrainingJobName']}/output/model.tar.gz"
+        )
+        assert described["CheckpointConfig"] == {"S3Uri": "s3://bucket/checkpoints"}
+        assert described["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 600
+        output = run_as_described(tmp_path, parameters, endpoint)
+    arguments = ["--comment", "text", "--epochs", "5", "--layers", "[128, 64]", "--rate", "0.1"]
+    assert f"{arguments} ['rows.csv']" in output
+    assert "scheduler: started" in output
+
+
+def run_as_described(tmp_path: Path, parameters: Mapping[str, str], endpoint: str) -> str:
+    """Run a job with the files that SageMaker would write; return what it says."""
+    base = tmp_path / "ml"
+    config = base / "input/config"
+    config.mkdir(parents=True)
+    channel = base / "input/data/training"
+    channel.mkdir(parents=True)
+    (channel / "rows.csv").touch()
+    resources = {"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "eth0"}
+    channels = {"training": {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated"}}
+    for name, content in {
+        "hyperparameters": parameters,
+        "resourceconfig": resources,
+        "inputdataconfig": channels,
+    }.items():
+        (config / f"{name}.json").write_text(json.dumps(content))
+    env = {
+        "PATH": os.environ["PATH"],
+        "SAGEMAKER_BASE_DIR": str(base),
+        "SAGEMAKER_MXNET_HOST_ADDRESSES": json.dumps({"algo-1": "127.0.0.1"}),
+        "AWS_ENDPOINT_URL": endpoint,
+        **s3_api.CREDENTIALS,
+    }
+    return run(sys.executable, "-m", "sagemaker_mxnet_training", "train", env=env).stdout
 
 
 class Model:
