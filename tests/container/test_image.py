@@ -62,6 +62,20 @@ def test_versions_are_those_of_the_lock(image: str) -> None:
     assert found == locked
 
 
+def test_the_list_of_what_is_in_it_is_complete(image: str) -> None:
+    """The CycloneDX file names all packages of the environment, this one among them."""
+    path = "/usr/share/sagemaker-mxnet-training/sbom.cdx.json"
+    script = f"cat {path}; echo; pip list --format=json"
+    *lines, packages = in_image(image, "sh", "-c", script).splitlines()
+    sbom = json.loads("\n".join(lines))
+    assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.6")
+    components = sbom["components"]
+    listed = {component["name"]: component["version"] for component in components}
+    assert listed == {package["name"]: package["version"] for package in json.loads(packages)}
+    assert all(component["purl"].startswith("pkg:pypi/") for component in components)
+    assert "licenses" in components[0]
+
+
 def test_no_compiler_and_no_leftovers(image: str) -> None:
     script = """
         for program in cc gcc g++ c++ clang make ld as; do command -v $program; done

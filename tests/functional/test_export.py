@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import List
+from typing import Callable, List
 
 import mxnet as mx
 import numpy as np
@@ -25,12 +25,23 @@ def a_module(directory: Path) -> None:
     save(str(directory), module)
 
 
-def a_convolutional_block(directory: Path) -> None:
-    net = mx.gluon.model_zoo.vision.resnet18_v1(classes=10)
-    net.initialize(mx.init.Xavier())
-    net.hybridize()
-    net(mx.nd.random.normal(shape=(2, 3, 32, 32)))
-    save(str(directory), net)
+def of_the_zoo(name: str) -> Callable[[Path], None]:
+    """Return what saves a model of the zoo, with random weights."""
+
+    def build(directory: Path) -> None:
+        net = mx.gluon.model_zoo.vision.get_model(name, classes=10)
+        net.initialize(mx.init.Xavier())
+        net.hybridize()
+        net(mx.nd.random.normal(shape=(2, 3, 32, 32)))
+        save(str(directory), net)
+
+    build.__name__ = name
+    return build
+
+
+ZOO = [
+    of_the_zoo(name) for name in ("resnet18_v1", "resnet18_v2", "mobilenet1.0", "mobilenetv2_0.5")
+]
 
 
 def an_embedding(directory: Path) -> None:
@@ -47,7 +58,7 @@ def run(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("build", [a_module, a_convolutional_block, an_embedding])
+@pytest.mark.parametrize("build", [a_module, an_embedding, *ZOO])
 def test_an_exported_model_agrees_with_mxnet(build, tmp_path: Path) -> None:
     build(tmp_path)
     done = export.export(str(tmp_path), str(tmp_path / "model.onnx"))
