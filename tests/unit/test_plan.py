@@ -124,7 +124,7 @@ def test_the_kvstore_is_for_the_groups_that_the_training_is_distributed_over(
         ),
     )
     assert job.kvstore_hosts == ("algo-2", "algo-3")
-    specs = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, MEETING)
+    specs = plan.roles(job, EntryPointKind.PYTHON_SCRIPT, SHARED)
     assert [spec.name for spec in specs] == names
     counted = {spec.name: spec.environment.get("DMLC_NUM_WORKER") for spec in specs}
     alone = {"worker": None} if host == "algo-1" else {}
