@@ -22,7 +22,7 @@ fail() {
     exit 2
 }
 
-keep= write=
+keep= write= rows_only=
 chosen=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -38,6 +38,8 @@ place=${keep:-$(mktemp -d)}
 [ -n "$keep" ] || trap 'rm -rf "$place"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 attempts=scripts/libraries/attempts.txt
+rows_only=yes
+[ ${#chosen[@]} -gt 0 ] || rows_only=
 [ ${#chosen[@]} -gt 0 ] || mapfile -t chosen < <(sed -n 's/^\([a-z0-9-]*\) |.*/\1/p' $attempts | uniq)
 
 make_base "$place/base"
@@ -104,5 +106,5 @@ print(f"CPython {platform.python_version()}, NumPy {numpy.__version__}, MXNet {m
 table="$("$python" -c "$heading") $(date +%Y-%m-%d):"
 table+=$'\n\n| library | version | | remedy, or why not |\n|---|---|---|---|\n'$rows
 printf '%s' "$table"
-[ -z "$write" ] || TABLE=$table scripts/write-table.py libraries "$write"
+[ -z "$write" ] || TABLE=$table scripts/write-table.py libraries "$write" ${rows_only:+--rows}
 exit $status

@@ -33,7 +33,7 @@ fail() {
     exit 2
 }
 
-keep= write=
+keep= write= rows_only=
 given=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -117,5 +117,6 @@ for name in ${names[@]+"${names[@]}"}; do
     table+=$'\n'"| ${source[$name]} | $one | $two | $text |"
 done
 printf '%s\n' "$table"
-[ -z "$write" ] || TABLE=$table scripts/write-table.py scripts "$write"
+[ "$chosen" = "  " ] || rows_only=yes
+[ -z "$write" ] || TABLE=$table scripts/write-table.py scripts "$write" ${rows_only:+--rows}
 exit $status
