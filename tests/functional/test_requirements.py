@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sagemaker_mxnet_toolkit.code import preparation
 from sagemaker_mxnet_toolkit.errors import RequirementsError
 from sagemaker_mxnet_toolkit.failure import FailureKind
 from sagemaker_mxnet_toolkit.processes import child_report, program
@@ -555,12 +556,12 @@ def test_an_installation_that_takes_too_long_is_ended(index, tmp_path):
 
 
 def test_nothing_is_needed_without_a_file_or_a_package(env):
-    assert not requirements.needed(str(env.code), "train.py")
+    assert not preparation.install_needed(str(env.code), "train.py")
     (env.code / "setup.py").write_text("")
-    assert requirements.needed(str(env.code), "train.py")
-    assert not requirements.needed(str(env.code), "run.sh")
+    assert preparation.install_needed(str(env.code), "train.py")
+    assert not preparation.install_needed(str(env.code), "run.sh")
     (env.code / "requirements.txt").write_text("")
-    assert requirements.needed(str(env.code), "run.sh")
+    assert preparation.install_needed(str(env.code), "run.sh")
 
 
 @pytest.fixture
