@@ -20,6 +20,7 @@ def job(current_host: str, hosts: int = 2, **settings: Any) -> Job:
     return Job(
         current_host=current_host,
         hosts=tuple(f"algo-{number}" for number in range(1, hosts + 1)),
+        kvstore_hosts=tuple(f"algo-{number}" for number in range(1, hosts + 1)),
         network_interface="",
         hyperparameters={},
         framework_parameters={},
