@@ -8,6 +8,16 @@ cd "$(dirname "$0")/.."
 . scripts/venv.sh
 make_venv .venv-test mxnet,test
 
+# The image takes minutes to build, and waits for downloads during most of them: it is built beside
+# what comes first. tests/container asks for it in the same way, and finds it in the engine's cache.
+building=
+if [ $# -eq 0 ] && docker version >/dev/null 2>&1; then
+    echo "== image (in the background)"
+    PIP_TRUSTED_HOST=mark-of-this-site.invalid nice scripts/build-image.sh >/dev/null 2>&1 &
+    building=$!
+    trap 'kill "$building" 2>/dev/null || true' EXIT
+fi
+
 echo "== ruff"
 ruff check .
 ruff format --check .
@@ -22,9 +32,10 @@ check() { python -m coverage run -m pytest "$@" || status=$?; }
 if [ $# -gt 0 ]; then
     check "$@"
 else
-    check -n "${TEST_WORKERS:-auto}" --ignore tests/container
+    check -n "${TEST_WORKERS:-auto}" --durations 15 --ignore tests/container
+    [ -z "$building" ] || wait "$building" || true  # what is wrong with it, the tests tell
     # One at a time: they compare what is left on the engine with what was there before.
-    check tests/container
+    check --durations 15 tests/container
 fi
 # A process that a test kills may leave a file without data, about which combine would complain.
 python -m coverage combine --quiet 2>/dev/null || true
