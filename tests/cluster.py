@@ -69,10 +69,19 @@ class Ended:
 class Host:
     """One entrypoint, its base directory, and the lines that it has printed so far."""
 
-    def __init__(self, name: str, base: Path, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        base: Path,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        before: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self.base = base
-        self.lines: List[str] = []
+        self.argv = argv
+        self.env = env
+        self.lines: List[str] = list(before)
         self.ended_at: Optional[float] = None
         self.process = subprocess.Popen(
             argv,
@@ -168,14 +177,41 @@ class Cluster:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
-    def processes(self) -> List[psutil.Process]:
-        """Return all living processes of the job: those with its run directory in a variable."""
+    def lose(self, number: int) -> None:
+        """Kill a host's entrypoint and then all of its processes, as the end of a container does.
+
+        They count as gone when they are: then the host can be started again.
+        """
+        host = self[number]
+        host.kill("entrypoint")
+        host.ended()
+
+        def gone() -> bool:
+            left = self.processes(host.base)
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            return not left
+
+        eventually(gone, f"the end of all processes of {host.name}")
+
+    def start_again(self, number: int) -> None:
+        """Start a host again that was lost. Its lines come behind those that it has printed."""
+        old = self[number]
+        self.hosts[number - 1] = Host(old.name, old.base, old.argv, old.env, old.lines)
+
+    def processes(self, below: Optional[Path] = None) -> List[psutil.Process]:
+        """Return all living processes of the job: those with its run directory in a variable.
+
+        Args:
+            below: the directory of one host; by default that of the job.
+        """
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 base = process.environ().get("SAGEMAKER_BASE_DIR", "")
                 zombie = process.status() == psutil.STATUS_ZOMBIE
-                if base.startswith(str(self.run_dir)) and not zombie:
+                if base.startswith(str(below or self.run_dir)) and not zombie:
                     found.append(process)
         return found
 

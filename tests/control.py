@@ -72,13 +72,21 @@ class ControlWorld:
         return both
 
     def leader(
-        self, hosts=HOSTS, keys=KEYS, timeout=60.0, post=lambda event: None
+        self, hosts=HOSTS, keys=KEYS, timeout=60.0, post=lambda event: None, rejoin=False
     ) -> LeaderChannel:
         listener = listen("127.0.0.1", self.address[1])
         self.address = listener.getsockname()
         post = self._enter("algo-1", post)
         self.channels["algo-1"] = LeaderChannel(
-            listener, keys, "algo-1", hosts, timeout, self.selector, post, self.clocks["algo-1"]
+            listener,
+            keys,
+            "algo-1",
+            hosts,
+            timeout,
+            self.selector,
+            post,
+            self.clocks["algo-1"],
+            rejoin,
         )
         return self.channels["algo-1"]
 

@@ -5,6 +5,7 @@ from typing import Callable, Dict, List, Tuple
 import pytest
 
 from tests.cluster import Ended
+from tests.endings.conftest import limited  # noqa: F401
 
 from .runs import Env, run
 

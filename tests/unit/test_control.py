@@ -269,6 +269,20 @@ def test_a_name_is_taken_while_its_host_lives(world):
     world.until(lambda: world.told("algo-1", PeerMessage))
 
 
+def test_a_host_that_may_come_back_takes_its_own_place(world):
+    """Its machine may have been lost, which nobody sees before ``peer_timeout``."""
+    world.leader(rejoin=True)
+    world.join("algo-2", "algo-3")
+    world.follower("algo-2", label="again")
+    world.until(lambda: len(world.told("algo-1", PeerJoined)) == 3)
+    lost = [(event.host, event.reason) for event in world.told("algo-1", PeerLost)]
+    assert lost == [("algo-2", "it was started again")]
+    world.channels["algo-1"].send("algo-2", {"good": "day"})
+    world.until(lambda: world.told("again", PeerMessage))
+    world.channels["again"].close()
+    world.until(lambda: len(world.told("algo-1", PeerLost)) == 2)
+
+
 @pytest.mark.parametrize("name", ["algo-9", "algo-1"])
 def test_a_host_of_another_name_is_refused(world, name):
     world.leader()

@@ -474,6 +474,14 @@ def test_the_same_failure_without_a_checkpoint_in_between_is_the_end() -> None:
     assert name_of(fail(job, 7.0, attempt=2)[0].action) == "end"
 
 
+def test_failures_that_take_turns_are_repeated_ones() -> None:
+    one, other = ended(1, FailureKind.EXCEPTION), ended(2, FailureKind.EXCEPTION, "y")
+    assert not refusal(RESTARTS, True, other, [one])
+    third = replace(one, number=3)
+    assert "no checkpoint was written since" in refusal(RESTARTS, True, third, [one, other])
+    assert not refusal(RESTARTS, True, third, [one, replace(other, committed=True)])
+
+
 def test_the_same_failure_after_a_checkpoint_is_not_the_end() -> None:
     job = training()
     fail(job, 5.0)
@@ -564,6 +572,13 @@ def test_a_host_that_does_not_come_back_is_the_cause() -> None:
     assert order == Order(End(Verdict(Outcome.FAILURE, cause, 1, cause.headline())))
 
 
+def test_a_host_that_is_back_has_the_time_to_get_ready() -> None:
+    job = training(policy=REJOIN)
+    lose(job, 5.0)
+    job.feed(50.0, Reported(Step.READY, "algo-1", 2), Reported(Step.JOINED, "algo-2"))
+    assert job.cluster.due == 50.0 + decision.CLEAR_TIMEOUT
+
+
 def test_a_first_host_that_was_started_again_catches_up() -> None:
     job = Job(policy=REJOIN)
     job.feed(1.0, Reported(Step.READY, "algo-1"))
@@ -571,6 +586,28 @@ def test_a_first_host_that_was_started_again_catches_up() -> None:
     assert isinstance(order.action, Restart)
     assert order.action.attempt == 3
     assert job.feed(2.0, Reported(Step.READY, "algo-1", 3)) == [Order(Start(3))]
+
+
+def test_a_first_host_that_was_started_again_keeps_to_the_limit() -> None:
+    job = Job(policy=REJOIN)
+    (order,) = job.feed(1.0, Reported(Step.CLEAR, "algo-2", 5))
+    cause = lost("algo-1", "it was started again")
+    assert order == Order(End(Verdict(Outcome.FAILURE, cause)))
+
+
+def test_a_first_host_that_was_started_again_knows_of_restarts() -> None:
+    """The script that uses checkpoints has not begun again when the next failure happens."""
+    job = Job(policy=RestartPolicy(rejoin_timeout=60.0))
+    job.feed(1.0, Reported(Step.CLEAR, "algo-2", 2))
+    job.all(2.0, Step.READY, attempt=2)
+    assert name_of(fail(job, 3.0, attempt=2)[0].action) == "restart"
+
+
+def test_a_host_that_lost_the_first_one_before_it_was_missed_is_the_cause() -> None:
+    job = training(policy=REJOIN)
+    job.feed(5.0, Lost("algo-2", "it was silent", 5.0), Reported(Step.JOINED, "algo-2"))
+    (order,) = job.feed(5.1, Reported(Step.CLEAR, "algo-2", 2))
+    assert order == Order(Restart(2, lost("algo-2", "it was silent")))
 
 
 def test_the_number_of_an_attempt_is_believed_only_where_hosts_come_back() -> None:
@@ -631,9 +668,10 @@ def test_whatever_fails_restarts_are_bounded(
             break
         assert attempt.started
         assert attempt.failure.kind not in ENDING_KINDS
-        if before and not attempt.committed:
-            assert before[-1].failure != attempt.failure
         before.append(attempt)
+        commits = [n for n, each in enumerate(before) if each.committed]
+        without = [each.failure for each in before[max(commits, default=0) :]]
+        assert len(set(without)) == len(without), "no failure comes twice without a checkpoint"
     assert len(before) <= limit
 
 

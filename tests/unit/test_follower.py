@@ -416,6 +416,8 @@ def test_a_leader_that_may_come_back_is_waited_for() -> None:
 
 def test_a_leader_that_does_not_come_back_is_the_cause() -> None:
     side = Side(rejoin_timeout=60.0).join()
+    side.order(Restart(2, BOOM))
     side.lose()
     side.wait(61.0)
-    assert side.cause() == lost("algo-1", "silent for 15 s")
+    cause = lost("algo-1", "silent for 15 s")
+    assert side.orders[-1] == ("end", Verdict(Outcome.FAILURE, cause, 2, BOOM.headline()))

@@ -70,6 +70,7 @@ class FakeGuard:
         self.closed = False
 
     def release(self, log: Any) -> int:
+        self.close()
         if self._taken:
             raise NetworkError(self._taken)
         return 8000
@@ -456,6 +457,16 @@ def test_another_attempt_has_the_next_number_a_checkpoint_and_another_port() -> 
     start = Start(2, "checkpoint-000001-step-7.zip", rendezvous)
     assert side.orders[2:] == [start]
     assert side.sent() == [("*", replace(start, rendezvous=replace(rendezvous, own_address="")))]
+
+
+def test_a_first_host_that_was_started_again_releases_the_port() -> None:
+    guard = FakeGuard()
+    side = Side(guard=guard, rejoin_timeout=60.0).join()
+    side.hear("algo-2", messages.StepReport(Step.READY, 2))
+    assert not guard.closed
+    side.leader.report_ready("")
+    assert side.kinds() == ["restart", "start"]
+    assert guard.closed, "the scheduler may be given the same port"
 
 
 def test_without_checkpoints_a_failure_is_the_end() -> None:

@@ -184,6 +184,28 @@ def test_a_host_that_is_still_getting_ready_goes_on_with_that(host: Host) -> Non
     assert host.reported == ["READY"]
 
 
+def test_what_a_host_in_preparation_has_started_is_left_alone(host: Host) -> None:
+    """A host that came back installs requirements, with processes below pip's, in a restart."""
+    swept = []
+    host.steps.table.sweep = lambda now, grace: bool(swept.append(now))  # type: ignore[method-assign]
+    host.steps.restart(Restart(2, FAILURE))
+    host.steps.tick(1.0)
+    assert not swept
+    assert not host.steps.attempt.failed
+
+
+def test_a_checkpoint_that_an_earlier_attempt_chose_is_not_reported(
+    host: Host, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint-000001-step-7.zip").write_bytes(b"damaged")
+    host.steps.begin()
+    host.steps.restart(Restart(2, FAILURE))
+    for key, mask in host.selector.select(10):
+        key.data(mask)
+    assert host.reported == ["CLEAR"], "it is not ready: it has processes to end"
+
+
 def test_a_stop_during_a_restart_is_not_forgotten(host: Host) -> None:
     host.steps.begin()
     host.steps.restart(Restart(2, FAILURE))

@@ -66,13 +66,22 @@ def listing(directory: str) -> List[Entry]:
     return entries(_names(directory))
 
 
-def newest_whole(directory: str) -> Tuple[Optional[Entry], List[Damage]]:
+def newest_whole(
+    directory: str, since: Optional[str] = None
+) -> Tuple[Optional[Entry], List[Damage]]:
     """Return the newest checkpoint that is whole, and the damaged ones that are newer.
 
     Every byte of the files it looks at is read and checked.
+
+    Args:
+        directory: the directory of checkpoints.
+        since: name of a checkpoint; older ones are not looked at.
     """
     damaged: List[Damage] = []
+    oldest = min(entries([since or ""]), default=Entry(0, 0, ""))
     for entry in reversed(listing(directory)):
+        if entry < oldest:
+            break
         reason = verify(os.path.join(directory, entry.name))
         if reason is None:
             return entry, damaged

@@ -170,7 +170,7 @@ def advance(cluster: Cluster, event: Event, now: float) -> Decision:
         if event.host not in cluster.hosts:
             return cluster, ()
         if event.step is Step.JOINED:
-            return _admit(cluster, event.host)
+            return _admit(cluster, event.host, now)
         if event.attempt > cluster.attempt:
             return _adopt(cluster, event, now)
     if cluster.phase is Phase.ENDED:
@@ -189,7 +189,7 @@ def advance(cluster: Cluster, event: Event, now: float) -> Decision:
     return cluster, orders + more
 
 
-def _admit(cluster: Cluster, host: str) -> Decision:
+def _admit(cluster: Cluster, host: str, now: float) -> Decision:
     """Take a host in, and tell it what the others were told before."""
     if host in cluster.joined:
         return cluster, ()
@@ -202,8 +202,11 @@ def _admit(cluster: Cluster, host: str) -> Decision:
         actions.append(Do(Command.DRAIN))
     if cluster.verdict is not None:
         actions = [End(cluster.verdict)]
-    joined = cluster.joined | {host}
-    return replace(cluster, joined=joined), tuple(Order(each, host) for each in actions)
+    joined, gather_by = cluster.joined | {host}, cluster.gather_by
+    if gather_by is not None and joined == cluster.hosts:
+        gather_by = now + CLEAR_TIMEOUT  # it is back, and gets ready
+    cluster = replace(cluster, joined=joined, gather_by=gather_by)
+    return cluster, tuple(Order(each, host) for each in actions)
 
 
 def _record(cluster: Cluster, event: Event) -> Decision:
@@ -249,7 +252,9 @@ def _judge_failure(cluster: Cluster, failure: Failure, now: float) -> Decision:
         return cluster, ()
     started = cluster.phase is not Phase.GATHERING or cluster.attempt > 1
     failed = FailedAttempt(cluster.attempt, failure, started, cluster.committed)
-    ends = refusal(cluster.policy, cluster.checkpoints, failed, cluster.failed)
+    # A first host that was started again knows only that there are restarts.
+    checkpoints = cluster.checkpoints or cluster.attempt > 1
+    ends = refusal(cluster.policy, checkpoints, failed, cluster.failed)
     if ends or cluster.stop is not None:
         return _end(cluster, Outcome.FAILURE, failure)
     return _begin_anew(cluster, cluster.attempt + 1, failed, now)
@@ -260,13 +265,17 @@ def _adopt(cluster: Cluster, event: Reported, now: float) -> Decision:
     if not cluster.policy.rejoin_timeout or cluster.phase is Phase.ENDED:
         return cluster, ()
     failure = lost(cluster.first, "it was started again")
+    if cluster.failure is not None:
+        failure = cluster.failure[1]
     failed = FailedAttempt(event.attempt - 1, failure, started=True, committed=False)
+    if refusal(cluster.policy, True, failed):
+        return _end(cluster, Outcome.FAILURE, failure)
     cluster, orders = _begin_anew(cluster, event.attempt, failed, now)
     return _record_step(cluster, event)[0], orders
 
 
 def _begin_anew(cluster: Cluster, attempt: int, failed: FailedAttempt, now: float) -> Decision:
-    away = failed.failure.kind is FailureKind.LOST
+    away = cluster.joined != cluster.hosts
     fresh = Cluster(
         cluster.hosts,
         cluster.first,

@@ -17,6 +17,7 @@ from sagemaker_mxnet_training.cluster.coordination import (
 )
 from sagemaker_mxnet_training.cluster.decision import VERDICT_DELAY, Cluster, advance
 from sagemaker_mxnet_training.cluster.events import (
+    CAUSE_LIMIT,
     Action,
     Do,
     End,
@@ -70,6 +71,7 @@ class Follower:
         self._orders = orders
         self._clock = clock
         self._attempt = 1
+        self._first_cause = ""
         self._events: List[Tuple[float, Event]] = []  # with the time at which each was seen
         self._failure: Optional[Failed] = None
         self._queue: OrderQueue[Action] = OrderQueue(self._carry_out)
@@ -167,7 +169,7 @@ class Follower:
         self._queue.put(actions)
 
     def _fail(self, failure: Failure) -> None:
-        verdict = Verdict(Outcome.FAILURE, failure, self._attempt - 1)
+        verdict = Verdict(Outcome.FAILURE, failure, self._attempt - 1, self._first_cause)
         self._queue.put([End(verdict)])
 
     def _carry_out(self, action: Action) -> None:
@@ -193,6 +195,7 @@ class Follower:
         if action.attempt <= self._attempt or self._ended_at is not None:
             return
         self._attempt = action.attempt
+        self._first_cause = self._first_cause or action.failure.headline()[:CAUSE_LIMIT]
         self._failure = None
         # A stop, of which the leader may not have known, stays.
         self._given &= {StopScripts}

@@ -227,6 +227,7 @@ class Leader:
             if start.attempt == 1:
                 port = self._guard.release(self._log)
             else:
+                self._guard.close()  # of a first host that was started again
                 port = self._new_port(self._address)
             servers = self._job.settings.servers_per_host
             rendezvous = Rendezvous(self._address, port, self._address, servers)

@@ -101,11 +101,7 @@ class LeaderChannel:
             self._members[host].send(packed)
 
     def broadcast(self, body: Mapping[str, Any]) -> None:
-        """Queue a message to all members there are now. Serialised once; the cost is linear.
-
-        Raises:
-            ValueError: when ``body`` cannot be carried, see ``frames.pack``.
-        """
+        """Queue a message to all members there are now, as ``send`` does; it is serialised once."""
         packed = frames.pack(Kind.MESSAGE, body)
         for link in () if self._leaving else self._members.values():
             link.send(packed)
@@ -213,6 +209,8 @@ class LeaderChannel:
         if refusal:
             link.send(frames.pack(Kind.REFUSED, {"reason": refusal}))
             raise FrameError(f"was refused: {refusal}")
+        if link.host in self._members:
+            self._members[link.host].end("it was started again")
         # Its own earlier attempt, which it gave up, or it would be a member.
         earlier = self._welcomed.pop(link.host, None)
         if earlier is not None:
@@ -244,7 +242,7 @@ class LeaderChannel:
             return _other_version(link.host, link.version, self._me)
         if link.host not in self._hosts:
             return f"{link.host} is not another host of this job"
-        if link.host in self._members:
+        if link.host in self._members and not self._rejoin:
             return f"{link.host} is taken by a live member"
         if link.host in self._gone:
             return f"{link.host} was a member before, and none comes back"

@@ -81,7 +81,6 @@ def refusal(
     """
     most = limit(policy.max_restarts, checkpoints)
     kind = failed.failure.kind
-    again = bool(before) and not failed.committed and _same(failed.failure, before[-1].failure)
     reasons = (
         (most == 0, "restarts are off"),
         (not failed.started, "the job had not started"),
@@ -90,11 +89,20 @@ def refusal(
             kind is FailureKind.LOST and not policy.rejoin_timeout,
             "a lost host does not come back (rejoin_timeout is 0)",
         ),
-        (again, "it is the failure of the attempt before, and no checkpoint was written since"),
+        (_repeated(failed, before), "it has happened before, and no checkpoint was written since"),
         (failed.number > most, f"the job was restarted {most} times (max_restarts)"),
     )
     return next((reason for holds, reason in reasons if holds), "")
 
 
-def _same(one: Failure, other: Failure) -> bool:
-    return (one.host, one.role, one.reason) == (other.host, other.role, other.reason)
+def _repeated(failed: FailedAttempt, before: Sequence[FailedAttempt]) -> bool:
+    """Tell whether the same failure ended an attempt since the last checkpoint was written."""
+    one, after = failed.failure, failed
+    for attempt in reversed(before):
+        other = attempt.failure
+        if after.committed:
+            return False
+        if (one.host, one.role, one.reason) == (other.host, other.role, other.reason):
+            return True
+        after = attempt
+    return False

@@ -6,47 +6,75 @@ Scripts that use ``checkpoints`` get its name in ``SAGEMAKER_MXNET_RESUME``, the
 import contextlib
 import os
 import selectors
-from typing import Callable
+from typing import Callable, Mapping, Optional
 
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.background import BackgroundCall
+from sagemaker_mxnet_training.config.job import Job
+from sagemaker_mxnet_training.host.plan import RESUME
 
 
-def choose(
-    directory: str,
-    log: Log,
-    selector: selectors.BaseSelector,
-    on_chosen: Callable[[str], None],
-) -> None:
-    """Choose the newest checkpoint of a directory that is whole, beside the loop.
+class Resume:
+    """Chooses the newest checkpoint that is whole.
 
-    All bytes are read: for many gigabytes that takes a while.
+    Where ``RESUME`` says what the job goes on from, or that it begins afresh, only checkpoints that
+    the job has written itself come before that.
 
     Args:
-        directory: the directory of checkpoints.
-        log: told of damaged ones.
+        job: the job.
+        log: told of damaged checkpoints.
         selector: the supervisor's.
-        on_chosen: called once with the file's name; with an empty text where there is none.
     """
-    if not _has_candidates(directory):
-        on_chosen("")
-        return
-    # Jobs without checkpoints, which are the most, have no use for it.
-    from sagemaker_mxnet_training.checkpoints import catalog  # noqa: PLC0415
 
-    def on_done(call: BackgroundCall) -> None:
-        name = ""
+    def __init__(self, job: Job, log: Log, selector: selectors.BaseSelector) -> None:
+        self._directory = job.checkpoint_dir
+        self._told = job.environ.get(RESUME, "")
+        self._log = log
+        self._selector = selector
+        self._first_written: Optional[str] = None
+
+    def on_event(self, event: Mapping[str, object]) -> None:
+        """Take note of what the script reports: where checkpoints are, and each that is written."""
+        directory, name = event.get("directory"), event.get("file")
+        if isinstance(directory, str):
+            self._directory = directory
+        if isinstance(name, str) and self._first_written is None:
+            self._first_written = name
+
+    def choose(self, on_chosen: Callable[[str], None]) -> None:
+        """Choose, beside the loop.
+
+        All bytes are read: for many gigabytes that takes a while.
+
+        Args:
+            on_chosen: called once with the file's name; where there is none, with what ``RESUME``
+                says, or an empty text.
+        """
+        own = self._first_written
+        if not _has_candidates(self._directory) or (self._told and own is None):
+            on_chosen(self._told)
+            return
+        # Jobs without checkpoints, which are the most, have no use for it.
+        from sagemaker_mxnet_training.checkpoints import catalog  # noqa: PLC0415
+
+        since = own if self._told else None
+        directory = self._directory
+
+        def on_done(call: BackgroundCall) -> None:
+            on_chosen(self._result(call))
+
+        BackgroundCall(lambda: catalog.newest_whole(directory, since), self._selector, on_done)
+
+    def _result(self, call: BackgroundCall) -> str:
         try:
             entry, damaged = call.result()
         except OSError as error:
-            log.warning("entrypoint", f"cannot look for checkpoints in {directory}: {error}")
-        else:
-            for each in damaged:
-                log.warning("entrypoint", f"{each.name} is damaged and not used: {each.reason}")
-            name = "" if entry is None else entry.name
-        on_chosen(name)
-
-    BackgroundCall(lambda: catalog.newest_whole(directory), selector, on_done)
+            text = f"cannot look for checkpoints in {self._directory}: {error}"
+            self._log.warning("entrypoint", text)
+            return self._told
+        for each in damaged:
+            self._log.warning("entrypoint", f"{each.name} is damaged and not used: {each.reason}")
+        return self._told if entry is None else str(entry.name)
 
 
 def _has_candidates(directory: str) -> bool:

@@ -23,13 +23,14 @@ from sagemaker_mxnet_training.cluster.coordination import (
 from sagemaker_mxnet_training.cluster.opening import open_coordinator
 from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.host import diagnosis, plan, result, resume
+from sagemaker_mxnet_training.host import diagnosis, plan, result
 from sagemaker_mxnet_training.host.attempt import ROLES, Attempt
 from sagemaker_mxnet_training.host.conclusion import ResultPreparation
 from sagemaker_mxnet_training.host.drain import TERMINATE_GRACE, Drain
 from sagemaker_mxnet_training.host.failures import FailureReporter
 from sagemaker_mxnet_training.host.observer import Observer
 from sagemaker_mxnet_training.host.phase import HostPhase
+from sagemaker_mxnet_training.host.resume import Resume
 from sagemaker_mxnet_training.host.standby import StandbyProcesses
 from sagemaker_mxnet_training.host.timeline import Timeline
 
@@ -80,6 +81,7 @@ class Steps:
             job.current_host, log, timeline, self.table, self._observer, self._report_failure
         )
         self.coordinator: Coordinator = open_coordinator(job, log, self, selector)
+        self._resume = Resume(job, log, selector)
         self._number = 1  # of the attempt that is, or is about to begin
         self.attempt = self._attempt()
         self._standby = StandbyProcesses(job, log, self.table, self._start_process)
@@ -121,13 +123,15 @@ class Steps:
         """Report that this host is ready. When all hosts are, the order is ``start``."""
         self._prepared = True
         self._timeline.phase(HostPhase.JOIN)
-        ready = self.coordinator.report_ready
-        # ``local`` gives it for the first attempt, and so may others.
-        given = self._number == 1 and plan.RESUME in self._job.environ
-        if self._job.is_leader and not given:
-            resume.choose(self._job.checkpoint_dir, self._log, self._selector, ready)
+        if self._job.is_leader:
+            attempt = self.attempt
+            self._resume.choose(lambda name: self._on_chosen(attempt, name))
         else:
-            ready("")
+            self.coordinator.report_ready("")
+
+    def _on_chosen(self, attempt: Attempt, name: str) -> None:
+        if attempt is self.attempt and not attempt.failed:
+            self.coordinator.report_ready(name)
 
     def start(self, order: Start) -> None:
         """Order: start the roles. When all scripts have finished, the order is ``drain``."""
@@ -135,7 +139,7 @@ class Steps:
             return
         self._timeline.phase(HostPhase.ROLES)
         self.coordinator.report_step(Step.TRAINING)
-        if order.resume:
+        if order.resume not in ("", plan.FRESH):
             self._log("entrypoint", f"training can go on from {order.resume}")
             self._timeline.instant("resume", order.resume, f"attempt {order.attempt}")
         self._observer.restart_progress(time.monotonic())
@@ -225,7 +229,7 @@ class Steps:
             due = min(due, self._drain.tick(now))
         if self.attempt.failed:
             due = min(due, now + _ENDING_POLL)
-            if not self.table.living(*ROLES) and self.table.sweep(now, 0.0):
+            if self._cleared(now):
                 self._begin_anew()
         if self._preparation is not None:
             self._preparation.tick(now)
@@ -236,6 +240,12 @@ class Steps:
         if self.verdict is None or self.table.living():
             return False
         return self.table.sweep(now, TERMINATE_GRACE) and self.coordinator.settled(now)
+
+    def _cleared(self, now: float) -> bool:
+        """Return whether nothing is left of an attempt. What prepares for all of them goes on."""
+        if not self._prepared:
+            return True
+        return not self.table.living(*ROLES) and self.table.sweep(now, 0.0)
 
     def _attempt(self) -> Attempt:
         return Attempt(
@@ -266,6 +276,7 @@ class Steps:
         elif name in _EVENTS:
             self.coordinator.report_step(_EVENTS[name])
             self.attempt.checkpointing |= name == "checkpointing"
+            self._resume.on_event(event)
             if name == "checkpoint":
                 self.attempt.on_checkpoint(event)
                 self._standby.prepare(self.attempt)
