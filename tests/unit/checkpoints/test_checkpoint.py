@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List
 
@@ -167,6 +169,39 @@ def test_damage_is_noticed_or_harmless(tmp_path: Path) -> None:
         path.write_bytes(flipped)
         if verify(str(path)) is None:
             assert content() == expected, bit
+
+
+NUMPY = """
+import sys
+import mxnet as mx
+mx.npx.set_np()
+from sagemaker_mxnet_training.checkpoints import Checkpoint
+
+def run(epochs, directory):
+    mx.random.seed(3)
+    net = mx.gluon.nn.HybridSequential()
+    net.add(mx.gluon.nn.Dense(4), mx.gluon.nn.BatchNorm(), mx.gluon.nn.Dense(2))
+    net.initialize()
+    trainer = mx.gluon.Trainer(net.collect_params(), "adam")
+    checkpoint = Checkpoint(net, trainer, directory=directory, every=1000)
+    for _ in checkpoint.epochs(epochs):
+        for batch in checkpoint.batches([mx.np.ones((2, 3)) * i for i in range(4)]):
+            with mx.autograd.record():
+                loss = net(batch).sum()
+            loss.backward()
+            trainer.step(2)
+    return [p.data().asnumpy().tolist() for p in net.collect_params().values()]
+
+once = run(2, sys.argv[1] + "/once")
+run(1, sys.argv[1] + "/cut")
+print(run(2, sys.argv[1] + "/cut") == once)
+"""
+
+
+def test_networks_of_numpy_arrays(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NUMPY, str(tmp_path)]  # the mode is one of the whole process
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "True"
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
