@@ -57,12 +57,10 @@ def kill(path: Path, kind: str, hosts: int, env: Env, step: int) -> List[Ended]:
 
 def stop(path: Path, kind: str, hosts: int, env: Env, step: int) -> List[Ended]:
     """Run a job and ask it to stop, once a step is done everywhere."""
-    # Enough for a checkpoint, and what the other hosts may wait for theirs.
-    env = {"SAGEMAKER_MXNET_STOP_GRACE": "5", **env}
     with start(path, kind, hosts, env) as cluster:
         cluster.wait_for(rf"step {step} ")
         ask_to_stop(cluster)
-        ends = cluster.ended(120)
+        ends = cluster.ended(60)  # less than stop_grace
     assert "stopping after step" in ends[0].output
     assert (ends[0].status, ends[0].success, ends[0].failure) == (0, False, None)
     return ends

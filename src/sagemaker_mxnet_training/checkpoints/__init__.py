@@ -17,13 +17,10 @@ What this package and whoever supervises the script's processes know of each oth
 - The events ``checkpointing``, ``resumed`` and ``checkpoint`` (``processes.child_report`` has their
   fields).
 - After a SIGTERM the first host writes a last checkpoint, reports it, and leaves with status 0.
-  With a distributed kvstore the other hosts go on until they are ended.
+  With a distributed kvstore the other hosts go on until they are ended, which is then.
 
 ``Checkpoint`` is imported when it is first used: ``catalog`` needs neither MXNet nor NumPy, and is
 imported in 0.04 s of CPU.
-
-Known fault: on two hosts a stop ends the first host at once, and the others only after
-``stop_grace``.
 """
 
 from typing import TYPE_CHECKING, Any
