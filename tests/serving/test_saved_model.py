@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -17,13 +16,13 @@ import threading
 import urllib.request
 from collections import Counter
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Optional, Sequence, Set
 
 import numpy as np
 import psutil
 import pytest
 
-from tests.cluster import free_port
+from tests.cluster import eventually, free_port
 from tests.packages import wheel
 from tests.serving.server import Answer, serving
 
@@ -215,14 +214,18 @@ def test_workers_killed_under_load_give_no_wrong_answer(model_dir: Path) -> None
 
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             callers = [pool.submit(load, number) for number in range(4)]
-            kills = 0
-            while kills < LOAD_SECONDS and not stop.wait(1):
-                os.kill(random.choice(served.workers()), signal.SIGKILL)
-                kills += 1
+            killed: Set[int] = set()
+            while len(killed) < LOAD_SECONDS and not stop.wait(1):
+                victim = eventually(lambda: set(served.workers()) - killed, "a worker").pop()
+                os.kill(victim, signal.SIGKILL)
+                killed.add(victim)
             stop.set()
             for caller in callers:
                 caller.result()
-        assert served.healthy().log.count("died of SIGKILL") == kills
+        kills = len(killed)
+        eventually(
+            lambda: served.healthy().log.count("died of SIGKILL") == kills, "the ends in the log"
+        )
     print(f"{kills} workers were killed: {dict(outcomes)}")
     assert set(outcomes) <= {"right", "died"}
     assert outcomes["died"] <= kills
