@@ -105,6 +105,42 @@ def test_a_push_that_its_script_does_not_wait_for_arrives(
         assert "[2. 2. 2. 2.]" in cluster[1].output
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_python_takes_its_objects_down_at_the_end_of_a_script(
+    tmp_path: Path, verdicts: Verdicts, hosts: int
+) -> None:
+    """Files that nobody closed are whole, and destructors run, in reference cycles, too."""
+    body = """
+    init()
+    say(push_and_pull())
+
+    class Note:
+        def __init__(self, text):
+            self.text = text
+
+        def __del__(self):
+            say("destructor", self.text)
+
+    class Cycle:
+        def __init__(self):
+            self.me, self.note = self, Note("in a cycle")
+            self.file = open(f"{directory}/{host}-cycle", "w")
+            self.file.write("whole")
+
+    note = Note("of the script")
+    file = open(f"{directory}/{host}", "w")
+    file.write("whole")
+    cycle = Cycle()
+    """
+    body = body.replace("{directory}", str(tmp_path))
+    with job(tmp_path, body, hosts, kvstore=True) as cluster:
+        for host, end in zip(cluster.hosts, verdicts.succeeded(cluster)):
+            for name in (host.name, f"{host.name}-cycle"):
+                assert (tmp_path / name).read_text() == "whole"
+            assert "destructor of the script" in end.output
+            assert "destructor in a cycle" in end.output
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 3])
 def test_script_that_never_touches_the_kvstore(
     tmp_path: Path, verdicts: Verdicts, hosts: int
