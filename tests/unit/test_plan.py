@@ -254,6 +254,7 @@ def test_what_the_user_has_tuned_stays(tmp_path: Path) -> None:
     given = {
         "OMP_NUM_THREADS": "7",
         "OMP_WAIT_POLICY": "ACTIVE",
+        "MALLOC_ARENA_MAX": "4",
         "MALLOC_MMAP_MAX_": "9",
         "MALLOC_TRIM_THRESHOLD_": "4096",
         "GLIBC_TUNABLES": "glibc.malloc.arena_max=2",
@@ -281,7 +282,8 @@ def test_servers_keep_their_buffers_and_workers_have_huge_pages(tmp_path: Path) 
         [name for name in sorted(spec.environment) if name.startswith(tuned)]
         for spec in (*plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, SHARED), *alone)
     ]
-    servers, worker = ["MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"], ["GLIBC_TUNABLES"]
+    servers = ["MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"]
+    worker = ["GLIBC_TUNABLES"]
     assert seen == [[], servers, worker, worker]
 
 
