@@ -274,7 +274,7 @@ def test_only_the_worker_adds_up_gradients_of_gpus(
     assert seen == [None, None, wanted]
 
 
-def test_servers_keep_their_buffers_and_workers_have_huge_pages(tmp_path: Path) -> None:
+def test_servers_keep_their_buffers_and_workers_do_not(tmp_path: Path) -> None:
     """A script's memory goes back to the kernel as ever, and the scheduler has none to speak of."""
     tuned = ("MALLOC_", "GLIBC_")
     alone = plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, ALONE)
@@ -282,8 +282,8 @@ def test_servers_keep_their_buffers_and_workers_have_huge_pages(tmp_path: Path) 
         [name for name in sorted(spec.environment) if name.startswith(tuned)]
         for spec in (*plan.roles(make(tmp_path), EntryPointKind.PYTHON_SCRIPT, SHARED), *alone)
     ]
-    servers = ["MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"]
     worker = ["GLIBC_TUNABLES"]
+    servers = [*worker, "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"]
     assert seen == [[], servers, worker, worker]
 
 

@@ -51,14 +51,16 @@ def _memory(role: Role) -> Dict[str, str]:
     as the arrays for each push and pull, always the same ones: it keeps them. It keeps them in one
     arena, since the heaps of the arenas that further threads get hold 64 MiB at most, and a larger
     block is mapped all the same (glibc's ``malloc/arena.c``, ``HEAP_MAX_SIZE``). A script may need
-    its memory for something else later, so a worker goes on unmapping, and uses huge pages: one
+    its memory for something else later, so a worker goes on unmapping. Both use huge pages: one
     page fault for each 2 MiB, not for each 4 KiB (``glibc.malloc.hugetlb``, glibc 2.35 and later,
     where transparent huge pages are on request; elsewhere it has no effect).
     """
+    huge_pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     if role is Role.SERVER:
         return {
+            **huge_pages,
             "MALLOC_ARENA_MAX": "1",
             "MALLOC_MMAP_MAX_": "0",
             "MALLOC_TRIM_THRESHOLD_": _NEVER,
         }
-    return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if role is Role.WORKER else {}
+    return huge_pages if role is Role.WORKER else {}
