@@ -84,8 +84,12 @@ class Run:
             _LOG.warning("stopping after step %d", self.step)
             self.finish()
             raise SystemExit(0)
-        now = time.monotonic()
-        if self.job.is_first and not self._writer.busy and self._schedule.due(self.step, now):
+        if not self.job.is_first or self._writer.busy or self.step % self._schedule.stride:
+            return
+        if self._schedule.follows_time:
+            # A loop that reads no result runs far ahead of what is computed, and takes no time.
+            training.settle()
+        if self._schedule.due(self.step, time.monotonic()):
             self._write()
 
     def _write(self) -> None:

@@ -43,6 +43,11 @@ class Schedule:
         self._interval = SHORTEST
 
     @property
+    def follows_time(self) -> bool:
+        """Whether time, and not only the number of steps, makes a checkpoint due."""
+        return not isinstance(self._every, int)
+
+    @property
     def stride(self) -> int:
         """Steps of which every due step is a multiple."""
         return self._every if isinstance(self._every, int) else STRIDE

@@ -95,6 +95,12 @@ class TrainingState:
                 "SAGEMAKER_MXNET_RESUME=none to start afresh"
             )
 
+    def settle(self) -> None:
+        """Wait until all steps that were begun are computed."""
+        import mxnet  # noqa: PLC0415
+
+        mxnet.nd.waitall()
+
     def capture(self) -> Iterable[Member]:
         """Copy the state at this moment, and return it as a checkpoint's members.
 
@@ -105,9 +111,7 @@ class TrainingState:
             OSError: when there is no way for the servers to deliver.
             Exception: when the state cannot be pickled.
         """
-        import mxnet  # noqa: PLC0415
-
-        mxnet.nd.waitall()
+        self.settle()
         listener = None
         if self.servers:
             listener = transfer.Listener(self._job.address)

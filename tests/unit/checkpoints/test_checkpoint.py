@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List
 
@@ -169,6 +170,17 @@ def test_damage_is_noticed_or_harmless(tmp_path: Path) -> None:
         path.write_bytes(flipped)
         if verify(str(path)) is None:
             assert content() == expected, bit
+
+
+def test_time_is_that_of_computed_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(tmp_path, every=timedelta(microseconds=1))
+    training.data = training.data * 10  # 40 steps, of which two are multiples of the stride
+    run, computed = training.checkpoint._run, []
+    state = run.training
+    assert state is not None
+    monkeypatch.setattr(state, "settle", lambda: computed.append(run.step))
+    training.run(1)
+    assert {20, 40} <= set(computed) and set(computed) <= {20, 40}
 
 
 NUMPY = """
