@@ -104,7 +104,7 @@ class Killer:
         self.killed += 1
 
     def _pids(self, host: Host, role: str) -> Tuple[int, ...]:
-        found = re.findall(rf"{host.name} {role}: started \(process (\d+)\)", host.output)
+        found = re.findall(rf"{host.name} {role}: started \(process (\d+)", host.output)
         return tuple(map(int, found))
 
 

@@ -38,7 +38,7 @@ def pid(host: Host, role: str, attempt: int) -> int:
     found: List[str] = []
 
     def look() -> bool:
-        found[:] = re.findall(rf"{host.name} {role}: started \(process (\d+)\)", host.output)
+        found[:] = re.findall(rf"{host.name} {role}: started \(process (\d+)", host.output)
         return len(found) >= attempt
 
     eventually(look, f"attempt {attempt} of {role} on {host.name}")
