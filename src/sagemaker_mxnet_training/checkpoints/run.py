@@ -1,5 +1,6 @@
 """One run of a training: where it is, what is due between two steps, what it goes on from."""
 
+import atexit
 import itertools
 import json
 import logging
@@ -49,6 +50,9 @@ class Run:
         self._schedule = Schedule(every, time.monotonic())
         self.randomness = Randomness(seed, job.place, self._schedule.stride)
         self._writer = Writer(job.directory, keep, self._report)
+        # A script that fails ends without waiting for threads: a checkpoint that is being written
+        # is worth a moment.
+        atexit.register(self._writer.settle)
         self._stop = StopRequest()
         self._report.event("checkpointing", directory=job.directory)
 
