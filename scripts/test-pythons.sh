@@ -106,7 +106,7 @@ for run in "${runs[@]}"; do
         scripts/install.sh --python "$python" --numpy "$numpy"
     installed=$result behaviour=- quick_result=-
     if [ "$installed" = ok ]; then
-        step "$name-tools" "$python" -m pip install pytest pytest-timeout
+        step "$name-tools" "$python" -m pip install pytest pytest-timeout hypothesis
         step "$name-behaviour" "$python" -m pytest -q -p no:cacheprovider \
             tests/unit/test_compatibility.py tests/functional/test_mxnet_behaviour.py \
             tests/functional/test_fast_import.py
