@@ -71,13 +71,14 @@ class Supervisor:
 
     def _run(self, fault: str) -> Verdict:
         result.clear(self._job.output_dir)
-        if not fault:
-            process.become_subreaper()
-            self._start_watchdog()
+        # Before the watchdog: children that are there already have to be looked for, which takes
+        # longer than all the rest.
         steps = self._steps = Steps(
             self._job, self._log, self._timeline, self._selector, {JOB_VARIABLE: self._job_id}
         )
-        if self._watchdog is not None:
+        if not fault:
+            process.become_subreaper()
+            self._watchdog = self._start_watchdog()
             steps.table.exclude(self._watchdog.pid)
         steps.begin(fault)
         while not steps.over(time.monotonic()):
@@ -119,8 +120,8 @@ class Supervisor:
             stop = Stop(self._job.current_host, number)
             steps.coordinator.report_stop(stop, time.monotonic())
 
-    def _start_watchdog(self) -> None:
-        self._watchdog = Watchdog(
+    def _start_watchdog(self) -> Watchdog:
+        return Watchdog(
             self._job_id,
             self._job.settings.peer_timeout,
             result.failure_path(self._job.output_dir),
