@@ -236,7 +236,7 @@ def test_script_sees_what_it_would_see_without_us(tmp_path: Path, entry_point: s
 
 
 def test_the_script_waits_for_nothing_that_only_a_longer_job_needs(tmp_path: Path) -> None:
-    """To load psutil, and to look at all processes of the machine, takes as long as all the rest."""
+    """Loading psutil and looking at all processes takes a third of the time to the first line."""
     body = 'print("psutil" in open("/proc/%d/maps" % os.getppid()).read())'
     assert ran(tmp_path, body) == "False\n"
 
