@@ -24,7 +24,8 @@ from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import Outcome, exit_status
 from sagemaker_mxnet_toolkit.log import write_all
 from sagemaker_mxnet_toolkit.processes.signals import STOP_SIGNALS, SignalPipe
-from sagemaker_mxnet_training.checkpoints import catalog, job_environment
+from sagemaker_mxnet_toolkit.settings.variables import FRESH, RESUME
+from sagemaker_mxnet_training.checkpoints import catalog
 from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.host import result, timeline, verdict_text
 from sagemaker_mxnet_training.host.phase import HostPhase
@@ -108,7 +109,7 @@ def plan_run(options: argparse.Namespace, environ: Mapping[str, str], directory:
     kept = {k: v for k, v in environ.items() if not k.startswith(("SM_", "DMLC_", "SAGEMAKER_"))}
     own = {k: v for k, v in environ.items() if k.startswith("SAGEMAKER_MXNET_")}
     if not options.resume:
-        own.setdefault(job_environment.RESUME_VARIABLE, job_environment.NOTHING)
+        own.setdefault(RESUME, FRESH)
     return Run(
         hosts=names,
         script=script,

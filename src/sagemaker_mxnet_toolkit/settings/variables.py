@@ -12,6 +12,16 @@ COMPONENT_PREFIXES = ("SAGEMAKER_MXNET_SERVING_",)
 CONTROL_FD = "SAGEMAKER_MXNET_CONTROL_FD"
 """File descriptor of the control channel's listening socket, from ``local`` to the first host."""
 
+RESTART_COUNT = "SAGEMAKER_MXNET_RESTART_COUNT"
+"""How often the job was restarted; for the user's script."""
+
+RESUME = "SAGEMAKER_MXNET_RESUME"
+"""Name of the checkpoint that a job goes on from, or ``FRESH``, the same on all hosts. Without it
+the first host's script takes its newest whole one."""
+
+FRESH = "none"
+"""Value of ``RESUME`` for a fresh start."""
+
 NOT_SETTINGS = frozenset(
     {
         CONTROL_FD,
@@ -22,8 +32,8 @@ NOT_SETTINGS = frozenset(
         # The pipe on which a child process reports.
         "SAGEMAKER_MXNET_REPORT_FD",
         # For the user's script and the helpers that it calls, which read the environment.
-        "SAGEMAKER_MXNET_RESTART_COUNT",
-        "SAGEMAKER_MXNET_RESUME",
+        RESTART_COUNT,
+        RESUME,
         # Read where MXNet is imported, in any Python process.
         "SAGEMAKER_MXNET_IMPORT_CACHE",
     }

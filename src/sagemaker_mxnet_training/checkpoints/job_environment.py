@@ -6,15 +6,10 @@ import socket
 from dataclasses import dataclass
 from typing import Mapping, Optional
 
+from sagemaker_mxnet_toolkit.settings.variables import RESUME
+
 DIRECTORY_VARIABLE = "SM_CHECKPOINT_DIR"
 """Variable that names the directory of the checkpoints."""
-
-RESUME_VARIABLE = "SAGEMAKER_MXNET_RESUME"
-"""Variable that names the file to go on from, or ``NOTHING``. Whoever starts the processes of a
-job sets it, the same on all hosts. Without it the first host takes its newest whole checkpoint."""
-
-NOTHING = "none"
-"""Value of ``RESUME_VARIABLE`` for a fresh start."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +20,7 @@ class JobEnvironment:
         directory: where checkpoints are.
         hosts: number of hosts.
         place: place of this host among them, in sorted order.
-        resume: value of ``RESUME_VARIABLE``; ``None`` without one.
+        resume: value of ``RESUME``; ``None`` without one.
         address: this host's address in the kvstore's network.
         servers: number of kvstore servers of the job.
     """
@@ -66,9 +61,9 @@ def read(environ: Mapping[str, str], directory: Optional[str] = None) -> JobEnvi
         ) from None
     base = environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"
     chosen = directory or environ.get(DIRECTORY_VARIABLE) or os.path.join(base, "checkpoints")
-    resume = environ.get(RESUME_VARIABLE) or None
+    resume = environ.get(RESUME) or None
     if resume is not None and os.path.basename(resume) != resume:
-        raise ValueError(f"{RESUME_VARIABLE}: expected a file name, got {resume!r}")
+        raise ValueError(f"{RESUME}: expected a file name, got {resume!r}")
     return JobEnvironment(
         directory=os.path.abspath(os.fspath(chosen)),
         hosts=len(hosts),

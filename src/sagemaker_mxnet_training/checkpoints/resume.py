@@ -13,14 +13,11 @@ import logging
 import os
 from typing import Any, Callable, Dict, Iterable, Optional, Tuple
 
+from sagemaker_mxnet_toolkit.settings.variables import FRESH, RESUME
 from sagemaker_mxnet_training.checkpoints import catalog, transfer
 from sagemaker_mxnet_training.checkpoints.archive import Archive
 from sagemaker_mxnet_training.checkpoints.errors import CheckpointError, DamagedError
-from sagemaker_mxnet_training.checkpoints.job_environment import (
-    NOTHING,
-    RESUME_VARIABLE,
-    JobEnvironment,
-)
+from sagemaker_mxnet_training.checkpoints.job_environment import JobEnvironment
 from sagemaker_mxnet_training.roles import server_state
 
 ABOUT, WEIGHTS, STATES = "about.json", "weights.params", "trainer.states"
@@ -68,9 +65,9 @@ def find(job: JobEnvironment, distributed: Callable[[], Any]) -> Optional[Source
             hosts must call this function then.
 
     Raises:
-        CheckpointError: when the checkpoint that ``RESUME_VARIABLE`` names cannot be used.
+        CheckpointError: when the checkpoint that ``RESUME`` names cannot be used.
     """
-    if job.resume == NOTHING:
+    if job.resume == FRESH:
         return None
     kvstore = distributed()
     if kvstore is None:
@@ -91,7 +88,7 @@ def _open(job: JobEnvironment) -> Optional[Archive]:
             archive = Archive(path)
             archive.verify()
         except DamagedError as error:
-            text = f"{job.resume} in {job.directory} ({RESUME_VARIABLE}) cannot be used: {error}"
+            text = f"{job.resume} in {job.directory} ({RESUME}) cannot be used: {error}"
             raise CheckpointError(text) from error
         return archive
     entry, damaged = catalog.newest_whole(job.directory)

@@ -7,7 +7,7 @@ from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind
 from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.processes.process import ProcessSpec
-from sagemaker_mxnet_toolkit.settings.variables import PREFIX
+from sagemaker_mxnet_toolkit.settings.variables import FRESH, RESTART_COUNT, RESUME
 from sagemaker_mxnet_training.cluster.coordination import Rendezvous, Start
 from sagemaker_mxnet_training.config import environment, tuning
 from sagemaker_mxnet_training.config.job import Job
@@ -19,17 +19,6 @@ _SYNC = "sagemaker_mxnet_training.roles.sync"
 _KVSTORE = "sagemaker_mxnet_training.roles.kvstore"
 _STANDBY = "sagemaker_mxnet_training.roles.standby"
 _BOOTSTRAP = "sagemaker_mxnet_training.roles.bootstrap"
-
-RESTART_COUNT = f"{PREFIX}RESTART_COUNT"
-"""Variable for scripts: how often the job was restarted."""
-
-RESUME = f"{PREFIX}RESUME"
-"""Variable for ``checkpoints``: the file to go on from, or ``FRESH``. Without it the script of the
-first host chooses for itself.
-"""
-
-FRESH = "none"
-"""Value of ``RESUME`` where there is nothing to go on from."""
 
 _MODULE_DIR_SETTING = "SM_MODULE_DIR or sagemaker_submit_directory"
 

@@ -10,8 +10,8 @@ from typing import Callable, Mapping, Optional
 
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.background import BackgroundCall
+from sagemaker_mxnet_toolkit.settings.variables import RESUME
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.host.plan import RESUME
 
 
 class Resume:

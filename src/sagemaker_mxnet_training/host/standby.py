@@ -47,10 +47,10 @@ class StandbyProcesses:
     def prepare(self, attempt: Attempt) -> None:
         """Start them for the attempt after this one, if there can be one and they are wanted."""
         settings = self._job.settings
-        specs = [spec for spec in attempt.specs if program.module_of(spec.argv) is not None]
         again = attempt.number <= limit(settings.max_restarts, attempt.checkpointing)
         if self._waiting or attempt.stop is not None or not again:
             return
+        specs = [spec for spec in attempt.specs if program.module_of(spec.argv) is not None]
         if not wanted(settings.standby, self._job.num_cpus, len(specs), memory()):
             return
         names = ", ".join(spec.name for spec in specs)

@@ -12,6 +12,7 @@ from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_sta
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
 from sagemaker_mxnet_toolkit.processes.table import ProcessTable
+from sagemaker_mxnet_toolkit.settings import variables
 from sagemaker_mxnet_training.cluster.coordination import (
     Coordinator,
     Restart,
@@ -139,7 +140,7 @@ class Steps:
             return
         self._timeline.phase(HostPhase.ROLES)
         self.coordinator.report_step(Step.TRAINING)
-        if order.resume not in ("", plan.FRESH):
+        if order.resume not in ("", variables.FRESH):
             self._log("entrypoint", f"training can go on from {order.resume}")
             self._timeline.instant("resume", order.resume, f"attempt {order.attempt}")
         self._observer.restart_progress(time.monotonic())

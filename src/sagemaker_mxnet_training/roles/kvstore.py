@@ -27,13 +27,11 @@ from sagemaker_mxnet_toolkit.processes.child_report import (
     REQUIREMENTS,
     Report,
 )
+from sagemaker_mxnet_toolkit.settings.variables import FRESH, RESUME
 from sagemaker_mxnet_training.roles.server_state import PREFIX, ServerState
 
 _OPTIMIZER_COMMAND = 0
 """Command that ``KVStore.set_optimizer`` sends, its body the pickled optimizer (MXNet 1.9.1)."""
-
-_RESUME, _FRESH = "SAGEMAKER_MXNET_RESUME", "none"
-"""As ``host.plan`` has them, which is not for this process to import."""
 
 _CONTROLLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
@@ -59,7 +57,7 @@ def main(arguments: List[str], report: Report) -> NoReturn:
         controller = _CONTROLLER(_controller(store, report))
         report.event("started")
         kind = EXCEPTION
-        if os.environ["DMLC_ROLE"] == "server" and os.environ.get(_RESUME, _FRESH) != _FRESH:
+        if os.environ["DMLC_ROLE"] == "server" and os.environ.get(RESUME, FRESH) != FRESH:
             # The optimizer comes at once: import what it needs while the worker does.
             _import_mxnet()
         _check(library, library.MXKVStoreRunServer(store, controller, None))
