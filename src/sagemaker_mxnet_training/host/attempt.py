@@ -55,7 +55,7 @@ class Attempt:
         failed: whether the run has failed and another follows: nothing of it counts any more.
         finished: whether the leader has been told that the script has finished.
         worker_status: exit status of the script, in the shell's convention, if it has ended.
-        kvstore_used: whether a worker has connected to a server of this host.
+        kvstore_used: whether a worker is known to have used the kvstore.
         checkpointing: whether this host's script uses checkpoints.
         checkpoint: the last one that it has written.
         specs: what was started.
@@ -117,6 +117,7 @@ class Attempt:
         """Take note that a server, of whichever host, has done the first step of training."""
         # Whatever other reports are still unread: who trains has started.
         self._starting.clear()
+        self.kvstore_used = True
         self._enter_training()
         if self._timeline.current is HostPhase.TRAIN:
             self._timeline.phase(HostPhase.TRAIN, ended_as=HostPhase.FIRST_STEP)

@@ -73,14 +73,18 @@ class Drain:
         self._attempt.check_kvstore_use()
         workers = self._table.living(Role.WORKER)
         if not (workers or self._attempt.kvstore_used or self._unused):
+            # So it looks; but a short job may have used it between two looks, and then it leaves.
             self._unused = True
-            self._log("entrypoint", "no worker used the kvstore; ending it")
             self._deadline = min(self._deadline, now + UNUSED_GRACE)
         if now < self._deadline:
             return self._deadline
         if not self._asked:
             self._asked = True
-            names = ", ".join(child.spec.name for child in left)
-            self._log("entrypoint", f"ending what has not left by itself: {names}")
+            if self._unused and not self._attempt.kvstore_used:
+                what = "no worker used the kvstore; ending it"
+            else:
+                names = ", ".join(child.spec.name for child in left)
+                what = f"ending what has not left by itself: {names}"
+            self._log("entrypoint", what)
             self._table.stop(left, signal.SIGTERM, TERMINATE_GRACE)
         return now + 0.1
