@@ -1,7 +1,6 @@
 """The text of an exception: its type and message in one line, and its traceback."""
 
 import builtins
-import traceback
 from typing import Sequence
 
 _GROUP_MEMBERS = 3
@@ -24,6 +23,8 @@ def summary(error: BaseException) -> str:
 def text(error: BaseException) -> str:
     """Return what Python prints about an exception that nobody catches: traceback and notes."""
     try:
+        import traceback  # noqa: PLC0415 - for failures alone, and every script would wait for it
+
         lines = traceback.format_exception(type(error), error, error.__traceback__)
     except Exception as failure:  # such as a MemoryError: the summary must not be lost with it
         return f"(no traceback: {type(failure).__name__})"

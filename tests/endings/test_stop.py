@@ -186,6 +186,27 @@ def test_handler_runs_although_native_code_blocks_the_main_thread(
         assert ends[0].output.count("handled") == 1
 
 
+def test_handler_of_an_event_loop_runs(tmp_path: Path, verdicts: Verdicts) -> None:
+    """asyncio has a wake-up descriptor of its own, which stays the one that is set."""
+    body = """
+    import asyncio
+
+    async def train():
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+        say("up")
+        await stopped.wait()
+        say("checkpoint written")
+
+    asyncio.run(train())
+    """
+    with job(tmp_path, body) as cluster:
+        cluster.wait_for("^up")
+        since = cluster[1].kill("entrypoint", signal.SIGTERM)
+        (end,) = verdicts.stopped(cluster, since, {1: 0})
+        assert "checkpoint written" in end.output
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 @pytest.mark.parametrize("absent", [1, 2])
 def test_stop_of_a_host_that_waits_for_one_that_never_came(

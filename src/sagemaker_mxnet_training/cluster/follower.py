@@ -15,7 +15,6 @@ from sagemaker_mxnet_training.cluster.coordination import (
     Orders,
     give,
 )
-from sagemaker_mxnet_training.cluster.decision import VERDICT_DELAY, Cluster, advance
 from sagemaker_mxnet_training.cluster.events import (
     CAUSE_LIMIT,
     Action,
@@ -40,6 +39,9 @@ from sagemaker_mxnet_training.cluster.leader_connection import Channel, LeaderCo
 from sagemaker_mxnet_training.cluster.link import Clock
 from sagemaker_mxnet_training.cluster.network import NameLookup
 from sagemaker_mxnet_training.config.job import Job
+
+_ALONE_PERIOD = 0.3
+"""Seconds between two looks at how a stop without a leader goes on."""
 
 
 class Follower:
@@ -160,6 +162,9 @@ class Follower:
         alone = self._gave_up or (StopScripts in self._given and not self._leader.joined)
         if not alone or self._ended_at is not None:
             return
+        # Few followers come to this, and all would wait for the import before they join.
+        from sagemaker_mxnet_training.cluster.decision import Cluster, advance  # noqa: PLC0415
+
         host = self._job.current_host
         cluster = Cluster.of([host], host, attempt=self._attempt)
         actions: List[Action] = []
@@ -218,7 +223,7 @@ class Follower:
             return due
         if StopScripts in self._given:
             self._decide_alone()
-            return due if self._leader.joined else min(due, now + VERDICT_DELAY)
+            return due if self._leader.joined else min(due, now + _ALONE_PERIOD)
         if self._failure is not None and now - self._failure.time >= REPORT_DEADLINE:
             self._fail(self._failure.failure)
         elif not self._leader.joined:

@@ -10,6 +10,7 @@ import selectors
 import socket
 import struct
 import threading
+import time
 from typing import Callable, Mapping, Optional
 
 from sagemaker_mxnet_toolkit.log import Log
@@ -90,8 +91,17 @@ class NameLookup:
             self._answered.close()
 
     def _look_up(self, answer: socket.socket) -> None:
-        from retrying import Retrying  # noqa: PLC0415 - 5 ms that not every host has to spend
+        with answer:
+            # Most names resolve at once, and need not wait 5 ms for the import.
+            with contextlib.suppress(OSError):
+                self.address = self._attempt()
+            if not (self.address or self.invalid):
+                self._keep_trying()
 
+    def _keep_trying(self) -> None:
+        from retrying import Retrying  # noqa: PLC0415
+
+        time.sleep(LOOKUP_PERIOD)
         retrying = Retrying(
             stop_max_delay=int(self._timeout * 1000),
             wait_fixed=int(LOOKUP_PERIOD * 1000),
@@ -99,7 +109,7 @@ class NameLookup:
                 isinstance(error, OSError) and not isinstance(error, InvalidNameError)
             ),
         )
-        with answer, contextlib.suppress(OSError):  # told in ``obstacle``
+        with contextlib.suppress(OSError):  # told in ``obstacle``
             self.address = retrying.call(self._attempt)
 
     def _attempt(self) -> str:

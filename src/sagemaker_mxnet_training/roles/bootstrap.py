@@ -13,9 +13,9 @@ worker would otherwise wait in its destructor for all the other workers to finis
 import atexit
 import contextlib
 import faulthandler
+import gc
 import io
 import os
-import runpy
 import signal
 import sys
 import threading
@@ -40,6 +40,9 @@ def main(arguments: List[str], report: Report) -> None:
     _watch_native_crashes()
     signal_handlers.watch(run.end)
     compatibility.after_import(optimizer_states.explain)
+    # What is loaded so far lives as long as the process: the collector need not look at it, which
+    # it would once more when the script has ended.
+    gc.freeze()
     run.begin()
     try:
         if kind == "script":
@@ -47,6 +50,8 @@ def main(arguments: List[str], report: Report) -> None:
         else:
             sys.argv = [target, *rest]
             sys.path.insert(0, os.getcwd())
+            import runpy  # noqa: PLC0415 - of no use to a script
+
             runpy.run_module(target, run_name="__main__", alter_sys=True)
     except BaseException as error:
         if isinstance(error, SystemExit) and not error.code:

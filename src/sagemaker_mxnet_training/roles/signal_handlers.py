@@ -9,33 +9,21 @@ script that trains with MXNet in two ways:
   way.
 - Where the instruction belongs to a destructor, such as that of ``NDArray``, Python prints
   "Exception ignored" and drops the handler's ``SystemExit``. Here it ends the script all the same.
-
-The wake-up descriptor of ``signal`` says which signals have arrived. A forked child inherits it
-together with Python's C handler, so a signal to the child arrives here too: from a library that
-forks without Python's hooks as well, and in the moment before any hook can run. The descriptor is
-therefore a socket whose messages carry the process id of the writer (unix(7), SO_PASSCRED), which
-the kernel fills in; what another process wrote is ignored.
 """
 
-import contextlib
 import os
 import signal
-import socket
-import struct
 import sys
 import threading
 import time
 import types
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Optional
 
 PATIENCE = 1.0
 """Seconds that the main thread has to run a handler itself."""
 
 _SLACK = 0.5
 """Seconds by which the main thread may be quicker than the thread that watches it."""
-
-_CREDENTIALS = struct.Struct("3i")
-"""``struct ucred``: process id, user id, group id (unix(7))."""
 
 
 class _Handler:
@@ -62,42 +50,70 @@ def watch(on_error: Callable[[BaseException], None]) -> None:
         on_error: called with an exception that a handler raised where Python would drop it;
             usually ``SystemExit``.
     """
-    handlers = _wrap_handlers()
+    handlers: Dict[int, _Handler] = {}
+    watcher = _Watcher(handlers, on_error)
+    _wrap_handlers(handlers, watcher.start)
     _catch_dropped_exits(handlers, on_error)
-    reader, writer = _wakeup_sockets()
-    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
-    def leave_child() -> None:
-        """Take the descriptor from a forked child, unless the script has set its own."""
-        if threading.current_thread() is threading.main_thread():
-            current = signal.set_wakeup_fd(-1)
-            if current not in (-1, writer.fileno()):
-                signal.set_wakeup_fd(current)
 
-    os.register_at_fork(after_in_child=leave_child)
+class _Watcher:
+    """Calls the handlers that the main thread does not, from the first one that is set.
 
-    def call_if_missed(number: int, handler: _Handler) -> None:
+    Args:
+        handlers: those that are set, by signal number.
+        on_error: called with what a handler raised.
+    """
+
+    def __init__(
+        self, handlers: Dict[int, _Handler], on_error: Callable[[BaseException], None]
+    ) -> None:
+        self._handlers = handlers
+        self._on_error = on_error
+        self._pid = os.getpid()
+        self._started = False
+
+    def start(self) -> None:
+        """Begin to watch, in the main thread of the process that runs the script."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if self._started or os.getpid() != self._pid or not is_main:
+            return
+        # Most scripts set no handler, and get to their first line some milliseconds earlier.
+        from sagemaker_mxnet_training.roles import signal_arrivals  # noqa: PLC0415
+
+        arrivals = signal_arrivals.listen()
+        if arrivals is None:
+            return
+        self._started = True
+
+        def listen() -> None:
+            for number in signal_arrivals.numbers(arrivals):
+                handler = self._handlers.get(number)
+                if handler is not None:
+                    self._in_a_thread(self._call_if_missed, number, handler)
+
+        self._in_a_thread(listen)
+
+    def _in_a_thread(self, target: Callable[..., None], *arguments: object) -> None:
+        threading.Thread(target=target, args=arguments, name="signal-handlers", daemon=True).start()
+
+    def _call_if_missed(self, number: int, handler: _Handler) -> None:
         since = time.monotonic() - _SLACK
         time.sleep(PATIENCE)
-        if handler.called >= since or handlers.get(number) is not handler:
+        if handler.called >= since or self._handlers.get(number) is not handler:
             return
         try:
             handler(number, None)
         except BaseException as error:
-            on_error(error)
-
-    def listen() -> None:
-        for number in _received(reader):
-            handler = handlers.get(number)
-            if handler is not None:
-                threading.Thread(target=call_if_missed, args=(number, handler), daemon=True).start()
-
-    threading.Thread(target=listen, name="signal-handlers", daemon=True).start()
+            self._on_error(error)
 
 
-def _wrap_handlers() -> Dict[int, _Handler]:
-    """Wrap each handler that the script sets; return those that are set, by signal number."""
-    handlers: Dict[int, _Handler] = {}
+def _wrap_handlers(handlers: Dict[int, _Handler], on_set: Callable[[], None]) -> None:
+    """Wrap each handler that the script sets, and keep it in ``handlers``.
+
+    Args:
+        handlers: those that are set, by signal number.
+        on_set: called before a handler is set.
+    """
     set_handler, get_handler = signal.signal, signal.getsignal
 
     def unwrapped(handler: Any) -> Any:
@@ -106,6 +122,7 @@ def _wrap_handlers() -> Dict[int, _Handler]:
     # The script continues to see the handlers that it set.
     def signal_(signalnum: int, handler: Any) -> Any:
         if callable(handler) and handler is not signal.default_int_handler:
+            on_set()
             handler = handlers[signalnum] = _Handler(handler)
         else:
             handlers.pop(signalnum, None)
@@ -116,7 +133,6 @@ def _wrap_handlers() -> Dict[int, _Handler]:
 
     signal.signal = signal_
     signal.getsignal = getsignal
-    return handlers
 
 
 def _catch_dropped_exits(
@@ -133,31 +149,3 @@ def _catch_dropped_exits(
         drop(dropped)
 
     sys.unraisablehook = unraisable
-
-
-def _wakeup_sockets() -> Tuple[socket.socket, socket.socket]:
-    """Return a socket to read signal numbers from, with their senders, and one to write to."""
-    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    reader.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    writer.setblocking(False)
-    return reader, writer
-
-
-def _received(reader: socket.socket) -> Iterator[int]:
-    """Yield the number of each signal to this process, and none of those to its children."""
-    pid, space = os.getpid(), socket.CMSG_SPACE(_CREDENTIALS.size)
-    with contextlib.suppress(OSError):  # the script has closed all descriptors, as daemons do
-        while True:
-            # The kernel joins no messages of two senders.
-            numbers, ancillary, _, _ = reader.recvmsg(64, space)
-            if not numbers:
-                return
-            if _sender(ancillary) == pid:
-                yield from numbers
-
-
-def _sender(ancillary: List[Tuple[int, int, bytes]]) -> Optional[int]:
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-            return int(_CREDENTIALS.unpack(data)[0])
-    return None
