@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_training.cluster import decision
-from sagemaker_mxnet_training.cluster.decision import VERDICT_DELAY, Cluster, Phase, advance
+from sagemaker_mxnet_training.cluster.decision import (
+    SHORT_VERDICT_DELAY,
+    VERDICT_DELAY,
+    Cluster,
+    Phase,
+    advance,
+)
 from sagemaker_mxnet_training.cluster.events import (
     Command,
     Do,
@@ -119,6 +125,30 @@ def test_the_verdict_waits_for_an_earlier_failure_to_arrive() -> None:
     assert job.cluster.due == 10.02 + VERDICT_DELAY
     assert job.feed(10.1, Own.TICK) == []
     assert job.feed(10.4, Own.TICK) == [Order(End(Verdict(Outcome.FAILURE, failure("algo-2"))))]
+
+
+def killed(host: str) -> Failure:
+    return Failure(host, Role.SERVER, "killed by SIGKILL", FailureKind.SIGNAL, 137)
+
+
+def test_a_killed_process_is_no_consequence_and_need_not_wait_long() -> None:
+    job = Job()
+    job.all(1.0, Step.READY)
+    assert job.feed(10.0, Failed(killed("algo-2"), 10.0)) == []
+    assert job.cluster.due == 10.0 + SHORT_VERDICT_DELAY
+    assert job.feed(10.02, Failed(failure("algo-1", "earlier"), 9.99)) == []
+    assert job.feed(10.06, Own.TICK) == [
+        Order(End(Verdict(Outcome.FAILURE, failure("algo-1", "earlier"))))
+    ]
+
+
+def test_what_follows_from_a_killed_process_may_be_heard_first() -> None:
+    job = Job()
+    job.all(1.0, Step.READY)
+    assert job.feed(10.0, Failed(failure("algo-1", "lost its peer"), 10.0)) == []
+    assert job.feed(10.1, Failed(killed("algo-2"), 9.9)) == []
+    assert job.cluster.due == 10.1 + SHORT_VERDICT_DELAY
+    assert job.feed(10.16, Own.TICK) == [Order(End(Verdict(Outcome.FAILURE, killed("algo-2"))))]
 
 
 def test_a_failure_after_a_stop_is_no_failure() -> None:
@@ -284,7 +314,8 @@ def histories(draw: st.DrawFn) -> History:
             members.discard(name)
             heard.append((now, Lost(name, f"gone {index}", now)))
         elif kind is Failed:
-            heard.append((now, Failed(failure(name, f"fault {index}"), happened)))
+            what = draw(st.sampled_from((failure(name, f"fault {index}"), killed(name))))
+            heard.append((now, Failed(what, happened)))
         elif kind is StopRequested:
             heard.append((now, StopRequested(Stop(name, 15), happened)))
         elif isinstance(kind, Step) and kind is not Step.JOINED:

@@ -9,6 +9,7 @@ A job is a sequence of attempts, mostly of one. Whether another one follows a fa
 """
 
 import enum
+import signal
 from dataclasses import dataclass, replace
 from typing import Any, FrozenSet, Iterable, List, Optional, Tuple
 
@@ -43,8 +44,10 @@ Failures reach the first host in another order than they happened in. A worker t
 peer may be heard before the peer; this is the time an earlier failure has to arrive.
 """
 
-LOCAL_VERDICT_DELAY = 0.05
-"""The same in a job of one host, whose processes report to one loop."""
+SHORT_VERDICT_DELAY = 0.05
+"""The same where less will do: in a job of one host, whose processes report to one loop, and for a
+process that SIGKILL has ended, which no failure of another process can have caused.
+"""
 
 CLEAR_TIMEOUT = 300.0
 """Seconds that hosts have to end an attempt, to choose a checkpoint and to be ready again."""
@@ -245,8 +248,9 @@ def _record_fault(cluster: Cluster, event: Event) -> Cluster:
 
 
 def _judge_failure(cluster: Cluster, failure: Failure, now: float) -> Decision:
-    if cluster.verdict_time is None:
-        delay = VERDICT_DELAY if len(cluster.hosts) > 1 else LOCAL_VERDICT_DELAY
+    killed = failure.kind is FailureKind.SIGNAL and failure.status == 128 + signal.SIGKILL
+    delay = SHORT_VERDICT_DELAY if killed or len(cluster.hosts) == 1 else VERDICT_DELAY
+    if cluster.verdict_time is None or now + delay < cluster.verdict_time:
         return replace(cluster, verdict_time=now + delay), ()
     if now < cluster.verdict_time:
         return cluster, ()
