@@ -56,7 +56,12 @@ def transform(model, file, directory):
     )
     # The SDK follows a job in the cloud only; in local mode the call returns when all is done.
     transformer.transform(
-        f"file://{file}", content_type="text/csv", split_type="Line", wait=False, logs=False
+        f"file://{file}",
+        content_type="text/csv",
+        split_type="Line",
+        join_source="Input",  # local mode takes it, and writes the answers alone
+        wait=False,
+        logs=False,
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Dict, Iterator, List
@@ -127,6 +128,8 @@ services:
       SM_USER_ENTRY_POINT: train.py
       SM_MODULE_DIR: /code
       SM_FRAMEWORK_PARAMS: '{{"sagemaker_parameter_server_enabled": true}}'
+      SAGEMAKER_MXNET_REJOIN_TIMEOUT: "{rejoin_timeout}"
+    restart: "{restart}"
     volumes: ["./code:/code:ro"]
   algo-2:
     <<: *host
@@ -134,12 +137,19 @@ services:
 """
 
 
-def custom_job(project: str, folder: Path, image: str, script: str) -> "Completed[str]":
+def custom_command(project: str, folder: Path, image: str, script: str, **fields: str) -> List[str]:
+    """Write a script and a Compose file for two hosts; return the beginning of commands for it."""
     (folder / "code").mkdir()
-    (folder / "code" / "train.py").write_text(KVSTORE + script)
+    (folder / "code" / "train.py").write_text(script)
     file = folder / "compose.yml"
-    file.write_text(SERVICES.format(image=image))
-    command = [*compose_command(), "-f", str(file), "-p", project]
+    file.write_text(
+        SERVICES.format(image=image, **{"rejoin_timeout": "0", "restart": "no", **fields})
+    )
+    return [*compose_command(), "-f", str(file), "-p", project]
+
+
+def custom_job(project: str, folder: Path, image: str, script: str) -> "Completed[str]":
+    command = custom_command(project, folder, image, KVSTORE + script)
     try:
         return run(*command, "up", "--abort-on-container-exit", timeout=200, check=False)
     finally:
@@ -176,3 +186,67 @@ push_and_pull()
     assert done.returncode == 1, done.stdout
     cause = "cause: algo-2: worker failed: ValueError: boom (exit status 1)"
     assert done.stdout.count(cause) == 2, done.stdout
+
+
+CHECKPOINTED = """
+import os, time
+import mxnet as mx
+from mxnet import autograd, gluon
+from sagemaker_mxnet_training.checkpoints import Checkpoint
+
+net = gluon.nn.Dense(1, use_bias=False, in_units=2)
+net.initialize(mx.init.One())
+trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.001}, kvstore="dist_sync")
+checkpoint = Checkpoint(net, trainer, every=5)
+for _ in checkpoint.epochs(1):
+    for number in checkpoint.batches(range(600)):
+        with autograd.record():
+            loss = net(mx.nd.array([[1.0, number % 7]])).sum()
+        loss.backward()
+        trainer.step(1)
+        print("step", number, "of attempt", os.environ["SAGEMAKER_MXNET_RESTART_COUNT"], flush=True)
+        time.sleep(0.05)
+print("weights", net.weight.data().asnumpy().tolist(), flush=True)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: kills a container's first process")
+def test_hosts_that_are_killed_come_back(project: str, tmp_path: Path, image: str) -> None:
+    """One by its restart policy, the first one by hand; the job ends as if nothing had happened."""
+    command = custom_command(
+        project, tmp_path, image, CHECKPOINTED, rejoin_timeout="60", restart="on-failure:3"
+    )
+
+    def output(*options: str) -> str:
+        return run(*command, "logs", "--no-color", *options).stdout
+
+    def container(host: str) -> str:
+        return run(*command, "ps", "-aq", host).stdout.strip()
+
+    def status(host: str) -> List[str]:
+        fields = "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}"
+        return run("docker", "inspect", "--format", fields, container(host)).stdout.split()
+
+    try:
+        run(*command, "up", "-d", timeout=120)
+        eventually(lambda: "step 50 of attempt 0" in output("algo-2"), "training", 60)
+        first = run("docker", "inspect", "--format", "{{.State.Pid}}", container("algo-2")).stdout
+        os.kill(int(first), signal.SIGKILL)
+        eventually(lambda: "of attempt 1" in output("algo-2"), "the second attempt", 60)
+        assert status("algo-2") == ["running", "0", "1"]
+
+        seen = output("algo-1").count("of attempt 1")
+        eventually(lambda: output("algo-1").count("of attempt 1") > seen + 50, "training", 60)
+        run("docker", "kill", container("algo-1"))
+        run("docker", "start", container("algo-1"))
+        for host in ("algo-1", "algo-2"):
+            eventually(lambda host=host: status(host)[0] == "exited", f"the end of {host}", 90)
+            assert status(host)[1] == "0", output()
+            # 600 steps of two workers: 2 * 0.001 for the constant, and for 0 to 6 in turn.
+            weights = re.findall(r"weights \[\[([\d.-]+), ([\d.-]+)\]\]", output(host))
+            assert [round(float(text), 3) for text in weights[-1]] == [-0.2, -2.590]
+        # The first host, started again, knows only that there are restarts.
+        assert "and 2 restarts; exit status 0" in output("algo-2")
+    finally:
+        run(*command, "down", timeout=120)

@@ -207,3 +207,43 @@ def test_a_worker_process_started_afresh_has_the_layer(tmp_path):
         folder,
     )
     assert run.stdout.strip() == "[] mxnet.numpy.multiarray", run.stderr
+
+
+TRAINER = """
+import mxnet as mx
+
+calls = []
+
+
+class Store(mx.kvstore.KVStoreBase):
+    type = "dist_recording"
+
+    def broadcast(self, key, value, out, priority=0):
+        calls.append("pull")
+
+    def pushpull(self, key, value, out=None, priority=0):
+        calls.append("push")
+
+    @staticmethod
+    def is_capable(capability):
+        return False
+
+
+wait = mx.nd.waitall
+mx.ndarray.waitall = lambda: (calls.append("wait"), wait())
+weight = mx.gluon.Parameter("weight", shape=(2,))
+weight.initialize()
+trainer = mx.gluon.Trainer([weight], "adam", kvstore=Store())
+for _ in range(2):
+    with mx.autograd.record():
+        loss = weight.data().sum()
+    loss.backward()
+    trainer.step(1)
+print(calls)
+"""
+
+
+def test_a_worker_reads_the_first_weights_before_it_pushes_gradients():
+    """A server may otherwise have gradients in their place by then."""
+    done = python("-c", TRAINER)
+    assert done.stdout == "['pull', 'wait', 'push', 'push']\n", done.stdout + done.stderr

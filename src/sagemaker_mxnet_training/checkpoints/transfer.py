@@ -32,6 +32,13 @@ TIMEOUT = 60.0
 TURN = 600.0
 """Seconds that a peer may wait to give its part: the parts are taken one after the other."""
 
+CAUSE_FIRST = 2.0
+"""Seconds that a process waits before it fails over a connection that the other side closed.
+
+The other process is most likely gone, and is what failed: its end is to be known first, although
+its connections are closed some milliseconds before it can be waited for.
+"""
+
 _GREETING = 10.0  # seconds that whoever connects has to say who it is
 _TOKEN = 32
 _HEADER_LIMIT = 16 * 1024
@@ -197,9 +204,11 @@ def fetch(place: Place, name: str) -> bytes:
         OSError: when it cannot be had.
         TransferError: when there is none of that name, or it did not arrive whole.
     """
-    with _connect(place) as peer:
-        _send_header(peer, {"fetch": name})
-        header = _receive_header(peer)
+    with contextlib.ExitStack() as stack:
+        with _cause_first():
+            peer = stack.enter_context(_connect(place))
+            _send_header(peer, {"fetch": name})
+            header = _receive_header(peer)
         if "error" in header:
             raise TransferError(str(header["error"]))
         return b"".join(_receive(peer, name, int(header["size"])))
@@ -237,17 +246,27 @@ def _send(peer: socket.socket, chunks: Iterable[Union[bytes, memoryview]]) -> No
 def _receive(peer: socket.socket, name: str, size: int) -> Iterator[bytes]:
     digest = hashlib.sha256()
     try:
-        while size:
-            chunk = peer.recv(min(size, CHUNK))
-            if not chunk:
-                raise TransferError(f"{name} was cut short")
-            digest.update(chunk)
-            size -= len(chunk)
-            yield chunk
-        if _exactly(peer, _DIGEST) != digest.digest():
-            raise TransferError(f"{name} was altered on its way")
+        with _cause_first():
+            while size:
+                chunk = peer.recv(min(size, CHUNK))
+                if not chunk:
+                    raise TransferError(f"{name} was cut short")
+                digest.update(chunk)
+                size -= len(chunk)
+                yield chunk
+            if _exactly(peer, _DIGEST) != digest.digest():
+                raise TransferError(f"{name} was altered on its way")
     except OSError as error:
         raise TransferError(f"{name} did not arrive: {error}") from error
+
+
+@contextlib.contextmanager
+def _cause_first() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, TransferError):
+        time.sleep(CAUSE_FIRST)
+        raise
 
 
 def _exactly(peer: socket.socket, size: int) -> bytes:

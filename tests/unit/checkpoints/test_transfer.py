@@ -3,12 +3,21 @@
 import json
 import socket
 import threading
-from typing import Iterator
+import time
+from typing import Iterator, List
 
 import pytest
 
 from sagemaker_mxnet_training.checkpoints import transfer
 from sagemaker_mxnet_training.checkpoints.transfer import Listener, Place, TransferError
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> List[float]:
+    """Record what is slept, and do not."""
+    slept: List[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return slept
 
 
 @pytest.fixture
@@ -57,7 +66,9 @@ def test_a_stranger_is_not_listened_to(listener: Listener, monkeypatch: pytest.M
         list(listener.collect(["server-0"]))
 
 
-def test_a_part_that_is_cut_short_or_altered_is_noticed(listener: Listener) -> None:
+def test_a_part_that_is_cut_short_or_altered_is_noticed(
+    listener: Listener, pauses: List[float]
+) -> None:
     header = json.dumps({"give": "a", "size": 10}).encode()
     greeting = listener.place.token.encode() + len(header).to_bytes(4, "big") + header
     for body, message in ((b"12345", "cut short"), (b"1234567890" + bytes(32), "altered")):
@@ -66,3 +77,30 @@ def test_a_part_that_is_cut_short_or_altered_is_noticed(listener: Listener) -> N
         with pytest.raises(TransferError, match=message):
             for _, chunks in listener.collect(["a"]):
                 b"".join(chunks)
+    assert pauses == [transfer.CAUSE_FIRST] * 2
+
+
+def test_the_end_of_the_other_process_is_known_before_this_one_fails(pauses: List[float]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = Place("127.0.0.1", server.getsockname()[1], "0" * 32)
+
+        def hang_up() -> None:
+            server.accept()[0].close()
+
+        other = threading.Thread(target=hang_up)
+        other.start()
+        with pytest.raises((OSError, TransferError)):
+            transfer.fetch(place, "weights")
+        other.join()
+    with pytest.raises(OSError):
+        transfer.fetch(place, "weights")
+    assert pauses == [transfer.CAUSE_FIRST] * 2
+
+
+def test_that_there_is_no_such_part_is_said_at_once(
+    listener: Listener, pauses: List[float]
+) -> None:
+    listener.serve({"weights": (0, [])}.__getitem__)
+    with pytest.raises(TransferError, match="there is no other"):
+        transfer.fetch(listener.place, "other")
+    assert pauses == []
