@@ -312,11 +312,13 @@ def test_damaged_checkpoints(tmp_path: Path, whole: Whole, whole_ones: int) -> N
 # Stops.
 
 
-def stopped(ends: Sequence[Ended]) -> None:
+def stopped(ends: Sequence[Ended], signals: int = 1) -> None:
     for end in ends:
         assert "the job was STOPPED" in end.output, end.output
         assert (end.success, end.failure) == (False, None)
-    assert len({end.status for end in ends}) == 1, [end.output for end in ends]
+    # A host that is told twice kills its script, or has none; the others' may end by themselves.
+    statuses = {end.status for end in ends}
+    assert len(statuses) == 1 or (signals == 2 and statuses <= {0, 137, 143}), statuses
 
 
 def release(cluster: Cluster) -> None:
@@ -386,7 +388,7 @@ def test_a_stop_during_a_restart(tmp_path: Path, phase: str, signals: int, hosts
         if signals == 1:
             release(cluster)
         ends = cluster.ended()
-    stopped(ends)
+    stopped(ends, signals)
 
 
 # Hosts that are lost.

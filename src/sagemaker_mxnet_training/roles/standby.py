@@ -8,6 +8,7 @@ It has the variables that the libraries read when they are loaded from its start
 ps-lite knows its place are read when the kvstore is opened, and come with the order.
 """
 
+import faulthandler
 import importlib
 import json
 import os
@@ -21,6 +22,7 @@ from sagemaker_mxnet_toolkit.processes.child_report import Report
 def main(arguments: List[str], report: Report) -> None:
     """Import MXNet, wait, and run what the order names."""
     compatibility.install()
+    faulthandler.enable()  # before MXNet's own handler of crashes, which tells nothing, or it stays
     import mxnet  # noqa: F401, PLC0415
 
     line = sys.stdin.buffer.readline()
