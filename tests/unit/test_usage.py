@@ -4,11 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, List, cast
 
 import pytest
 
+from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.log import Log
+from sagemaker_mxnet_toolkit.processes.process import Child
+from sagemaker_mxnet_toolkit.processes.table import ProcessTable
 from sagemaker_mxnet_toolkit.processes.usage import (
     MAX_SHARE,
     PERIOD,
@@ -19,6 +24,7 @@ from sagemaker_mxnet_toolkit.processes.usage import (
     Usage,
     measure,
 )
+from sagemaker_mxnet_training.host.observer import Observer
 from tests.cluster import eventually
 
 FAMILY = """
@@ -136,3 +142,23 @@ def test_a_load_over_no_time_at_all_is_none() -> None:
     assert track.cpu_percent() == [(0.0, 4.0)], "not 1000"
     track.add(1.0, Usage(cpu=0.5, memory=4))
     assert track.points == [Point(0.0, 0.0, 0), Point(1.0, 0.5, 5)]
+
+
+class NoProcesses:
+    """A process table in which nothing lives."""
+
+    def living(self, *roles: Role) -> List[Child]:
+        return []
+
+
+def test_a_costly_sample_before_training_does_not_put_off_that_of_the_roles() -> None:
+    observer = Observer(cast(ProcessTable, NoProcesses()), cast(Log, None), 100.0)
+    assert observer.due == 100.0 + PERIOD
+    with observer.paid():
+        began = time.thread_time()
+        while time.thread_time() - began < 10 * PERIOD * MAX_SHARE:
+            pass
+    assert observer.due > time.monotonic() + 5 * PERIOD
+    now = time.monotonic()
+    observer.restart_progress(now)
+    assert observer.due == now + PERIOD

@@ -45,8 +45,12 @@ class Observer:
         return self._schedule.due
 
     def restart_progress(self, now: float) -> None:
-        """Take the present for the worker's last progress: it is about to start."""
+        """Take the present for the worker's last progress: it is about to start, with its servers.
+
+        They are sampled soon, whatever the last sample of other processes cost.
+        """
         self._active_at = now
+        self._schedule.due = min(self._schedule.due, now + usage.PERIOD)
 
     @contextlib.contextmanager
     def paid(self) -> Iterator[None]:
