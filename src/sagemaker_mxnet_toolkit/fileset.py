@@ -10,7 +10,9 @@ moment of change is one rename all the same. With ``S`` for the hidden stage dir
 5. Each final name becomes the plain file it leads to, and the stage goes.
 
 A process that dies at any point leaves final names that all lead to the same set. What else it
-leaves is cleared by the next ``replacing`` or by ``settle``. Rejected: a journal of renames, which
+leaves is cleared by the next ``replacing`` or by ``settle``. One reader alone can miss a file: one
+that the kernel stops on its way through a link until the stage is gone; when it looks again, the
+file is there. Rejected: a journal of renames, which
 only helps readers that know of it, and links that stay, which would end up in the model's archive.
 """
 

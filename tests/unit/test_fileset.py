@@ -1,5 +1,6 @@
 """Several files are replaced as one, whatever interrupts it, at whatever point."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -74,13 +75,14 @@ def write(directory: Path, text: str) -> None:
 
 def read(directory: Path) -> List[Optional[str]]:
     """Read as someone does who knows nothing of stages: open, read."""
-    found: List[Optional[str]] = []
-    for name in NAMES:
-        try:
-            found.append(Path(directory, name).read_text())
-        except FileNotFoundError:
-            found.append(None)
-    return found
+    return [_content(Path(directory, name)) for name in NAMES]
+
+
+def _content(path: Path) -> Optional[str]:
+    for _ in range(2):  # a reader that is stopped on its way through a link has to look again
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_text()
+    return None
 
 
 def assert_only_plain_files(directory: Path) -> None:
