@@ -12,8 +12,8 @@ moment of change is one rename all the same. With ``S`` for the hidden stage dir
 A process that dies at any point leaves final names that all lead to the same set. What else it
 leaves is cleared by the next ``replacing`` or by ``settle``. One reader alone can miss a file: one
 that the kernel stops on its way through a link until the stage is gone; when it looks again, the
-file is there. Rejected: a journal of renames, which
-only helps readers that know of it, and links that stay, which would end up in the model's archive.
+file is there. Rejected: a journal of renames, which only helps readers that know of it, and links
+that stay, which would end up in the model's archive.
 """
 
 import contextlib

@@ -222,7 +222,7 @@ def test_processes_that_replace_at_once_take_turns(tmp_path):
     while any(child.poll() is None for child in children):
         assert time.monotonic() < deadline
         found = read(tmp_path)
-        # Once it is there, no single file is ever missing or partial, not even for a moment.
+        # Once it is there, no single file is ever missing (see ``_content``) or partial.
         assert all(text in ("a", "b", "c") for text in found) or not seen, found
         seen += all(found)
     assert [child.returncode for child in children] == [0, 0, 0]
