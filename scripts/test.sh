@@ -35,7 +35,8 @@ check() { python ${COVERAGE:+-m coverage run} -m pytest "$@" || status=$?; }
 if [ $# -gt 0 ]; then
     check "$@"
 else
-    check -n "${TEST_WORKERS:-auto}" --durations 15 --ignore tests/container
+    # More than there are CPUs: most tests wait for the processes that they start.
+    check -n "${TEST_WORKERS:-$((2 * $(nproc)))}" --durations 15 --ignore tests/container
     [ -z "$building" ] || wait "$building" || true  # what is wrong with it, the tests tell
     # One at a time: they compare what is left on the engine with what was there before.
     check --durations 15 tests/container

@@ -116,7 +116,8 @@ def main():
         estimator.fit(channels)
         if args.deploy:
             env = serving_variables(variables) if local else {}
-            predictor = estimator.deploy(1, args.instance_type, env=env)
+            # Local mode returns when the endpoint answers; to wait then is 30 s, the SDK's period.
+            predictor = estimator.deploy(1, args.instance_type, env=env, wait=not local)
             try:
                 with np.load(folders["validation"] / "digits.npz") as data:
                     predict_with(predictor, data["images"], data["labels"])

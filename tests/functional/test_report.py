@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Mapping
 
 import pytest
 
+from sagemaker_mxnet_toolkit.processes import usage
 from tests.cluster import job, script
 
 BOUND = 100
@@ -43,11 +44,12 @@ def named(events: List[Mapping[str, Any]], kind: str) -> List[str]:
     return [event["name"] for event in sorted(found, key=lambda event: event["ts"])]
 
 
-TRAIN = """
+TRAIN = f"""
 init()
 kv.set_optimizer(mx.optimizer.SGD(learning_rate=0.1))
 for _ in range(5):
     push_and_pull()
+    time.sleep({usage.PERIOD / 2})  # a job is sampled that lasts longer than the period
 say("done")
 """
 
