@@ -51,7 +51,7 @@ SERVING = [
 setup(
     name="sagemaker-mxnet-training",
     version=VERSION,
-    description="Entrypoint of Apache MXNet training containers, on Amazon SageMaker or not",
+    description="Trains and serves Apache MXNet models, on Amazon SageMaker and elsewhere",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -82,7 +82,7 @@ setup(
             "graphviz>=0.8.1,<0.9",
             "requests>=2.20,<3",
         ],
-        # What draws the page of `sagemaker-mxnet-training report`; a training image needs it not.
+        # What draws the page of `sagemaker-mxnet-training report`; images do not need it.
         "report": ["plotly>=5,<7"],
         # `sagemaker-mxnet-training export`; MXNet imports `onnx.mapping`, gone from onnx 1.19.
         "onnx": ["onnx>=1.13,<1.19", "onnxruntime"],

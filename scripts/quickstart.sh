@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Trains scikit-learn's handwritten digits on two hosts, as processes on this machine.
-# Sets everything up by itself, in .venv; a second run starts at once.
+# Sets everything up by itself, in .venv; a second run starts at once. Arguments go to
+# `sagemaker-mxnet-training local`.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"; exit ;; esac
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
 make_venv .venv mxnet,serving

@@ -157,8 +157,8 @@ class ServerSettings:
     batch_strategy: str = setting(
         "MULTI_RECORD",
         Kind(_strategy, "MultiRecord or SingleRecord"),
-        "the same, as it is spelled there. The SDK's local mode, known by `SAGEMAKER_BATCH=True`, "
-        "gets `MultiRecord`, which is all it takes",
+        "`BatchStrategy` of `/execution-parameters`. The SDK's local mode, known by "
+        "`SAGEMAKER_BATCH=True`, gets `MultiRecord`, which is all it takes",
         default_text="`MULTI_RECORD`",
         variables=("SAGEMAKER_BATCH_STRATEGY",),
     )

@@ -50,7 +50,7 @@ def _parser() -> "argparse.ArgumentParser":
 
     parser = argparse.ArgumentParser(
         prog="sagemaker-mxnet-training",
-        description="Runs Apache MXNet training jobs on SageMaker, and anywhere else.",
+        description="Trains and serves Apache MXNet models, on Amazon SageMaker and elsewhere.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -93,7 +93,8 @@ def _parser() -> "argparse.ArgumentParser":
     form.add_argument(
         "--model-dir",
         metavar="DIR",
-        help="tell whether the model in DIR could be served, too: its script is executed",
+        help="also tell whether the model in DIR could be served: its script is executed, and the "
+        "exit status is about the model alone",
     )
     doctor.set_defaults(run=_doctor)
     return parser
@@ -101,7 +102,7 @@ def _parser() -> "argparse.ArgumentParser":
 
 def _add_local(parser: "argparse.ArgumentParser") -> None:
     parser.add_argument("script", metavar="SCRIPT", help="the entry point: train.py, train.sh, ...")
-    parser.add_argument("--hosts", metavar="N", default="1", help="number of hosts (default: 1)")
+    parser.add_argument("--hosts", metavar="N", default="1", help="1 to 64 hosts (default: 1)")
     server = parser.add_mutually_exclusive_group()
     server.add_argument(
         "--parameter-server",
@@ -109,27 +110,33 @@ def _add_local(parser: "argparse.ArgumentParser") -> None:
         default=None,
         help="start MXNet's kvstore (default with more than one host)",
     )
-    server.add_argument("--no-parameter-server", dest="parameter_server", action="store_false")
+    server.add_argument(
+        "--no-parameter-server",
+        dest="parameter_server",
+        action="store_false",
+        help="do not start it",
+    )
     parser.add_argument(
         "--channel",
         metavar="NAME=DIR",
         action="append",
         default=[],
-        help="an input channel, in SM_CHANNEL_<NAME>",
+        help="an input channel, in SM_CHANNEL_<NAME>; may be repeated",
     )
     parser.add_argument(
         "--hyperparameter",
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="an argument of the script, --NAME VALUE; VALUE is JSON, or else text",
+        help="an argument of the script, --NAME VALUE; VALUE is JSON, or else text; "
+        "may be repeated",
     )
     parser.add_argument(
         "--env",
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="a variable for all hosts",
+        help="a variable for all hosts; may be repeated",
     )
     parser.add_argument(
         "--source-dir",
@@ -219,7 +226,7 @@ def _doctor(options: "argparse.Namespace") -> int:
         return status
     from sagemaker_mxnet_serving import check  # noqa: PLC0415
 
-    return check.run(os.environ, options.model_dir) or status
+    return check.run(os.environ, options.model_dir)
 
 
 def _execute(words: List[str]) -> NoReturn:

@@ -241,9 +241,11 @@ def test_the_doctor_says_whether_a_model_could_be_served(
         (model / "code").mkdir()
         (model / "code" / "inference.py").write_text(script)
     command = [sys.executable, "-m", "sagemaker_mxnet_training", "doctor", "--model-dir"]
+    env = {**os.environ, "SM_NUM_GPUS": "two"}  # no job could run; that is not what is asked
     done = subprocess.run(
-        [*command, str(model)], stdout=subprocess.PIPE, text=True, check=False, timeout=120
+        [*command, str(model)], stdout=subprocess.PIPE, text=True, check=False, timeout=120, env=env
     )
+    assert "SM_NUM_GPUS" in done.stdout
     if script is None:
         assert done.returncode == 0
         assert f"The model in {model} can be served:" in done.stdout
