@@ -76,7 +76,9 @@ class FailureKind(enum.Enum):
     MODEL = "model"
     """A model that is to be served cannot be loaded, or does not answer."""
     OUTPUT = "output"
-    """Results or checkpoints cannot be written."""
+    """Results cannot be written."""
+    CHECKPOINT = "checkpoint"
+    """The last checkpoint, of a stop or of the end, cannot be written."""
     INTERNAL = "internal"
     """A defect of this program."""
 

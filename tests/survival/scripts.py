@@ -102,7 +102,15 @@ trainer = gluon.Trainer(
     net.collect_params(), NAME, OPTIONS, kvstore=kvstore, update_on_kvstore=where
 )
 data = gluon.data.ArrayDataset(images, labels)
-loader = gluon.data.DataLoader(data, BATCH, shuffle=True)
+LOADERS = int(os.environ.get("LOADERS", 0))
+if LOADERS:  # which the training waits for
+
+    def slowly(*row):
+        time.sleep(0.03)
+        return row
+
+    data = data.transform(slowly)
+loader = gluon.data.DataLoader(data, BATCH, shuffle=True, num_workers=LOADERS)
 loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
 
 

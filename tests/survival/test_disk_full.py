@@ -60,11 +60,14 @@ def test_the_last_one_is_a_failure(tmp_path: Path, ballast: Path) -> None:
 
 
 @needs_root
-def test_that_of_a_stop_is_a_failure(tmp_path: Path, ballast: Path) -> None:
-    with start(tmp_path, "gluon", 1, {**ENV, "PAUSE": "0.2"}) as cluster:
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_that_of_a_stop_is_a_failure(tmp_path: Path, ballast: Path, hosts: int) -> None:
+    with start(tmp_path, "gluon", hosts, {**ENV, "PAUSE": "0.2"}) as cluster:
         cluster.wait_for("step 5 ")
         ask_to_stop(cluster)
-        end = cluster[1].ended()
-    assert "stopping after step" in end.output
-    assert "the last checkpoint is not written: " in end.output
-    assert end.status == 1
+        ends = cluster.ended()
+    assert "stopping after step" in ends[0].output
+    for end in ends:
+        assert "algo-1: worker failed: " in end.cause
+        assert "the last checkpoint is not written: " in end.cause
+        assert end.status == 1

@@ -55,6 +55,16 @@ def test_a_kvstore_of_its_own_and_parameters_that_have_been_used(
     compare(whole("gluon", hosts, env), run(tmp_path, "gluon", hosts, env), 13, cut)
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_processes_that_load_data_are_there_up_to_the_last_step(
+    tmp_path: Path, whole: Whole, hosts: int
+) -> None:
+    """Else the script would wait for a batch that never comes, and write nothing."""
+    env = {**STOPPED, "KVSTORE": "dist_sync", "PAUSE": "0", "LOADERS": "2"}
+    cut = stop(tmp_path, "gluon", hosts, env, 13)
+    compare(whole("gluon", hosts, env), run(tmp_path, "gluon", hosts, env), 13, cut)
+
+
 @pytest.mark.skipif(not FULL, reason="a part of the full matrix")
 @pytest.mark.parametrize("kind", ["gluon", "module"])
 def test_more_epochs_go_on_where_fewer_ended(tmp_path: Path, whole: Whole, kind: str) -> None:

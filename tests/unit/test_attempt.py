@@ -1,5 +1,6 @@
 """One run of the roles, and its end, without processes: what is reported, when, and how often."""
 
+import signal
 from types import SimpleNamespace
 from typing import Any, List
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagemaker_mxnet_toolkit.failure import Role
-from sagemaker_mxnet_training.cluster.coordination import Step, Stop
+from sagemaker_mxnet_training.cluster.coordination import PROGRESS_PERIOD, Step, Stop
 from sagemaker_mxnet_training.host.attempt import BARRIER_GRACE, Attempt
 from sagemaker_mxnet_training.host.drain import Drain
 from sagemaker_mxnet_training.host.phase import HostPhase
@@ -28,7 +29,8 @@ class Process:
     def close_stdin(self) -> None:
         self.released += 1
 
-    def kill_leader(self) -> None:
+    def signal_leader(self, number: int) -> None:
+        assert number == signal.SIGKILL
         self.killed += 1
 
 
@@ -213,6 +215,8 @@ def test_copies_to_s3_are_the_last_to_leave() -> None:
     drain.tick(2.0)
     assert host.child(Role.SYNC).released == 1
     assert host.emptied == 0
+    drain.tick(2.0 + PROGRESS_PERIOD)
+    assert host.lines == ["waiting for the copies to S3"]
     host.table.children.clear()
     drain.tick(3.0)
     assert host.emptied == 1
@@ -225,6 +229,18 @@ def test_after_a_stop_servers_are_ended_at_once() -> None:
     assert host.table.asked == [["server"]]
     drain.tick(1e15)
     assert host.lines == []
+
+
+def test_servers_are_ended_once_no_worker_lives_in_a_stop_that_comes_late() -> None:
+    """The worker may have been ended in MXNet's exit barrier: it has not said goodbye."""
+    host = Host(Role.WORKER, Role.SERVER)
+    drain = host.drain(timeout=1e12)
+    host.attempt.stop = Stop("algo-1", 15)
+    drain.tick(1.0)
+    assert host.table.asked == []
+    host.table.children.remove(host.child(Role.WORKER))
+    drain.tick(2.0)
+    assert host.table.asked == [["server"]]
 
 
 EVENTS = ("started", "stepped", "finished", "succeeded", "failed", "killed", "stop", "tick")

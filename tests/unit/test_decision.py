@@ -603,6 +603,39 @@ def test_a_host_that_does_not_come_back_is_the_cause() -> None:
     assert order == Order(End(Verdict(Outcome.FAILURE, cause, 1, cause.headline())))
 
 
+def test_who_is_lost_beside_another_failure_and_does_not_come_back_is_the_cause() -> None:
+    job = training(policy=REJOIN)
+    job.feed(5.0, Failed(failure("algo-2"), 5.0))
+    job.feed(5.1, Lost("algo-2", "its connection closed", 5.1))
+    (order,) = job.feed(5.0 + VERDICT_DELAY, Own.TICK)
+    assert name_of(order.action) == "restart"
+    job.feed(6.0, Reported(Step.READY, "algo-1", 2))
+    assert job.cluster.due is not None
+    (order,) = job.feed(job.cluster.due, Own.TICK)
+    cause = lost("algo-2", "it did not come back within 60 s")
+    assert order.action.verdict.failure == cause  # type: ignore[union-attr]
+
+
+def test_without_a_host_that_can_come_back_the_failure_is_the_end() -> None:
+    """A host whose server is frozen may leave before it hears of another attempt."""
+    job = training()
+    job.feed(5.0, Failed(failure("algo-2"), 5.0))
+    job.feed(5.1, Lost("algo-2", "it left before the job had ended", 5.1))
+    (order,) = job.feed(5.0 + VERDICT_DELAY, Own.TICK)
+    assert order.action.verdict.failure == failure("algo-2")  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_that_is_not_written_in_a_stop_is_a_failure() -> None:
+    job = training()
+    job.feed(5.0, StopRequested(STOP, 5.0))
+    job.feed(5.5, Failed(failure("algo-2"), 5.5), Own.TICK)
+    assert job.feed(6.5, Own.TICK) == [], "what a script does in a stop is its own affair"
+    unwritten = Failure("algo-1", Role.WORKER, "no space", FailureKind.CHECKPOINT, 1)
+    job.feed(7.0, Failed(unwritten, 7.0), Reported(Step.FINISHED, "algo-1"))
+    (order,) = job.feed(7.0 + VERDICT_DELAY, Own.TICK)
+    assert order.action == End(Verdict(Outcome.FAILURE, unwritten))
+
+
 def test_a_host_that_is_back_has_the_time_to_get_ready() -> None:
     job = training(policy=REJOIN)
     lose(job, 5.0)
@@ -658,6 +691,7 @@ ENDING_KINDS = sorted(
         FailureKind.FROZEN,
         FailureKind.STALLED,
         FailureKind.LOST,
+        FailureKind.CHECKPOINT,
     },
     key=lambda kind: kind.value,
 )

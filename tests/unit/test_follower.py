@@ -284,6 +284,14 @@ def test_a_failure_ends_this_host_if_nobody_answers(joined: bool) -> None:
     assert side.cause() == BOOM
 
 
+def test_the_leader_has_its_time_from_when_a_failure_is_reported() -> None:
+    """A server has been frozen for a while when that counts as a failure."""
+    side = Side().join()
+    side.follower.report_failure(BOOM, side.clock.now - REPORT_DEADLINE)
+    side.wait(REPORT_DEADLINE - 0.5)
+    assert side.orders == []
+
+
 def test_joining_has_a_deadline_and_is_told_meanwhile() -> None:
     side = Side().resolve()
     side.channel.obstacle = "its connection failed: Connection refused"

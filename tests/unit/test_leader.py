@@ -355,6 +355,16 @@ def test_who_still_trains_is_told_and_a_stall_is_a_failure_where_that_is_set() -
     assert "no progress for 100 s on algo-2, while algo-1 had finished" in side.cause().reason
 
 
+def test_the_time_before_the_start_is_no_stall() -> None:
+    side = Side(stall_timeout=100.0).join()
+    side.hear("algo-2", messages.IdleReport(120.0))
+    side.leader.report_idle(120.0)
+    side.leader.report_ready("")
+    side.hear("algo-2", messages.StepReport(Step.READY, 1))
+    side.wait(1.0)
+    assert side.kinds() == ["start"]
+
+
 def differ(side: Side, seconds: float, difference: str, address: str = "10.0.0.2") -> None:
     """Let algo-2 call twice a second, with a key that leaves something out."""
     for _ in range(round(seconds * 2)):

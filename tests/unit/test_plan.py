@@ -129,6 +129,8 @@ def test_the_kvstore_is_for_the_groups_that_the_training_is_distributed_over(
     counted = {spec.name: spec.environment.get("DMLC_NUM_WORKER") for spec in specs}
     alone = {"worker": None} if host == "algo-1" else {}
     assert counted == {**dict.fromkeys(names, "2"), **alone}
+    told = {spec.environment.get("SAGEMAKER_MXNET_NO_CHECKPOINTS", "") for spec in specs}
+    assert all("first host, algo-1, and it is in none" in text for text in told)
 
 
 def test_only_the_worker_sees_gpus(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_signals_that_were_sent_are_remembered_once() -> None:
     with running("import signal; signal.pause()") as child:
         for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
             child.signal(number)
-        child.kill_leader()
+        child.signal_leader(signal.SIGKILL)
         assert [number for _, number in child.signals] == [signal.SIGTERM, signal.SIGKILL]
         assert child.started <= child.signals[0][0] <= child.signals[1][0]
 
@@ -346,6 +346,42 @@ def test_a_stopped_child_lives_until_its_group_is_gone(desk: Desk, tmp_path: Pat
     desk.table.stop([child], signal.SIGTERM, 30.0)
     desk.until([child])
     assert os.path.exists(path)
+
+
+LOADER = """
+import sys, time
+print("up", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+LAST_STEP = """
+import signal, subprocess, sys, time
+loader = subprocess.Popen([sys.executable, "-c", {child!r}])
+def stop(*_):
+    time.sleep(0.3)
+    print("loader", loader.poll(), file=sys.stderr, flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+time.sleep(60)
+"""
+
+
+def test_what_a_child_has_started_is_asked_after_it(desk: Desk) -> None:
+    child = desk.table.start(spec(LAST_STEP.format(child=LOADER)))
+    eventually(lambda: "up" in child.stderr.text(), "the grandchild")
+    desk.table.stop([child], signal.SIGTERM, 30.0, leader_first=True)
+    desk.until([child])
+    assert "loader None" in child.stderr.text()
+    assert desk.exits[child.pid] == 0
+    eventually(lambda: desk.table.sweep(time.monotonic(), 30.0), "nothing is left")
+
+
+def test_sweep_leaves_what_living_children_have_started(desk: Desk) -> None:
+    child = desk.table.start(spec(GROUP.format(child=LOADER)))
+    eventually(lambda: "up" in child.stderr.text(), "the grandchild")
+    assert desk.table.sweep(time.monotonic(), 0.0)
+    assert desk.table.sweep(time.monotonic() + 1.0, 0.0)
+    (grandchild,) = psutil.Process(child.pid).children()
+    assert grandchild.status() != psutil.STATUS_ZOMBIE
 
 
 def test_sweep_ends_daemons_and_leaves_what_was_there_before(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
+_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ from CPython 3.10 on
 # Linux's asm-generic/siginfo.h; in os from CPython 3.9 on only.
 _CLD_KILLED = 2
 _CLD_STOPPED = 5
@@ -202,15 +203,13 @@ class Child:
             if number != signal.SIGKILL:
                 os.killpg(self.pid, signal.SIGCONT)
 
-    def kill_leader(self) -> None:
-        """Kill the process itself, and nothing else of its group.
-
-        A script that has finished after a stop waits in MXNet's exit barrier for workers that may
-        have been interrupted anywhere, and so perhaps for ever.
-        """
-        self._note(signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+    def signal_leader(self, number: int) -> None:
+        """Send a signal to the process itself, and to nothing else of its group."""
+        self._note(number)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self.pid, number)
+            if number != signal.SIGKILL:
+                os.kill(self.pid, signal.SIGCONT)
 
     def _note(self, number: int) -> None:
         # SIGKILL is repeated until the whole group is gone; once tells it all.
@@ -218,9 +217,14 @@ class Child:
             self.signals.append((time.monotonic(), number))
 
     def write_stdin(self, data: bytes) -> bool:
-        """Write a line to the child's stdin and close it; return whether it could be written."""
+        """Write a line to the child's stdin and close it; return whether it could be written.
+
+        The child need not read it yet: the pipe takes all of it, up to the system's limit.
+        """
         if self._popen.stdin is None or self._popen.stdin.closed:
             return False
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self._popen.stdin.fileno(), _F_SETPIPE_SZ, max(len(data), 65536))
         try:
             self._popen.stdin.write(data)
             self._popen.stdin.close()

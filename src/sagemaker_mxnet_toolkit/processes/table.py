@@ -41,6 +41,8 @@ class ProcessTable:
         self._on_exit = on_exit
         self._running: List[Child] = []
         self._deadlines: Dict[Child, float] = {}
+        # Signals that the rest of a process group gets when its leader has ended.
+        self._withheld: Dict[Child, int] = {}
         self._leaderless: Set[Child] = set()
         self._swept_at: Optional[float] = None
         # Children that exist already belong to the program that this package runs in.
@@ -62,16 +64,28 @@ class ProcessTable:
         """Return the children that have not ended, of some roles or of all."""
         return [c for c in self._running if not roles or c.spec.role in roles]
 
-    def stop(self, children: List[Child], number: int, grace: float) -> None:
+    def stop(
+        self, children: List[Child], number: int, grace: float, leader_first: bool = False
+    ) -> None:
         """Ask children to end: a signal, and SIGKILL after ``grace`` seconds.
 
         A child that is being stopped counts as living until its whole process group is gone,
         since what it started may still be writing a checkpoint. Asked again, it keeps the
         earlier deadline, and gets no second signal.
+
+        Args:
+            children: those to end.
+            number: the signal.
+            grace: seconds until SIGKILL.
+            leader_first: whether the processes that a child has started get the signal only when
+                the child itself has ended.
         """
         deadline = time.monotonic() + grace
         for child in children:
-            if child not in self._deadlines:
+            if child not in self._deadlines and leader_first:
+                child.signal_leader(number)
+                self._withheld[child] = number
+            elif child not in self._deadlines:
                 child.signal(number)
             self._deadlines[child] = min(deadline, self._deadlines.get(child, deadline))
             child.stopped = True
@@ -92,6 +106,9 @@ class ProcessTable:
                 continue
             if deadline is not None and now < deadline and _group_exists(child.pid):
                 self._leaderless.add(child)
+                withheld = self._withheld.pop(child, None)
+                if withheld is not None:
+                    child.signal(withheld)
                 continue
             self._forget(child)
         waits = [self._deadlines[child] for child in self._running if child in self._deadlines]
@@ -100,7 +117,7 @@ class ProcessTable:
         return min(waits, default=now + 1.0)
 
     def sweep(self, now: float, grace: float) -> bool:
-        """End what the children left behind; return whether nothing is left.
+        """End what children that are gone left behind; return whether nothing is left.
 
         To be called again, every ``_POLL`` seconds or so, until it returns ``True``.
         """
@@ -110,9 +127,7 @@ class ProcessTable:
             self._swept_at = None
             return True
         left = [
-            orphan
-            for orphan in process.descendants(self._foreign)
-            if orphan.pid not in known and _is_alive(orphan)
+            orphan for orphan in process.descendants(self._foreign | known) if _is_alive(orphan)
         ]
         if not left:
             self._swept_at = None
@@ -147,6 +162,7 @@ class ProcessTable:
         self._running.remove(child)
         self._leaderless.discard(child)
         self._deadlines.pop(child, None)
+        self._withheld.pop(child, None)
         self._on_exit(child)
 
 

@@ -19,6 +19,9 @@ RESUME = "SAGEMAKER_MXNET_RESUME"
 """Name of the checkpoint that a job goes on from, or ``FRESH``, the same on all hosts. Without it
 the first host's script takes its newest whole one."""
 
+NO_CHECKPOINTS = "SAGEMAKER_MXNET_NO_CHECKPOINTS"
+"""Why scripts of this job can have no checkpoints; set where that is so."""
+
 FRESH = "none"
 """Value of ``RESUME`` for a fresh start."""
 
@@ -32,6 +35,7 @@ NOT_SETTINGS = frozenset(
         # The pipe on which a child process reports.
         "SAGEMAKER_MXNET_REPORT_FD",
         # For the user's script and the helpers that it calls, which read the environment.
+        NO_CHECKPOINTS,
         RESTART_COUNT,
         RESUME,
         # Read where MXNet is imported, in any Python process.

@@ -113,18 +113,23 @@ def expired(names: Collection[str], keep: int, inherited: Optional[str] = None) 
     """Return the names of the checkpoints to delete: all but the newest ``keep``.
 
     SageMaker's agent deletes in S3 what is deleted here, and an upload that loses its file fails.
-    So two more stay for now: what is being uploaded, and the newest one that S3 has, since those
-    after it may never get there.
+    So more stay for now: what is being uploaded, and the newest one that S3 has, since those after
+    it may never get there.
 
     Args:
         names: of all files in the directory.
         keep: how many to keep, at least 1.
-        inherited: the one that training went on from, which S3 has.
+        inherited: the one that training went on from. S3 has it without a marker, if an earlier
+            job wrote it, and else perhaps not yet.
     """
     known = [entry.name for entry in entries(names)]
-    in_s3 = [name for name in known if name == inherited or name + UPLOADED in names]
-    busy = {n for n in known if n + UPLOADING in names and n + UPLOADED not in names}
-    return [name for name in known[:-keep] if name not in busy and name not in in_s3[-1:]]
+    kept = {n for n in known if n + UPLOADING in names and n + UPLOADED not in names}
+    for name in reversed(known):
+        if name == inherited or name + UPLOADED in names:
+            kept.add(name)
+        if name + UPLOADED in names:
+            break
+    return [name for name in known[:-keep] if name not in kept]
 
 
 def temporary_name(name: str) -> str:

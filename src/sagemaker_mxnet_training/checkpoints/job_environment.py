@@ -6,7 +6,8 @@ import socket
 from dataclasses import dataclass
 from typing import Mapping, Optional
 
-from sagemaker_mxnet_toolkit.settings.variables import RESUME
+from sagemaker_mxnet_toolkit.settings.variables import NO_CHECKPOINTS, RESUME
+from sagemaker_mxnet_training.checkpoints.errors import CheckpointError
 
 DIRECTORY_VARIABLE = "SM_CHECKPOINT_DIR"
 """Variable that names the directory of the checkpoints."""
@@ -18,6 +19,7 @@ class JobEnvironment:
 
     Attributes:
         directory: where checkpoints are.
+        elsewhere: whether that is another directory than the job's own.
         hosts: number of hosts.
         place: place of this host among them, in sorted order.
         resume: value of ``RESUME``; ``None`` without one.
@@ -26,6 +28,7 @@ class JobEnvironment:
     """
 
     directory: str
+    elsewhere: bool
     hosts: int
     place: int
     resume: Optional[str]
@@ -47,8 +50,11 @@ def read(environ: Mapping[str, str], directory: Optional[str] = None) -> JobEnvi
             ``SAGEMAKER_BASE_DIR`` (``/opt/ml``).
 
     Raises:
+        CheckpointError: when the job can have no checkpoints.
         ValueError: when a variable makes no sense.
     """
+    if environ.get(NO_CHECKPOINTS):
+        raise CheckpointError(environ[NO_CHECKPOINTS])
     current = environ.get("SM_CURRENT_HOST") or socket.gethostname()
     text = environ.get("SM_HOSTS") or json.dumps([current])
     try:
@@ -60,12 +66,14 @@ def read(environ: Mapping[str, str], directory: Optional[str] = None) -> JobEnvi
             f"among them, got {text!r}"
         ) from None
     base = environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"
-    chosen = directory or environ.get(DIRECTORY_VARIABLE) or os.path.join(base, "checkpoints")
+    own = environ.get(DIRECTORY_VARIABLE) or os.path.join(base, "checkpoints")
+    chosen, own = (os.path.abspath(os.fspath(each)) for each in (directory or own, own))
     resume = environ.get(RESUME) or None
     if resume is not None and os.path.basename(resume) != resume:
         raise ValueError(f"{RESUME}: expected a file name, got {resume!r}")
     return JobEnvironment(
-        directory=os.path.abspath(os.fspath(chosen)),
+        directory=chosen,
+        elsewhere=chosen != own,
         hosts=len(hosts),
         place=place,
         resume=resume,

@@ -79,8 +79,9 @@ def find(job: JobEnvironment, distributed: Callable[[], Any]) -> Optional[Source
 
 
 def _open(job: JobEnvironment) -> Optional[Archive]:
-    if job.resume is not None:
-        path = os.path.join(job.directory, job.resume)
+    path = os.path.join(job.directory, job.resume or "")
+    # The supervisors have looked in the job's own directory: in another, the script knows better.
+    if job.resume is not None and (os.path.exists(path) or not job.elsewhere):
         if not job.is_first and not os.path.exists(path):
             _LOG.warning("%s is not on this host, which starts afresh", job.resume)
             return None

@@ -119,7 +119,7 @@ class Run:
         """Write the last checkpoint, if anything was done since the one before.
 
         Raises:
-            CheckpointError: when it cannot be written.
+            UnwrittenError: when it cannot be written.
         """
         if self.job.is_first:
             self._writer.settle()

@@ -8,7 +8,7 @@ from typing import Iterable, Mapping, Optional
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_training.checkpoints import storage
 from sagemaker_mxnet_training.checkpoints.archive import Member
-from sagemaker_mxnet_training.checkpoints.errors import CheckpointError
+from sagemaker_mxnet_training.checkpoints.errors import CheckpointError, UnwrittenError
 
 _LOG = logging.getLogger("sagemaker_mxnet_training.checkpoints")
 
@@ -73,12 +73,12 @@ class Writer:
         """Wait for the last checkpoint.
 
         Raises:
-            CheckpointError: when it was not written.
+            UnwrittenError: when it was not written.
         """
         self.settle()
         if self._failure is not None:
             text = f"the last checkpoint is not written: {_reason(self._failure)}"
-            raise CheckpointError(text) from self._failure
+            raise UnwrittenError(text) from self._failure
 
     def _write(self, position: Mapping[str, int], members: Iterable[Member]) -> None:
         began, cpu = time.monotonic(), time.thread_time()

@@ -135,10 +135,14 @@ class Cluster:
 
     @property
     def stopping(self) -> bool:
-        """Whether a stop was asked for, and no earlier failure is known."""
-        if self.stop is None:
-            return False
-        return self.failure is None or self.stop[0] <= self.failure[0]
+        """Whether a stop was asked for, and no failure counts.
+
+        One counts that is earlier, and one of the checkpoint for which the stop was given time.
+        """
+        if self.stop is None or self.failure is None:
+            return self.stop is not None
+        when, failure = self.failure
+        return self.stop[0] <= when and failure.kind is not FailureKind.CHECKPOINT
 
     @property
     def awaited(self) -> FrozenSet[str]:
@@ -240,11 +244,18 @@ def _record_fault(cluster: Cluster, event: Event) -> Cluster:
             cluster, joined=cluster.joined - {event.host}, ready=cluster.ready - {event.host}
         )
         event = Failed(lost(event.host, event.reason), event.time)
-    if isinstance(event, Failed) and (cluster.failure is None or event.time < cluster.failure[0]):
+    if isinstance(event, Failed) and _replaces(event, cluster):
         return replace(cluster, failure=(event.time, event.failure))
     if isinstance(event, StopRequested) and (cluster.stop is None or event.time < cluster.stop[0]):
         return replace(cluster, stop=(event.time, event.stop))
     return cluster
+
+
+def _replaces(event: Failed, cluster: Cluster) -> bool:
+    """Tell whether a failure is the cause, rather than the one that is known."""
+    if cluster.failure is None or event.time < cluster.failure[0]:
+        return True
+    return cluster.stopping and event.failure.kind is FailureKind.CHECKPOINT
 
 
 def _judge_failure(cluster: Cluster, failure: Failure, now: float) -> Decision:
@@ -259,7 +270,9 @@ def _judge_failure(cluster: Cluster, failure: Failure, now: float) -> Decision:
     # A first host that was started again knows only that there are restarts.
     checkpoints = cluster.checkpoints or cluster.attempt > 1
     ends = refusal(cluster.policy, checkpoints, failed, cluster.failed)
-    if ends or cluster.stop is not None:
+    # Who was lost meanwhile, or has left, may be for good: then there is no other attempt.
+    complete = cluster.joined == cluster.hosts or cluster.policy.rejoin_timeout
+    if ends or cluster.stop is not None or not complete:
         return _end(cluster, Outcome.FAILURE, failure)
     return _begin_anew(cluster, cluster.attempt + 1, failed, now)
 
@@ -323,9 +336,12 @@ def _judge_progress(cluster: Cluster, now: float) -> Decision:
 
 def _not_ready(cluster: Cluster) -> Failure:
     """Return why an attempt cannot begin: who is lost and not back, or does not get ready."""
-    before = cluster.failed[-1].failure
-    if before.kind is FailureKind.LOST and cluster.joined != cluster.hosts:
+    before, away = cluster.failed[-1].failure, sorted(cluster.hosts - cluster.joined)
+    if away and before.kind is FailureKind.LOST:
         return before
+    if away:
+        timeout = cluster.policy.rejoin_timeout
+        return lost(away[0], f"it did not come back within {timeout:g} s")
     missing = sorted(cluster.hosts - cluster.ready)[0]
     reason = f"was not ready for another attempt within {CLEAR_TIMEOUT:g} s"
     return Failure(missing, Role.ENTRYPOINT, reason, kind=FailureKind.JOIN)

@@ -76,6 +76,7 @@ class Follower:
         self._first_cause = ""
         self._events: List[Tuple[float, Event]] = []  # with the time at which each was seen
         self._failure: Optional[Failed] = None
+        self._report_by = 0.0  # when the leader has had its time to answer to that
         self._queue: OrderQueue[Action] = OrderQueue(self._carry_out)
         self._given: Set[object] = set()
         self._gave_up = False
@@ -98,6 +99,7 @@ class Follower:
         failed = Failed(failure, when, self._attempt)
         if self._failure is None:
             self._failure = failed
+            self._report_by = self._clock() + REPORT_DEADLINE
         self._leader.send(messages.FailureReport(failure, self._attempt, 0.0), when)
         self._record(failed)
 
@@ -224,7 +226,7 @@ class Follower:
         if StopScripts in self._given:
             self._decide_alone()
             return due if self._leader.joined else min(due, now + _ALONE_PERIOD)
-        if self._failure is not None and now - self._failure.time >= REPORT_DEADLINE:
+        if self._failure is not None and now >= self._report_by:
             self._fail(self._failure.failure)
         elif not self._leader.joined:
             obstacle = self._leader.obstacle(now)

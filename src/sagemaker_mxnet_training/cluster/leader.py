@@ -212,6 +212,7 @@ class Leader:
             except NetworkError as error:
                 self._report_port(str(error))
                 return
+            self._waiting.begin_anew(self._clock())
         elif isinstance(action, Restart):
             self._waiting.begin_anew(self._clock())
         elif isinstance(action, End):

@@ -17,6 +17,9 @@ from sagemaker_mxnet_training.cluster.link import Clock
 from sagemaker_mxnet_training.cluster.network import NameLookup
 from sagemaker_mxnet_training.config.job import Job
 
+_CALL_SECONDS = 10.0
+"""How long a leader that was lost is called at one address: it may come back under another."""
+
 
 class Channel(Protocol):
     """What is needed of ``FollowerChannel``."""
@@ -84,7 +87,7 @@ class LeaderConnection:
         self._open_channel = open_channel
         self._clock = clock
         self._look_up = look_up
-        self._opened = self._told = clock()
+        self._opened = self._told = self._called = clock()
         self._channel: Optional[Channel] = None
         self._away: Optional[Failure] = None
         self._unsent: List[Tuple[messages.Message, Optional[float]]] = []
@@ -117,9 +120,7 @@ class LeaderConnection:
         if self._away is None:
             self._away, self._opened = away, self._clock()
         self._unsent = []
-        self.close()
-        self._channel, self._closed = None, False
-        self._lookup = self._look_up(self._on_lookup)
+        self._look_up_again()
 
     def goodbye(self) -> None:
         """End what is to be said; a leader that is found from now on is not called."""
@@ -140,7 +141,13 @@ class LeaderConnection:
 
     def tick(self, now: float) -> float:
         """Do what is due; return when to be called again."""
-        return now + 1.0 if self._channel is None else self._channel.tick(now)
+        if self._channel is None:
+            return now + 1.0
+        calling = self._away is not None and not (self.joined or self._closed)
+        if calling and now - self._called >= _CALL_SECONDS:
+            self._look_up_again()
+            return now + 1.0
+        return self._channel.tick(now)
 
     def obstacle(self, now: float) -> Optional[Failure]:
         """Return why the leader will not be joined any more, if it is so; log the wait."""
@@ -159,6 +166,11 @@ class LeaderConnection:
             self._log("entrypoint", text)
         return None
 
+    def _look_up_again(self) -> None:
+        self.close()
+        self._channel, self._closed = None, False
+        self._lookup = self._look_up(self._on_lookup)
+
     def _hindrance(self) -> str:
         if self._channel is None:
             return self._lookup.obstacle
@@ -175,6 +187,7 @@ class LeaderConnection:
             reason = f"cannot be joined: {lookup.obstacle}"
             self._listener.on_refused(self._join_failure(self._job.leader, reason))
         else:
+            self._called = self._clock()
             self._channel = self._open_channel(lookup.address, self._on_event)
 
     def _on_event(self, event: channel.Event) -> None:

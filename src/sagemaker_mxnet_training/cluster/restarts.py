@@ -17,6 +17,7 @@ _RESTARTABLE = frozenset(
         FailureKind.FROZEN,
         FailureKind.STALLED,
         FailureKind.LOST,
+        FailureKind.CHECKPOINT,
     )
 )
 """What may not happen again. Everything else is a fault of the job, of its place, or of ours."""

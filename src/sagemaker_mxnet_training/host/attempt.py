@@ -1,5 +1,6 @@
 """One run of the job's roles on a host: everything that another run would begin anew."""
 
+import signal
 import time
 from dataclasses import dataclass
 from typing import Callable, Mapping, Optional, Set, Tuple
@@ -180,7 +181,7 @@ class Attempt:
             for child in self._table.living(Role.WORKER):
                 if now - self._script_ended_at < BARRIER_GRACE:
                     return self._script_ended_at + BARRIER_GRACE
-                child.kill_leader()
+                child.signal_leader(signal.SIGKILL)
         return now + 1.0
 
     def check_kvstore_use(self) -> None:

@@ -45,6 +45,12 @@ def diagnose(
     return Failure(host, child.spec.role, redact(reason), kind, status, redact(detail.lstrip("\n")))
 
 
+def unwritten(child: Child) -> bool:
+    """Return whether a script says that its last checkpoint was not written."""
+    kind = None if child.failure is None else child.failure.get("kind")
+    return kind == FailureKind.CHECKPOINT.value
+
+
 def memory_text() -> str:
     """Return ``out of memory: the container's limit of 2048 MiB was reached``."""
     limit = cgroup.memory_limit()

@@ -8,6 +8,7 @@ from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.process import Child
 from sagemaker_mxnet_toolkit.processes.table import ProcessTable
+from sagemaker_mxnet_training.cluster.coordination import PROGRESS_PERIOD
 from sagemaker_mxnet_training.host.attempt import KVSTORE, Attempt
 
 TERMINATE_GRACE = 1.0
@@ -46,6 +47,7 @@ class Drain:
         self._unused = False
         self._asked = False
         self._empty = False
+        self._tell_at = 0.0  # of the copies
         if attempt.stop is not None:
             table.stop(table.living(*KVSTORE), signal.SIGTERM, TERMINATE_GRACE)
         else:
@@ -61,6 +63,10 @@ class Drain:
         copies = self._table.living(Role.SYNC)
         for child in copies:
             child.close_stdin()
+        if copies and now >= self._tell_at:
+            if self._tell_at:
+                self._log("entrypoint", "waiting for the copies to S3")
+            self._tell_at = now + PROGRESS_PERIOD
         if copies or not self._table.sweep(now, TERMINATE_GRACE):
             return now + _POLL
         self._empty = True
@@ -68,10 +74,12 @@ class Drain:
         return now
 
     def _await_roles(self, left: List[Child], now: float) -> float:
+        workers = self._table.living(Role.WORKER)
         if self._attempt.stop is not None:
+            if not workers:  # which may have been ended before they could say goodbye
+                self._table.stop(left, signal.SIGTERM, TERMINATE_GRACE)
             return now + 0.1
         self._attempt.check_kvstore_use()
-        workers = self._table.living(Role.WORKER)
         if not (workers or self._attempt.kvstore_used or self._unused):
             # So it looks; but a short job may have used it between two looks, and then it leaves.
             self._unused = True

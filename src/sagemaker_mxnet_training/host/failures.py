@@ -56,7 +56,7 @@ class FailureReporter:
             self.report(failure, since, child)
         due = now + 1.0
         for child in self._table.living():
-            if child.failed_at is None:
+            if child.failed_at is None or child.spec.role is Role.STANDBY:
                 continue
             if now - child.failed_at >= REPORT_GRACE:
                 self.report_child(child)

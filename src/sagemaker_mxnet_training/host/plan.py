@@ -1,13 +1,18 @@
 """Which processes a host runs: pure functions from the job to process specifications."""
 
 import os
-from typing import Dict, Mapping, Tuple
+from typing import Dict, Mapping, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind
 from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.processes.process import ProcessSpec
-from sagemaker_mxnet_toolkit.settings.variables import FRESH, RESTART_COUNT, RESUME
+from sagemaker_mxnet_toolkit.settings.variables import (
+    FRESH,
+    NO_CHECKPOINTS,
+    RESTART_COUNT,
+    RESUME,
+)
 from sagemaker_mxnet_training.cluster.coordination import Rendezvous, Start
 from sagemaker_mxnet_training.config import environment, tuning
 from sagemaker_mxnet_training.config.job import Job
@@ -62,7 +67,7 @@ def roles(job: Job, kind: EntryPointKind, start: Start) -> Tuple[ProcessSpec, ..
         start: the order to start them.
     """
     rendezvous = start.rendezvous
-    attempt = _attempt_environment(start)
+    attempt = {**_attempt_environment(start), **_checkpoints_environment(job, rendezvous)}
     specs = []
     script = os.path.join(job.code_dir, job.entry_point)
     scripts = (script,) if kind is EntryPointKind.PYTHON_SCRIPT else ()
@@ -157,6 +162,18 @@ def _attempt_environment(start: Start) -> Mapping[str, str]:
     if start.resume or start.attempt > 1:
         variables[RESUME] = start.resume or FRESH
     return variables
+
+
+def _checkpoints_environment(job: Job, rendezvous: Optional[Rendezvous]) -> Mapping[str, str]:
+    """Return what says that scripts can have no checkpoints, where the first host cannot write."""
+    if rendezvous is None or job.leader in job.kvstore_hosts:
+        return {}
+    reason = (
+        f"checkpoints are written by the first host, {job.leader}, and it is in none of the "
+        "instance groups that the training is distributed over (sagemaker_distribution_instance_"
+        "groups): distribute it over a group with that host, or train without Checkpoint"
+    )
+    return {NO_CHECKPOINTS: reason}
 
 
 def _tuning(job: Job, role: Role, sharing: bool) -> Mapping[str, str]:

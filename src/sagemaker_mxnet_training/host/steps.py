@@ -190,7 +190,9 @@ class Steps:
         grace = self._job.settings.stop_grace
         self._log("entrypoint", f"the job stops: {detail}; the script has {grace:g} s from now")
         work = self.table.living(*_WORK)
-        self.table.stop(work, stop.signal, grace)
+        # Up to its last checkpoint a script needs the processes that load its data: a batch that
+        # one of them was asked for would never come.
+        self.table.stop(work, stop.signal, grace, leader_first=self.attempt.checkpointing)
         if not work:
             self.attempt.finish()
 
@@ -291,6 +293,8 @@ class Steps:
         self._record(child, status)
         self._log(child.spec.name, f"ended with {diagnosis.ending(child.returncode or 0)}")
         if not self.attempt.failed:
+            if child.stopped and diagnosis.unwritten(child):
+                self.failures.report_child(child)
             self.attempt.on_exit(child, status)
         if child.stopped:
             return
@@ -347,5 +351,5 @@ class Steps:
             idle = self._observer.sample(now)
             if idle is not None:
                 self.attempt.check_kvstore_use()
-                if not self.attempt.finished:
+                if self.table.living(Role.WORKER) and not self.attempt.finished:
                     self.coordinator.report_idle(idle)

@@ -35,6 +35,7 @@ _ADVICE = {
     ),
     FailureKind.NETWORK: "free the port or the address that the cause names, or set another one",
     FailureKind.OUTPUT: "free some space on the output volume of {host}, or mount it writable",
+    FailureKind.CHECKPOINT: "free some space for checkpoints on {host}, or mount it writable",
 }
 _OF_A_PROGRAM = {
     Role.FETCH: _ADVICE[FailureKind.CODE],

@@ -24,6 +24,7 @@ from importlib.machinery import SourceFileLoader
 from typing import List, NoReturn, Optional
 
 from sagemaker_mxnet_toolkit import compatibility, tracebacks
+from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.processes.child_report import EXCEPTION, EXIT_STATUS, Report
 from sagemaker_mxnet_training.roles import optimizer_states, signal_handlers
 from sagemaker_mxnet_training.roles.open_kvstores import OpenKVStores
@@ -149,7 +150,8 @@ def _print_and_report(error: BaseException, report: Report) -> None:
     error.__traceback__ = _own_frames_removed(error.__traceback__)
     detail = tracebacks.text(error)[-_TRACEBACK_LIMIT:]
     # The report comes first: what is printed may have to wait for a slow reader.
-    report.failed(tracebacks.summary(error), detail, EXCEPTION)
+    kind = error.kind.value if isinstance(error, JobError) else EXCEPTION
+    report.failed(tracebacks.summary(error), detail, kind)
     with contextlib.suppress(Exception):
         sys.excepthook(type(error), error, error.__traceback__)
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sagemaker_mxnet_training.checkpoints.errors import CheckpointError
 from sagemaker_mxnet_training.checkpoints.job_environment import read
 
 JOB = {"SM_HOSTS": '["b", "a"]', "SM_CURRENT_HOST": "b", "SAGEMAKER_BASE_DIR": "/base"}
@@ -20,8 +21,15 @@ def test_outside_a_job_this_host_is_the_first() -> None:
 
 def test_a_directory_is_the_argument_or_the_variable() -> None:
     environ = {**JOB, "SM_CHECKPOINT_DIR": "/variable"}
-    assert read(environ).directory == "/variable"
-    assert read(environ, "/argument").directory == "/argument"
+    assert (read(environ).directory, read(environ).elsewhere) == ("/variable", False)
+    given = read(environ, "/argument")
+    assert (given.directory, given.elsewhere) == ("/argument", True)
+    assert not read(environ, "/variable/").elsewhere
+
+
+def test_a_job_that_can_have_none_says_why() -> None:
+    with pytest.raises(CheckpointError, match="algo-1 cannot write"):
+        read({**JOB, "SAGEMAKER_MXNET_NO_CHECKPOINTS": "algo-1 cannot write"})
 
 
 @pytest.mark.parametrize("hosts", ["", "[1", '["c"]', "7"])
