@@ -240,6 +240,30 @@ def test_rows_that_depend_on_each_other_are_noticed_without_batching_too(tmp_pat
             same(numbers(response), reference(array))
 
 
+class Tokens(mx.gluon.HybridBlock):
+    """A sequence of tokens, time first: all fractions are the same token to it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.embedding = nn.Embedding(10, 3)
+            self.lstm = mx.gluon.rnn.LSTM(4, layout="TNC")
+
+    def hybrid_forward(self, F, x):
+        return self.lstm(self.embedding(x))
+
+
+def test_tokens_that_depend_on_each_other_are_noticed(tmp_path):
+    net = Tokens()
+    net.initialize(mx.init.Uniform(1))
+    net.hybridize()
+    reference = saved(tmp_path, 5, (1,), net)
+    for rows in (5, 3, 8):
+        array = np.random.randint(0, 10, (rows, 1)).astype("float32")
+        (response,) = answer(service(tmp_path), request(array))
+        same(np.array(json.loads(response.body), "float32"), reference(array))
+
+
 # Models
 
 
