@@ -267,7 +267,7 @@ class ServedModel:
         self._do(actions)
 
     def worker_doomed(self, link: WorkerLink) -> None:
-        """Hear that a worker is about to be killed."""
+        """Hear that a worker has ended, or is about to be killed."""
         self._dispatcher.retire(link)
 
     def worker_lost(self, link: WorkerLink) -> List[str]:

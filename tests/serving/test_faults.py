@@ -51,6 +51,13 @@ def test_a_script_that_ends_its_process_fails_its_request_alone(
     assert served.healthy().invoke(b"loaded").body == loaded
 
 
+def test_what_a_worker_has_forked_does_not_keep_its_requests(served: Served) -> None:
+    """The child holds the worker's end of the connection open, which tells of no end then."""
+    answer = served.invoke(b"leave 600")
+    assert (answer.status, b"died over this request" in answer.body) == (500, True)
+    assert served.healthy().invoke(b"next").body == b"next"
+
+
 def test_a_request_whose_worker_was_killed_is_tried_once_more(
     served: Served, tmp_path: Path
 ) -> None:
