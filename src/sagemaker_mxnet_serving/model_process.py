@@ -135,12 +135,9 @@ def _load(settings: "ModelSettings") -> "Service":
     """Load the model and predict once; ``ModelError`` if that is impossible."""
     from sagemaker_mxnet_serving import service  # noqa: PLC0415  (imports MXNet)
 
-    try:
-        loaded = service.load(settings)
-        # Before the fork, so that workers share what the first prediction allocates.
-        loaded.warm_up()
-    except MemoryError as error:
-        raise service.ModelError("there is not enough memory for the model") from error
+    loaded = service.load(settings)
+    # Before the fork, so that workers share what the first prediction allocates.
+    loaded.warm_up()
     return loaded
 
 

@@ -117,7 +117,8 @@ class Models:
         directory = self._directory(url)
         if existing is not None:
             await self._remove(existing)
-        need, free = memory.needed(directory), memory.available()
+        copies = 1 if self._settings.shared else self._settings.workers
+        need, free = memory.needed(directory, copies), memory.available()
         if free is not None and need > free - self._reserved:
             raise InferenceError(
                 f"the model needs about {need >> 20} MB of memory and "

@@ -8,7 +8,7 @@ import socket
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Protocol, Set
 
 from sagemaker_mxnet_serving import frames
-from sagemaker_mxnet_serving.endings import HOST, Endings
+from sagemaker_mxnet_serving.endings import HOST, Endings, kind_of
 from sagemaker_mxnet_serving.links import ControlLink, WorkerLink
 from sagemaker_mxnet_serving.metrics import Metrics
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status
@@ -151,7 +151,8 @@ class Workers:
             self._owner.worker_ready(link, greeting["model"])
             return
         reason, detail = str(greeting.get("reason")), str(greeting.get("detail"))
-        failure = Failure(HOST, Role.MODEL, reason, FailureKind.MODEL, detail=detail)
+        kind = FailureKind(greeting.get("kind"))
+        failure = Failure(HOST, Role.MODEL, reason, kind, detail=detail)
         self._failed_starts[link.pid] = failure
         self._owner.worker_failed(failure, last=False)
 
@@ -182,14 +183,16 @@ class Workers:
         slot = self._slots.pop(pid, None)
         if slot is None:
             return
-        how = self._endings.how(status) + self._over.pop(pid, "")
+        how = self._endings.how(status)
+        kind = kind_of(how, FailureKind.MODEL)
+        how += self._over.pop(pid, "")
         self._metrics.restarted("worker")
         if pid in self._starting:
             self._starting.discard(pid)
             reason = f"workers die at their start: {how}"
             failure = self._failed_starts.setdefault(
                 pid,
-                Failure(HOST, Role.MODEL, reason, FailureKind.MODEL, exit_status(status)),
+                Failure(HOST, Role.MODEL, reason, kind, exit_status(status)),
             )
             if len(self._failed_starts) >= STRIKES:
                 self._owner.worker_failed(failure, last=True)

@@ -17,11 +17,13 @@ mx = pytest.importorskip("mxnet", reason="MXNet is not installed")
 import numpy as np  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
+from sagemaker_mxnet_serving.errors import ModelMemoryError  # noqa: E402
 from sagemaker_mxnet_serving.executors import SIZES, split  # noqa: E402
 from sagemaker_mxnet_serving.loading import device  # noqa: E402
 from sagemaker_mxnet_serving.media_types import CSV, JSON, NPY  # noqa: E402
 from sagemaker_mxnet_serving.messages import Request  # noqa: E402
 from sagemaker_mxnet_serving.service import ModelError, ModelSettings, load  # noqa: E402
+from sagemaker_mxnet_toolkit.failure import FailureKind  # noqa: E402
 from sagemaker_mxnet_toolkit.model_files import PARAMS, SHAPES, SYMBOL  # noqa: E402
 from sagemaker_mxnet_training.training_utils import save  # noqa: E402
 
@@ -844,6 +846,24 @@ def test_scripts_that_cannot_be_served(tmp_path, script, words):
     saved(tmp_path)
     with pytest.raises(ModelError, match=words):
         service(tmp_path, script)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "MemoryError",
+        "mx.base.MXNetError('Failed to allocate CPU Memory')",
+        "mx.base.MXNetError('std::bad_alloc')",
+        "mx.base.MXNetError('cudaMalloc retry failed: out of memory')",
+    ],
+)
+@pytest.mark.parametrize("function", ["model_fn(model_dir)", "model_warmup_fn(model_dir, model)"])
+def test_want_of_memory_is_told_apart(tmp_path, function, error):
+    saved(tmp_path)
+    script = f"import mxnet as mx\ndef {function}: raise {error}\n"
+    with pytest.raises(ModelMemoryError, match="not enough memory") as caught:
+        service(tmp_path, script)
+    assert caught.value.kind is FailureKind.OUT_OF_MEMORY
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -62,6 +62,18 @@ def test_a_broken_model_is_told_and_is_its_own_failure(multi: Tuple[Served, Path
     served.ask("DELETE", "/models/good")
 
 
+@pytest.mark.parametrize("variables", [{}, {"SAGEMAKER_MXNET_SERVING_LOAD_IN_WORKERS": "true"}])
+def test_a_model_that_memory_ends_under_is_a_507(
+    tmp_path: Path, variables: "dict[str, str]"
+) -> None:
+    hungry = SCRIPT.replace("return {", "raise MemoryError() #")
+    write_model(tmp_path / "hungry" / "model", hungry)
+    with serving(tmp_path, SAGEMAKER_MULTI_MODEL="true", **variables) as served:
+        answer = load(served.healthy(), "hungry", "hungry/model")
+        assert (answer.status, b"not enough memory" in answer.body) == (507, True)
+        eventually(lambda: "model_fn" in served.log, "where that was, in the log")
+
+
 def test_lists_have_pages(multi: Tuple[Served, Path]) -> None:
     served, base = multi
     for name in ("p1", "p2"):
