@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 import orjson
 
-from sagemaker_mxnet_serving.messages import Request, Response
+from sagemaker_mxnet_serving.messages import Piece, Request, Response
 
 HEAD = struct.Struct(">IQ")
 HEADER_LIMIT = 4 * 1024 * 1024
@@ -30,7 +30,7 @@ class FrameError(Exception):
     """The other side sent something that is no frame."""
 
 
-def encode(items: Sequence[Tuple[Mapping[str, Any], Sequence[bytes]]]) -> List[bytes]:
+def encode(items: Sequence[Tuple[Mapping[str, Any], Sequence[Piece]]]) -> List[Piece]:
     """Return the pieces of a frame; bodies stay as they are, in one piece or in several."""
     fields = [{**item, "size": sum(map(len, body))} for item, body in items]
     header = orjson.dumps(fields)
@@ -128,7 +128,7 @@ def receive(connection: socket.socket) -> Optional[List[Item]]:
     return decode(data[HEAD.size : start], data[start:])
 
 
-def send(connection: socket.socket, pieces: Iterable[bytes]) -> None:
+def send(connection: socket.socket, pieces: Iterable[Piece]) -> None:
     """Send a frame."""
     pending = [memoryview(piece) for piece in pieces if piece]
     while pending:

@@ -21,7 +21,7 @@ from typing import Any, Deque, Dict, List, Optional, Protocol, Set, Tuple
 
 import httptools
 
-from sagemaker_mxnet_serving.messages import InferenceError, Response
+from sagemaker_mxnet_serving.messages import InferenceError, Piece, Response
 
 HEAD_LIMIT = 64 * 1024
 """Bytes of a request's head."""
@@ -40,6 +40,9 @@ PROGRESS = 64 * 1024
 
 _JOINED = 64 * 1024
 """Bytes of an answer up to which a copy costs less than a second write."""
+
+_SMALL = 16 * 1024
+"""Bytes of a body up to which a piece is joined to the one before: each costs 100 bytes more."""
 
 _BODIES = frozenset({"content-length", "transfer-encoding"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -69,7 +72,7 @@ class Exchange:
         method: the HTTP method.
         url: what is asked for, as it was sent.
         headers: names in lower case, and values.
-        pieces: the body so far.
+        pieces: the body so far, in pieces that may still grow until it is complete.
         received: its bytes.
         complete: whether all of it is there.
         begun: whether the application has heard of it.
@@ -97,13 +100,27 @@ class Exchange:
         self.method = ""
         self.url = b""
         self.headers: Dict[str, str] = {}
-        self.pieces: List[bytes] = []
+        self.pieces: List[Piece] = []
         self.received = 0
         self.complete = False
         self.begun = False
         self.answered = False
         self.keep_alive = True
         self.state: Any = None
+
+    def keep(self, body: bytes) -> None:
+        """Keep a piece of the body.
+
+        The first stays what it is, as most bodies are one piece. A body in chunks of two bytes
+        would cost thirty times its size, if small ones were not joined.
+        """
+        pieces = self.pieces
+        if len(pieces) > 1 and len(pieces[-1]) < _SMALL:
+            pieces[-1] += body
+        else:
+            small = pieces and len(body) < _SMALL
+            pieces.append(bytearray(body) if small else body)
+        self.received += len(body)
 
     def answer(self, response: Response, request_id: str = "") -> None:
         """Answer the request, once.
@@ -219,7 +236,8 @@ class Connection(asyncio.Protocol):
         if self._part is _BODY:
             self._bytes += len(data)
             if self._bytes > self._shared.body_limit:
-                self._transport.close()
+                limit = self._shared.body_limit
+                self._refuse(413, f"the body, as it is sent, is longer than {limit} bytes")
                 return
         else:
             # A block of data may hold a head and much of its body; more than a few do not.
@@ -281,8 +299,7 @@ class Connection(asyncio.Protocol):
         """Keep a piece of a body, unless the request has been answered without it."""
         exchange = self._incoming
         if not exchange.answered:
-            exchange.pieces.append(body)
-            exchange.received += len(body)
+            exchange.keep(body)
             if exchange.begun:
                 self._application.grew(exchange, len(body))
 

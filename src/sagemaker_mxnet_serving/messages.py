@@ -1,7 +1,10 @@
 """What the HTTP front and the workers exchange, and the error a user's script may raise."""
 
 from dataclasses import dataclass, field
-from typing import Mapping
+from typing import Mapping, Union
+
+Piece = Union[bytes, bytearray]
+"""A piece of a body, as it came."""
 
 
 @dataclass(frozen=True)

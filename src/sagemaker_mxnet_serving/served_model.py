@@ -21,7 +21,7 @@ from sagemaker_mxnet_serving.dispatcher import (
 )
 from sagemaker_mxnet_serving.endings import HOST, Endings
 from sagemaker_mxnet_serving.links import WorkerLink
-from sagemaker_mxnet_serving.messages import Response
+from sagemaker_mxnet_serving.messages import Piece, Response
 from sagemaker_mxnet_serving.metrics import Metrics
 from sagemaker_mxnet_serving.processes import Processes
 from sagemaker_mxnet_serving.workers import STRIKES, Workers
@@ -66,7 +66,7 @@ class Call(Ticket):
     def __init__(
         self,
         fields: Mapping[str, Any],
-        body: Sequence[bytes],
+        body: Sequence[Piece],
         size: int,
         answer: Callable[[Union[Response, Refusal]], None],
     ) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_serving import http_protocol
+from sagemaker_mxnet_serving import frames, http_protocol
 from sagemaker_mxnet_serving.http_protocol import Connection, Connections, Exchange
 from sagemaker_mxnet_serving.messages import Response
 
@@ -196,6 +196,28 @@ def test_a_body_without_an_end_is_cut_off() -> None:
             connection.data_received(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
     assert transport.closed
     assert bodies(transport) == [b"no"]
+
+
+def test_chunks_without_an_end_are_refused_in_words() -> None:
+    connection, transport, _ = connect()
+    connection.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    chunk = b"1;a=" + b"b" * 10_000 + b"\r\nx\r\n"
+    for _ in range(connection._shared.body_limit // len(chunk) + 1):
+        connection.data_received(chunk)
+    assert transport.closed
+    assert transport.written.startswith(b"HTTP/1.1 413 ")
+    assert b"longer than" in transport.written
+
+
+def test_small_chunks_are_few_pieces() -> None:
+    connection, _, echo = connect()
+    connection.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.data_received(b"2\r\nab\r\n" * 400 + b"0\r\n\r\n")
+    (exchange,) = echo.waiting
+    assert (b"".join(exchange.pieces), exchange.received) == (b"ab" * 400, 800)
+    assert len(exchange.pieces) == 2
+    fields = frames.encode([({}, exchange.pieces)])
+    assert frames.decode(fields[0][frames.HEAD.size :], b"".join(fields[1:]))[0][1] == b"ab" * 400
 
 
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n"
