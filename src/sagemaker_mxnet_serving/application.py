@@ -129,6 +129,10 @@ class Application:
         except Exception as error:
             self._fail(exchange, error)
 
+    def refuse(self, exchange: Exchange, status: int, text: str) -> None:
+        """Answer a request of which no more can be read."""
+        self._fail(exchange, InferenceError(text, status))
+
     def gone(self, exchange: Exchange) -> None:
         """Forget a request whose caller has gone."""
         work: Work = exchange.state
@@ -273,7 +277,8 @@ class Application:
                 result = _error(result.status, result.message)
             self._answer(exchange, result)
 
-        work.call = Call(fields, exchange.pieces, exchange.received, answer)
+        size = exchange.head + exchange.received
+        work.call = Call(fields, exchange.pieces, size, answer)
         work.model.submit(work.call)
 
     def _check(self, size: int, more: int) -> None:

@@ -15,7 +15,7 @@ _TRIES = 2
 a second try is safe; a request that has killed two workers would kill the third."""
 
 _BATCH_BYTES = 64 * 1024 * 1024
-"""Bytes of bodies that are predicted together; a larger body is predicted alone."""
+"""Bytes of requests that are predicted together; a larger one is predicted alone."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Ticket:
     """A request on its way.
 
     Attributes:
-        size: bytes of its body.
+        size: bytes of its head and its body.
         state: where it is.
         tries: how often it was given to a worker.
         arrived: when it came (monotonic, seconds).

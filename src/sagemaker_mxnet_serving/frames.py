@@ -14,8 +14,9 @@ import orjson
 from sagemaker_mxnet_serving.messages import Piece, Request, Response
 
 HEAD = struct.Struct(">IQ")
-HEADER_LIMIT = 4 * 1024 * 1024
-"""Bytes of a header. A request's headers have at most 64 KiB, and a batch 1,024 requests."""
+HEADER_LIMIT = 512 * 1024 * 1024
+"""Bytes of a header. The heads of requests that go together have 64 MiB at most, and JSON makes
+them up to four times as long: it escapes characters, and has the content types once more."""
 
 BODY_LIMIT = 2**31
 """Bytes of all bodies of a frame."""

@@ -52,6 +52,7 @@ class Echo:
     def __init__(self) -> None:
         self.waiting: List[Exchange] = []
         self.lost: List[Exchange] = []
+        self.refused: List[int] = []
 
     def begin(self, exchange: Exchange) -> None:
         if exchange.url == b"/refused":
@@ -65,6 +66,10 @@ class Echo:
         self.waiting.append(exchange)
         if exchange.url == b"/now":
             self.answer()
+
+    def refuse(self, exchange: Exchange, status: int, text: str) -> None:
+        self.refused.append(status)
+        exchange.answer(Response(status, text.encode()), "id")
 
     def gone(self, exchange: Exchange) -> None:
         self.lost.append(exchange)
@@ -258,8 +263,23 @@ def test_a_broken_body_is_told_to_both() -> None:
     connection, transport, echo = connect()
     connection.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nrubbish\r\n")
     assert transport.written.startswith(b"HTTP/1.1 400 ")
+    assert b"x-request-id: id\r\n" in transport.written
+    assert b"connection: close\r\n" in transport.written
     assert transport.closed
-    assert len(echo.lost) == 1
+    assert (echo.refused, echo.lost) == ([400], [])
+
+
+def test_a_broken_body_does_not_harm_those_before() -> None:
+    connection, transport, echo = connect()
+    head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connection.data_received(post(b"first") + post(b"second") + head + b"rubbish\r\n")
+    echo.answer()
+    assert transport.reading and not transport.closed
+    connection.data_received(b"more rubbish\r\n")
+    echo.answer()
+    assert bodies(transport) == [b"first", b"second"]
+    assert transport.closed
+    assert (echo.refused, echo.lost) == ([], [])
 
 
 def test_a_head_without_an_end_is_cut_off() -> None:
@@ -269,6 +289,23 @@ def test_a_head_without_an_end_is_cut_off() -> None:
         if not transport.closed:
             connection.data_received(b"a: " + b"b" * http_protocol.HEAD_LIMIT + b"\r\n")
     assert transport.written.startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("step", [10**6, 1000])
+def test_a_head_that_is_too_long_is_refused_in_whatever_blocks(step: int) -> None:
+    connection, transport, echo = connect()
+    data = b"GET /now HTTP/1.1\r\na: " + b"b" * http_protocol.HEAD_LIMIT + b"\r\n\r\n"
+    for start in range(0, len(data), step):
+        if not transport.closed:
+            connection.data_received(data[start : start + step])
+    assert transport.closed and not echo.waiting
+    assert transport.written.startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_head_is_counted() -> None:
+    connection, _, echo = connect()
+    connection.data_received(b"GET /url HTTP/1.1\r\nName: value\r\nA:b\r\n\r\n")
+    assert echo.waiting[0].head == len("/url" + "Name" + "value" + "A" + "b")
 
 
 def test_a_caller_that_goes_away_is_told() -> None:
