@@ -51,6 +51,8 @@ class InferenceError(Exception):
         status: the HTTP status, from 400 to 599.
     """
 
+    status = 400  # of a subclass that does not call this one's __init__
+
     def __init__(self, message: str, status: int = 400) -> None:
         if not 400 <= status <= 599:
             raise ValueError(f"status {status}: expected a number from 400 to 599")

@@ -17,6 +17,7 @@ mx = pytest.importorskip("mxnet", reason="MXNet is not installed")
 import numpy as np  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
+from sagemaker_mxnet_serving import function_handler  # noqa: E402
 from sagemaker_mxnet_serving.errors import ModelMemoryError  # noqa: E402
 from sagemaker_mxnet_serving.executors import SIZES, split  # noqa: E402
 from sagemaker_mxnet_serving.loading import device  # noqa: E402
@@ -762,6 +763,40 @@ def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(tmp_pat
         assert f"in {name}" in log
         assert "sagemaker_mxnet_serving" not in log
         sys.modules.pop("inference")
+
+
+def test_a_default_that_fails_is_named(tmp_path, monkeypatch):
+    saved(tmp_path)
+    ready = service(tmp_path, "def output_fn(prediction, accept): pass\n")
+
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(function_handler, "decode", fail)
+    (response,) = answer(ready, request(random(1)))
+    assert (response.status, response.body[:18]) == (500, b"input_fn (default)")
+
+
+@pytest.mark.parametrize("status", [None, 422, 200, "422", 600])
+def test_an_error_of_the_scripts_own_kind(tmp_path, status):
+    """A subclass that does not call ``super().__init__`` has the status of its class."""
+    saved(tmp_path)
+    script = (
+        "from sagemaker_mxnet_serving import InferenceError\n"
+        "class Wrong(InferenceError):\n"
+        "    def __init__(self, text):\n"
+        "        self.text = text\n"
+        "    def __str__(self):\n"
+        "        return self.text\n"
+        "def input_fn(body, content_type):\n"
+        "    error = Wrong('send a cat')\n"
+    )
+    if status is not None:
+        script += f"    error.status = {status!r}\n"
+    ready = service(tmp_path, script + "    raise error\n")
+    (response,) = answer(ready, request(random(1)))
+    expected = {None: 400, 422: 422}.get(status, 500)
+    assert (response.status, response.body) == (expected, b"send a cat\n")
 
 
 def test_a_script_can_answer_with_its_own_status(tmp_path, capfd):
