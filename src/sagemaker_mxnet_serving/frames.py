@@ -100,7 +100,9 @@ class FrameReader:
         if not size:
             return b""
         data = b"".join(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
-        self._pieces = [data[size:]] if len(data) > size else []
+        self._pieces = []  # before the next copy is made: a body may be large
+        if len(data) > size:
+            self._pieces.append(data[size:])
         self._held -= size
         return data[:size]
 
@@ -117,16 +119,29 @@ def receive(connection: socket.socket) -> Optional[List[Item]]:
             return None
         data += more
     header, body = lengths(data[: HEAD.size])
-    start, end = HEAD.size + header, HEAD.size + header + body
-    pieces, held = [data], len(data)
-    while held < end:
-        piece = connection.recv(end - held, socket.MSG_WAITALL)
+    start = HEAD.size + header
+    rest = _read(connection, start - len(data))
+    if rest is None:
+        return None
+    data += rest
+    # A body may be large: it is put together by itself, and not cut out of a whole frame.
+    first = data[start:]
+    rest = _read(connection, body - len(first))
+    if rest is None:
+        return None
+    return decode(data[HEAD.size : start], first + rest)
+
+
+def _read(connection: socket.socket, size: int) -> Optional[bytes]:
+    """Wait for so many bytes, if any; ``None`` when the other side has gone."""
+    pieces = []
+    while size > 0:
+        piece = connection.recv(size, socket.MSG_WAITALL)
         if not piece:
             return None
         pieces.append(piece)
-        held += len(piece)
-    data = b"".join(pieces) if len(pieces) > 1 else data
-    return decode(data[HEAD.size : start], data[start:])
+        size -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def send(connection: socket.socket, pieces: Iterable[Piece]) -> None:
