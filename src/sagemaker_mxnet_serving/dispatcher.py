@@ -161,8 +161,8 @@ class Dispatcher:
 
     @property
     def workers(self) -> int:
-        """How many workers can answer."""
-        return len(self._idle) + sum(not busy.overdue for busy in self._busy.values())
+        """How many workers can answer. Any thread may ask."""
+        return len(self._idle) + sum(not busy.overdue for busy in list(self._busy.values()))
 
     def held(self, worker: Worker) -> Tuple[Ticket, ...]:
         """Return the requests that a worker has."""
