@@ -232,6 +232,12 @@ def test_a_model_that_is_loading_is_not_healthy_and_can_be_stopped(tmp_path: Pat
         assert served.ended() == 0
 
 
+def test_signals_reach_the_processes_of_a_model(served: Served) -> None:
+    """The front holds them back at its start, which its children must not inherit."""
+    for pid in [served.model_process().pid, *served.workers()]:
+        assert "SigBlk:\t0000000000000000\n" in Path(f"/proc/{pid}/status").read_text()
+
+
 def test_the_front_has_no_mxnet_in_it(served: Served) -> None:
     """A defect of MXNet, or of a script, cannot take the connections with it."""
     front = Path(f"/proc/{served.process.pid}/maps").read_text()
