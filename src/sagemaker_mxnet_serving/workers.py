@@ -17,6 +17,9 @@ from sagemaker_mxnet_toolkit.log import Log
 STRIKES = 3
 """Processes that may die one after another without one that does its work."""
 
+_AGAIN_SECONDS = 1.0
+"""Seconds until a worker is ordered again whose connection could not be had."""
+
 _LAST_WORDS_SECONDS = 0.1
 """Seconds in which what a worker said before it ended is still read."""
 
@@ -75,6 +78,8 @@ class Workers:
         # The place that each takes, and those of the ones that are still to come.
         self._slots: Dict[int, int] = {}
         self._ordered: List[int] = []
+        # Whether the log has that a connection could not be had, since the last that could.
+        self._told_of_limit = False
         # How those ended whose connections are still open.
         self._ended: Dict[int, int] = {}
         # What those that have gone were doing.
@@ -119,7 +124,10 @@ class Workers:
             _kill(pid)
 
     def _on_message(self, message: Mapping[str, Any], attached: Optional[socket.socket]) -> None:
-        if attached is not None:
+        if "worker" in message and attached is None:
+            self._order_again(self._ordered.pop(0))
+        elif attached is not None:
+            self._told_of_limit = False
             pid = int(message["worker"])
             self._slots[pid] = self._ordered.pop(0)
             self._starting.add(pid)
@@ -127,6 +135,17 @@ class Workers:
             self._loop.create_task(self._connect(link, attached))
         elif "ended" in message:
             self._on_end(int(message["ended"]), int(message["status"]))
+
+    def _order_again(self, slot: int) -> None:
+        """Order a worker once more, whose connection the kernel could not give us.
+
+        It does not where this process has as many files open as it may (unix(7), SCM_RIGHTS); the
+        worker, alone on its connection, ends.
+        """
+        if not self._told_of_limit:
+            self._told_of_limit = True
+            self._log.error(self._name, "too many open files for a worker's connection; trying on")
+        self._loop.call_later(_AGAIN_SECONDS, self.order, [slot])
 
     async def _connect(self, link: WorkerLink, attached: socket.socket) -> None:
         await self._loop.connect_accepted_socket(lambda: link, attached)
