@@ -76,6 +76,7 @@ class Refusal(enum.Enum):
 
     QUEUE_FULL = (503, "too many requests wait for a worker; try again later")
     CLOSED = (503, "the server is stopping; send the request to another one")
+    UNLOADING = (503, "the model is being unloaded; try again later")
     NO_MODEL = (503, "the model cannot answer")
     WAITED = (503, "no worker became free in time; try again later")
     OVERDUE = (504, "the model took longer than the server allows")

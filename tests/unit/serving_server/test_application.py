@@ -94,6 +94,26 @@ def test_a_body_that_is_refused_midway_is_in_the_log(
     assert [(line[2], line[-1]) for line in front.lines] == [(status, "half-1")]
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"GET /ping", 200),
+        (b"HEAD /ping?from=here", 200),
+        (b"GET http://localhost/ping", 200),
+        (b"POST /ping", 405),
+        (b"GET /pings", 404),
+    ],
+)
+def test_pings(front: Front, line: bytes, status: int) -> None:
+    assert front.send(line + b" HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.parametrize("front", [ServerSettings(multi_model=True)], indirect=True)
+def test_a_path_below_a_model_is_named(front: Front) -> None:
+    answer = front.send(b"GET /models/a/b HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 404 ") and b"not '/models/a/b'" in answer
+
+
 def test_large_heads_are_part_of_a_requests_size_and_fit_into_a_frame(front: Front) -> None:
     header = b"Name: " + b"\\" * (HEAD_LIMIT - 2000) + b"\r\n"
     front.send(post(b"body", b"/invocations", header))
