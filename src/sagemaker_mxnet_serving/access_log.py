@@ -99,16 +99,23 @@ class AccessLog:
     def _flush(self) -> None:
         if not self._lines:
             return
-        if self._dropped:
-            self._lines.append(f"{self._dropped} lines of the access log were dropped")
-        block = ("\n".join(self._lines) + "\n").encode("utf-8", "replace")
         count = len(self._lines)
+        if self._dropped:
+            self._lines.append(self._notice())
+        block = ("\n".join(self._lines) + "\n").encode("utf-8", "replace")
         self._lines = []
         try:
             self._blocks.put_nowait(block)
             self._dropped = 0
         except queue.Full:
             self._dropped += count
+
+    def _notice(self) -> str:
+        """Return a line about those that were dropped."""
+        if self._form == "json":
+            fields = {"time": self._now(), "dropped": self._dropped}
+            return json.dumps(fields, separators=(",", ":"))
+        return f"{self._dropped} lines of the access log were dropped"
 
     def _write(self) -> None:
         while True:

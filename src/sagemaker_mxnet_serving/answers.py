@@ -9,7 +9,9 @@ _STDERR = 2
 
 def refusal(error: InferenceError) -> Response:
     """Tell the caller what an ``InferenceError`` says."""
-    return Response(error.status, f"{error}\n".encode("utf-8", "replace"))
+    # A script may have made the status anything.
+    valid = isinstance(error.status, int) and 400 <= error.status <= 599
+    return Response(error.status if valid else 500, f"{error}\n".encode("utf-8", "replace"))
 
 
 def failure(request: Request, function: str, error: BaseException) -> Response:

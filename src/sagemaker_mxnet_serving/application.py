@@ -26,7 +26,8 @@ CALLER_GONE = 499
 """What the access log has for a request whose caller went away (nginx' number for it)."""
 
 _ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-_NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,1024}")
+_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,1024}")
+_PINGS = ("GET", "HEAD")
 _JSON = "application/json"
 _MODEL_BODY = 64 * 1024
 
@@ -95,10 +96,9 @@ class Application:
 
     def begin(self, exchange: Exchange) -> None:
         """Find out what a request asks for; refuse what is wrong about its head."""
-        if exchange.url == b"/ping" and exchange.method in ("GET", "HEAD"):
-            healthy = not self.draining and self._models.can_answer
+        if exchange.url.partition(b"?")[0] == b"/ping" and exchange.method in _PINGS:
             exchange.keep_alive = exchange.keep_alive and not self.draining
-            exchange.answer(Response(200 if healthy else 503, b""))
+            exchange.answer(self._ping())
             return
         given = exchange.headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else f"{self._prefix}-{next(self._numbers)}"
@@ -128,6 +128,10 @@ class Application:
             exchange.state.run(exchange)
         except Exception as error:
             self._fail(exchange, error)
+
+    def refuse(self, exchange: Exchange, status: int, text: str) -> None:
+        """Answer a request of which no more can be read."""
+        self._fail(exchange, InferenceError(text, status))
 
     def gone(self, exchange: Exchange) -> None:
         """Forget a request whose caller has gone."""
@@ -190,6 +194,9 @@ class Application:
     def _route(self, exchange: Exchange, work: Work, query: str) -> Any:
         """Return what answers a request, once all of it is there."""
         path = work.path
+        if path == "/ping":
+            _expect(exchange, *_PINGS)
+            return lambda exchange: self._answer(exchange, self._ping())
         if self._settings.multi_model:
             if path == "/models" or path.startswith("/models/"):
                 return self._route_models(exchange, work, query)
@@ -204,7 +211,8 @@ class Application:
 
     def _route_models(self, exchange: Exchange, work: Work, query: str) -> Any:
         # The name is opaque, and may hold an encoded slash.
-        raw = work.path.split("/")[2:]
+        path = work.path
+        raw = path.split("/")[2:]
         name, *rest = [urllib.parse.unquote(part) for part in raw] or [""]
         if not raw:
             _expect(exchange, "GET", "POST")
@@ -216,11 +224,16 @@ class Application:
             _expect(exchange, "POST")
             return self._invocation(work, name)
         if rest:
-            raise InferenceError(f"expected /models/NAME or /models/NAME/invoke, not {name!r}", 404)
+            text = f"expected /models/NAME or /models/NAME/invoke, not {path[:200]!r}"
+            raise InferenceError(text, 404)
         _expect(exchange, "GET", "DELETE")
         if exchange.method == "GET":
             return self._at_once(lambda: self._models.describe(name))
         return self._later(lambda _: self._unload(name))
+
+    def _ping(self) -> Response:
+        healthy = not self.draining and self._models.can_answer
+        return Response(200 if healthy else 503, b"")
 
     def _execution_parameters(self) -> Mapping[str, Any]:
         return {
@@ -240,7 +253,7 @@ class Application:
         if not (isinstance(name, str) and isinstance(url, str) and _NAME.fullmatch(name)):
             raise InferenceError(
                 'expected a JSON object {"model_name": NAME, "url": DIRECTORY}, with a name of 1 '
-                "to 1,024 characters and without a slash"
+                "to 1,024 characters, none of them a control character"
             )
         if self.draining:
             raise InferenceError(Refusal.CLOSED.message, 503)
@@ -273,7 +286,8 @@ class Application:
                 result = _error(result.status, result.message)
             self._answer(exchange, result)
 
-        work.call = Call(fields, exchange.pieces, exchange.received, answer)
+        size = exchange.head + exchange.received
+        work.call = Call(fields, exchange.pieces, size, answer)
         work.model.submit(work.call)
 
     def _check(self, size: int, more: int) -> None:

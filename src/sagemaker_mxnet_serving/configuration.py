@@ -130,7 +130,8 @@ class ServerSettings:
         1,
         _WORKERS,
         "worker processes of each model",
-        default_text="one for each CPU, or GPU; 1 for each of many models",
+        default_text="one for each GPU, or else for each CPU; 1 for each of many models without a "
+        "GPU",
         variables=("SAGEMAKER_MODEL_SERVER_WORKERS",),
     )
     timeout: float = setting(
@@ -194,7 +195,7 @@ class ServerSettings:
         1,
         whole(1, 4096, "a number of threads"),
         "threads that one worker computes with",
-        default_text="the CPUs for each worker",
+        default_text="the CPUs for each worker; 1 with many models",
         variables=("OMP_NUM_THREADS",),
     )
     load_in_workers: bool = setting(

@@ -287,8 +287,10 @@ def _cells(body: bytes, columns: Optional[int]) -> Any:
     lines = body.decode("utf-8", "replace").split("\n")
     if columns is None:
         columns = lines[0].count(",") + 1
-    array = np.empty((len(lines), columns), dtype=np.float64)
-    for i, line in enumerate(lines):
+    # Lines of one number must not make rows of many before they are refused.
+    fitting = next((i for i, each in enumerate(lines) if _count(each) != columns), len(lines))
+    array = np.empty((fitting, columns), dtype=np.float64)
+    for i, line in enumerate(lines[: fitting + 1]):
         cells = line.split(",") if line.strip() else []
         numbers = []
         for j, cell in enumerate(cells[: columns + 1]):
@@ -303,6 +305,11 @@ def _cells(body: bytes, columns: Optional[int]) -> Any:
             )
         array[i] = numbers
     return array
+
+
+def _count(line: str) -> int:
+    """Return how many cells a line has."""
+    return line.count(",") + 1 if line.strip() else 0
 
 
 def _number(cell: str) -> float:

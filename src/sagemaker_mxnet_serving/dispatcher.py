@@ -15,7 +15,7 @@ _TRIES = 2
 a second try is safe; a request that has killed two workers would kill the third."""
 
 _BATCH_BYTES = 64 * 1024 * 1024
-"""Bytes of bodies that are predicted together; a larger body is predicted alone."""
+"""Bytes of requests that are predicted together; a larger one is predicted alone."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Ticket:
     """A request on its way.
 
     Attributes:
-        size: bytes of its body.
+        size: bytes of its head and its body.
         state: where it is.
         tries: how often it was given to a worker.
         arrived: when it came (monotonic, seconds).
@@ -76,6 +76,7 @@ class Refusal(enum.Enum):
 
     QUEUE_FULL = (503, "too many requests wait for a worker; try again later")
     CLOSED = (503, "the server is stopping; send the request to another one")
+    UNLOADING = (503, "the model is being unloaded; try again later")
     NO_MODEL = (503, "the model cannot answer")
     WAITED = (503, "no worker became free in time; try again later")
     OVERDUE = (504, "the model took longer than the server allows")
@@ -161,8 +162,8 @@ class Dispatcher:
 
     @property
     def workers(self) -> int:
-        """How many workers can answer."""
-        return len(self._idle) + sum(not busy.overdue for busy in self._busy.values())
+        """How many workers can answer. Any thread may ask."""
+        return len(self._idle) + sum(not busy.overdue for busy in list(self._busy.values()))
 
     def held(self, worker: Worker) -> Tuple[Ticket, ...]:
         """Return the requests that a worker has."""

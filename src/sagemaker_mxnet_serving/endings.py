@@ -48,6 +48,15 @@ class Endings:
             return Failure(HOST, child.spec.role, reason, kind, status, detail)
         what = "the model process" if child.spec.role is Role.MODEL else "the installation"
         how = self.how(child.returncode)
-        if how == _OUT_OF_MEMORY:
-            kind = FailureKind.OUT_OF_MEMORY
+        kind = kind_of(how, kind)
         return Failure(HOST, child.spec.role, f"{what} {how}", kind, status, child.stderr.text())
+
+
+def kind_of(how: str, otherwise: FailureKind) -> FailureKind:
+    """Return the kind of a failure that is an end.
+
+    Args:
+        how: what ``Endings.how`` says of it.
+        otherwise: the kind of one that is not for want of memory.
+    """
+    return FailureKind.OUT_OF_MEMORY if how == _OUT_OF_MEMORY else otherwise

@@ -167,24 +167,37 @@ class Executors:
         dimension is time, has as many outputs as rows. The first row runs beside other rows, then
         the last one does, which a recurrent network tells from the rows before it. In the same
         executor, a row that does not depend on others has the same outputs.
+
+        They do so with fractions, and with the numbers 0 and 1: an embedding, and an input of
+        integers, take every fraction for a 0.
         """
         if self._independent is not None:
             return
         if size not in self.sizes:  # rows that run one by one have nothing beside them
             return
         numbers = np.random.RandomState(0)
-        arrays = [numbers.uniform(size=each.shape).astype(each.dtype) for each in self._zeros(size)]
-        expected = self._run_bound(size, arrays)
-        self._independent = True
+        zeros = self._zeros(size)
+        fractions, more = (
+            [numbers.uniform(size=each.shape).astype(each.dtype) for each in zeros]
+            for _ in range(2)
+        )
+        indices = [numbers.randint(2, size=each.shape).astype(each.dtype) for each in zeros]
+        probes = ((fractions, more), (indices, [1 - each for each in indices]))
+        self._independent = all(self._stands_alone(*probe) for probe in probes)
+        self.per_row = self._independent
+
+    def _stands_alone(self, arrays: Sequence[Any], exchanged: Sequence[Any]) -> bool:
+        """Tell whether a row's outputs stay what they are when all other rows are exchanged."""
+        expected = self._run_bound(len(arrays[0]), arrays)
         for row, others in ((0, slice(1, None)), (-1, slice(None, -1))):
             changed = [array.copy() for array in arrays]
-            for array in changed:
-                array[others] = numbers.uniform(size=array[others].shape)
-            for one, other in zip(expected, self._run_bound(size, changed)):
+            for array, other in zip(changed, exchanged):
+                array[others] = other[others]
+            for one, other in zip(expected, self._run_bound(len(arrays[0]), changed)):
                 # A GPU may add in another order.
-                same = np.allclose(one[row], other[row], rtol=1e-4, atol=1e-6, equal_nan=True)
-                self._independent = self._independent and same
-        self.per_row = self._independent
+                if not np.allclose(one[row], other[row], rtol=1e-4, atol=1e-6, equal_nan=True):
+                    return False
+        return True
 
     def _run_bound(self, rows: Optional[int], arrays: Sequence[Any]) -> List[Any]:
         try:

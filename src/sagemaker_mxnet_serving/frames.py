@@ -11,11 +11,12 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 import orjson
 
-from sagemaker_mxnet_serving.messages import Request, Response
+from sagemaker_mxnet_serving.messages import Piece, Request, Response
 
 HEAD = struct.Struct(">IQ")
-HEADER_LIMIT = 4 * 1024 * 1024
-"""Bytes of a header. A request's headers have at most 64 KiB, and a batch 1,024 requests."""
+HEADER_LIMIT = 512 * 1024 * 1024
+"""Bytes of a header. The heads of requests that go together have 64 MiB at most, and JSON makes
+them up to four times as long: it escapes characters, and has the content types once more."""
 
 BODY_LIMIT = 2**31
 """Bytes of all bodies of a frame."""
@@ -30,7 +31,7 @@ class FrameError(Exception):
     """The other side sent something that is no frame."""
 
 
-def encode(items: Sequence[Tuple[Mapping[str, Any], Sequence[bytes]]]) -> List[bytes]:
+def encode(items: Sequence[Tuple[Mapping[str, Any], Sequence[Piece]]]) -> List[Piece]:
     """Return the pieces of a frame; bodies stay as they are, in one piece or in several."""
     fields = [{**item, "size": sum(map(len, body))} for item, body in items]
     header = orjson.dumps(fields)
@@ -99,7 +100,9 @@ class FrameReader:
         if not size:
             return b""
         data = b"".join(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
-        self._pieces = [data[size:]] if len(data) > size else []
+        self._pieces = []  # before the next copy is made: a body may be large
+        if len(data) > size:
+            self._pieces.append(data[size:])
         self._held -= size
         return data[:size]
 
@@ -116,19 +119,32 @@ def receive(connection: socket.socket) -> Optional[List[Item]]:
             return None
         data += more
     header, body = lengths(data[: HEAD.size])
-    start, end = HEAD.size + header, HEAD.size + header + body
-    pieces, held = [data], len(data)
-    while held < end:
-        piece = connection.recv(end - held, socket.MSG_WAITALL)
+    start = HEAD.size + header
+    rest = _read(connection, start - len(data))
+    if rest is None:
+        return None
+    data += rest
+    # A body may be large: it is put together by itself, and not cut out of a whole frame.
+    first = data[start:]
+    rest = _read(connection, body - len(first))
+    if rest is None:
+        return None
+    return decode(data[HEAD.size : start], first + rest)
+
+
+def _read(connection: socket.socket, size: int) -> Optional[bytes]:
+    """Wait for so many bytes, if any; ``None`` when the other side has gone."""
+    pieces = []
+    while size > 0:
+        piece = connection.recv(size, socket.MSG_WAITALL)
         if not piece:
             return None
         pieces.append(piece)
-        held += len(piece)
-    data = b"".join(pieces) if len(pieces) > 1 else data
-    return decode(data[HEAD.size : start], data[start:])
+        size -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def send(connection: socket.socket, pieces: Iterable[bytes]) -> None:
+def send(connection: socket.socket, pieces: Iterable[Piece]) -> None:
     """Send a frame."""
     pending = [memoryview(piece) for piece in pieces if piece]
     while pending:

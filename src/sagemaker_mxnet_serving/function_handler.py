@@ -82,7 +82,7 @@ class FunctionHandler:
         read, predict = self._script["input_fn"], self._script["predict_fn"]
         write = self._script["output_fn"]
         if read is None:
-            data = self._read(request)
+            data = _call(Function("input_fn (default)", self._read), request)
         else:
             known = {"context": context, "model": self._model}
             data = _call(read, _body(request), request.content_type, **known)

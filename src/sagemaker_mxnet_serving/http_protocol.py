@@ -21,10 +21,12 @@ from typing import Any, Deque, Dict, List, Optional, Protocol, Set, Tuple
 
 import httptools
 
-from sagemaker_mxnet_serving.messages import InferenceError, Response
+from sagemaker_mxnet_serving.messages import InferenceError, Piece, Response
 
 HEAD_LIMIT = 64 * 1024
 """Bytes of a request's head."""
+
+_LONG_HEAD = f"the head of the request is longer than {HEAD_LIMIT} bytes"
 
 KEEP_ALIVE = 75.0
 """Seconds that a connection may be idle."""
@@ -40,6 +42,9 @@ PROGRESS = 64 * 1024
 
 _JOINED = 64 * 1024
 """Bytes of an answer up to which a copy costs less than a second write."""
+
+_SMALL = 16 * 1024
+"""Bytes of a body up to which a piece is joined to the one before: each costs 100 bytes more."""
 
 _BODIES = frozenset({"content-length", "transfer-encoding"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -58,6 +63,9 @@ class Application(Protocol):
     def handle(self, exchange: "Exchange") -> None:
         """Answer a request that is complete, now or later."""
 
+    def refuse(self, exchange: "Exchange", status: int, text: str) -> None:
+        """Answer a request of which no more can be read with an error, at once."""
+
     def gone(self, exchange: "Exchange") -> None:
         """Hear that the caller of a request without an answer has gone."""
 
@@ -66,10 +74,11 @@ class Exchange:
     """One request and its answer.
 
     Attributes:
+        head: bytes of its head, without what separates them.
         method: the HTTP method.
         url: what is asked for, as it was sent.
         headers: names in lower case, and values.
-        pieces: the body so far.
+        pieces: the body so far, in pieces that may still grow until it is complete.
         received: its bytes.
         complete: whether all of it is there.
         begun: whether the application has heard of it.
@@ -83,6 +92,7 @@ class Exchange:
         "answered",
         "begun",
         "complete",
+        "head",
         "headers",
         "keep_alive",
         "method",
@@ -94,16 +104,31 @@ class Exchange:
 
     def __init__(self, connection: "Connection") -> None:
         self._connection = connection
+        self.head = 0
         self.method = ""
         self.url = b""
         self.headers: Dict[str, str] = {}
-        self.pieces: List[bytes] = []
+        self.pieces: List[Piece] = []
         self.received = 0
         self.complete = False
         self.begun = False
         self.answered = False
         self.keep_alive = True
         self.state: Any = None
+
+    def keep(self, body: bytes) -> None:
+        """Keep a piece of the body.
+
+        The first stays what it is, as most bodies are one piece. A body in chunks of two bytes
+        would cost thirty times its size, if small ones were not joined.
+        """
+        pieces = self.pieces
+        if len(pieces) > 1 and len(pieces[-1]) < _SMALL:
+            pieces[-1] += body
+        else:
+            small = pieces and len(body) < _SMALL
+            pieces.append(bytearray(body) if small else body)
+        self.received += len(body)
 
     def answer(self, response: Response, request_id: str = "") -> None:
         """Answer the request, once.
@@ -219,13 +244,15 @@ class Connection(asyncio.Protocol):
         if self._part is _BODY:
             self._bytes += len(data)
             if self._bytes > self._shared.body_limit:
-                self._transport.close()
+                limit = self._shared.body_limit
+                self._refuse(413, f"the body, as it is sent, is longer than {limit} bytes")
                 return
         else:
-            # A block of data may hold a head and much of its body; more than a few do not.
+            # A block of data may hold a head and much of its body; more than a few do not. What
+            # the head is by itself is known when it is complete.
             self._bytes += min(len(data), HEAD_LIMIT // 4)
             if self._bytes > HEAD_LIMIT:
-                self._refuse(431, f"the head of the request is longer than {HEAD_LIMIT} bytes")
+                self._refuse(431, _LONG_HEAD)
                 return
         try:
             while data:
@@ -257,17 +284,22 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """Take a piece of what is asked for."""
         self._incoming.url += url
+        self._incoming.head += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, and pass over what follows a body in chunks."""
         if self._part is _HEAD:
             self._incoming.headers[name.lower().decode("latin-1")] = value.decode("latin-1")
+            self._incoming.head += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
         """Hand the request to the application, if no earlier one waits for its answer."""
         exchange, parser = self._incoming, self._parser
         exchange.method = parser.get_method().decode("ascii")
         exchange.keep_alive = parser.should_keep_alive()
+        if exchange.head > HEAD_LIMIT:
+            self._refuse(431, _LONG_HEAD)
+            return
         if parser.should_upgrade() and not _BODIES.isdisjoint(exchange.headers):
             # The parser would take the body for what follows in the other protocol.
             self._refuse(400, "a body is read in HTTP/1.1 only; send it without the header Upgrade")
@@ -281,8 +313,7 @@ class Connection(asyncio.Protocol):
         """Keep a piece of a body, unless the request has been answered without it."""
         exchange = self._incoming
         if not exchange.answered:
-            exchange.pieces.append(body)
-            exchange.received += len(body)
+            exchange.keep(body)
             if exchange.begun:
                 self._application.grew(exchange, len(body))
 
@@ -404,15 +435,17 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         broken = self._exchanges.pop() if self._part is _BODY else None
+        self._expect(_NOTHING, math.inf)
         if self._exchanges:  # which are answered first
             self._exchanges[-1].keep_alive = False
             self._read(False)
             return
-        if broken is None or not broken.answered:
+        if broken is None or not broken.begun:  # of which the application knows nothing
             response = Response(status, f"{text}\n".encode())
             self._transport.write(_head(response, "", self._shared.date, False) + response.body)
-        if broken is not None:
-            self._give_up(broken)
+        elif not broken.answered:
+            broken.keep_alive = False
+            self._application.refuse(broken, status, text)
         self._transport.close()
 
 

@@ -7,6 +7,7 @@ import socket
 from typing import Any, Callable, List, Mapping, Optional, Sequence, cast
 
 from sagemaker_mxnet_serving import frames
+from sagemaker_mxnet_serving.messages import Piece
 
 _MESSAGE_LIMIT = 4096
 
@@ -56,7 +57,7 @@ class WorkerLink(asyncio.Protocol):
         """Tell that the worker is gone."""
         self._on_lost(self)
 
-    def send(self, pieces: Sequence[bytes]) -> None:
+    def send(self, pieces: Sequence[Piece]) -> None:
         """Send a frame."""
         if self._transport is None:
             return

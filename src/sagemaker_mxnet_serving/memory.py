@@ -22,11 +22,12 @@ def available() -> Optional[int]:
     return free
 
 
-def needed(model_dir: str) -> int:
+def needed(model_dir: str, copies: int = 1) -> int:
     """Return the bytes that a model is likely to need: its files, and a copy bound for prediction.
 
     Args:
         model_dir: its directory.
+        copies: processes that each load it.
     """
     total = 0
     for folder, _, names in os.walk(model_dir):
@@ -35,7 +36,7 @@ def needed(model_dir: str) -> int:
                 total += os.lstat(os.path.join(folder, name)).st_size
             except OSError:
                 continue
-    return 2 * total + PROCESS_BYTES
+    return copies * (2 * total + PROCESS_BYTES)
 
 
 def _meminfo(key: str) -> Optional[int]:

@@ -1,7 +1,10 @@
 """What the HTTP front and the workers exchange, and the error a user's script may raise."""
 
 from dataclasses import dataclass, field
-from typing import Mapping
+from typing import Mapping, Union
+
+Piece = Union[bytes, bytearray]
+"""A piece of a body, as it came."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class InferenceError(Exception):
         message: what the caller reads.
         status: the HTTP status, from 400 to 599.
     """
+
+    status = 400  # of a subclass that does not call this one's __init__
 
     def __init__(self, message: str, status: int = 400) -> None:
         if not 400 <= status <= 599:

@@ -77,12 +77,16 @@ class ModelProcess:
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        # The control socket has the front's number for it, which may be beyond select's 1,023.
+        poll = select.poll()
+        for end in (self._control, wakeup):
+            poll.register(end, select.POLLIN)
         while True:
-            ready, _, _ = select.select([self._control, wakeup], [], [])
-            if wakeup in ready:
+            ready = [fd for fd, _ in poll.poll()]
+            if wakeup.fileno() in ready:
                 wakeup.recv(4096)
                 self._reap()
-            if self._control in ready:
+            if self._control.fileno() in ready:
                 message = self._control.recv(MESSAGE_LIMIT)
                 if not message:
                     return
@@ -131,12 +135,9 @@ def _load(settings: "ModelSettings") -> "Service":
     """Load the model and predict once; ``ModelError`` if that is impossible."""
     from sagemaker_mxnet_serving import service  # noqa: PLC0415  (imports MXNet)
 
-    try:
-        loaded = service.load(settings)
-        # Before the fork, so that workers share what the first prediction allocates.
-        loaded.warm_up()
-    except MemoryError as error:
-        raise service.ModelError("there is not enough memory for the model") from error
+    loaded = service.load(settings)
+    # Before the fork, so that workers share what the first prediction allocates.
+    loaded.warm_up()
     return loaded
 
 

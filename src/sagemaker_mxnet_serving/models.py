@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import time
 from typing import Any, Callable, Dict, Mapping, Optional
 
@@ -16,6 +17,7 @@ UNLOAD_SECONDS = 10.0
 """Seconds that requests under way have when their model is unloaded."""
 
 _PAGE = 100
+_WHOLE = re.compile(r"\d{1,9}", re.ASCII)
 _LOADED = (Phase.READY, Phase.FAILED, Phase.STOPPED)
 
 
@@ -47,13 +49,13 @@ class Models:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a worker."""
-        return sum(model.waiting for model in self._models.values())
+        """How many requests wait for a worker. Any thread may ask."""
+        return sum(model.waiting for model in list(self._models.values()))
 
     @property
     def workers(self) -> int:
-        """How many workers can answer."""
-        return sum(model.workers for model in self._models.values())
+        """How many workers can answer. Any thread may ask."""
+        return sum(model.workers for model in list(self._models.values()))
 
     def add(self, name: str, model_dir: str) -> ServedModel:
         """Start to load a model, without waiting for it."""
@@ -97,7 +99,7 @@ class Models:
         """
         token = query.get("next_page_token") or query.get("nextPageToken") or "0"
         limit = query.get("limit", str(_PAGE))
-        if not (token.isdigit() and limit.isdigit() and int(limit) and len(token) < 10):
+        if not (_WHOLE.fullmatch(token) and _WHOLE.fullmatch(limit) and int(limit)):
             raise InferenceError("limit and next_page_token: expected whole numbers")
         start, end = int(token), int(token) + int(limit)
         ready = [m for m in self._models.values() if m.phase is Phase.READY]
@@ -111,13 +113,13 @@ class Models:
             InferenceError: 400 for a directory that is not below the server's, 409 for a name that
                 is taken, 507 where there is no memory for it, 500 where it cannot be loaded.
         """
-        existing = self._models.get(name)
-        if existing is not None and existing.phase is not Phase.FAILED:
-            raise InferenceError(f"a model is loaded under the name {name!r} already", 409)
+        failed = self._failed(name)
         directory = self._directory(url)
-        if existing is not None:
-            await self._remove(existing)
-        need, free = memory.needed(directory), memory.available()
+        if failed is not None:
+            await self._remove(failed)
+            self._failed(name)  # another caller may have been faster
+        copies = 1 if self._settings.shared else self._settings.workers
+        need, free = memory.needed(directory, copies), memory.available()
         if free is not None and need > free - self._reserved:
             raise InferenceError(
                 f"the model needs about {need >> 20} MB of memory and "
@@ -160,6 +162,13 @@ class Models:
     async def stop(self) -> None:
         """End the processes of all models."""
         await asyncio.gather(*(model.stop() for model in self._models.values()))
+
+    def _failed(self, name: str) -> Optional[ServedModel]:
+        """Return the failed model of a name, if any; ``InferenceError`` 409 for any other."""
+        model = self._models.get(name)
+        if model is not None and model.phase is not Phase.FAILED:
+            raise InferenceError(f"a model is loaded under the name {name!r} already", 409)
+        return model
 
     async def _remove(self, model: ServedModel) -> None:
         await model.stop()

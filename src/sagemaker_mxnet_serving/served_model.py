@@ -21,7 +21,7 @@ from sagemaker_mxnet_serving.dispatcher import (
 )
 from sagemaker_mxnet_serving.endings import HOST, Endings
 from sagemaker_mxnet_serving.links import WorkerLink
-from sagemaker_mxnet_serving.messages import Response
+from sagemaker_mxnet_serving.messages import Piece, Response
 from sagemaker_mxnet_serving.metrics import Metrics
 from sagemaker_mxnet_serving.processes import Processes
 from sagemaker_mxnet_serving.workers import STRIKES, Workers
@@ -66,7 +66,7 @@ class Call(Ticket):
     def __init__(
         self,
         fields: Mapping[str, Any],
-        body: Sequence[bytes],
+        body: Sequence[Piece],
         size: int,
         answer: Callable[[Union[Response, Refusal]], None],
     ) -> None:
@@ -133,6 +133,8 @@ class ServedModel:
         self._dispatcher = Dispatcher(
             Limits(settings.queue_size, settings.timeout, settings.batch_size, settings.batch_delay)
         )
+        # What callers are told once no request is taken any more.
+        self._refusal = Refusal.CLOSED
         self._child: Optional[Child] = None
         self._workers: Optional[Workers] = None
         self._endings = Endings()
@@ -182,8 +184,9 @@ class ServedModel:
         call.body, call.answer = (), None
 
     def close(self) -> None:
-        """Take no further request; answer those that are here."""
-        self._dispatcher.close(Refusal.CLOSED)
+        """Take no further request, as the model is to be unloaded; answer those that are here."""
+        self._refusal = Refusal.UNLOADING
+        self._dispatcher.close(self._refusal)
 
     async def wait_for(self, *phases: Phase) -> Phase:
         """Wait until the model is in one of some phases, and return which."""
@@ -196,13 +199,13 @@ class ServedModel:
         """Wait until every request is answered, or the deadline (monotonic) has passed."""
         while self.unanswered and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        self._do(self._dispatcher.abandon(Refusal.CLOSED))
+        self._do(self._dispatcher.abandon(self._refusal))
 
     async def stop(self) -> None:
         """End all processes of the model; return when they are gone, and their memory free."""
         if self.phase is not Phase.FAILED:
             self._enter(Phase.STOPPED)
-        self._do(self._dispatcher.abandon(Refusal.CLOSED))
+        self._do(self._dispatcher.abandon(self._refusal))
         self._end_processes(STOP_SECONDS)
         while self._child is not None:
             self.changed.clear()
@@ -267,7 +270,7 @@ class ServedModel:
         self._do(actions)
 
     def worker_doomed(self, link: WorkerLink) -> None:
-        """Hear that a worker is about to be killed."""
+        """Hear that a worker has ended, or is about to be killed."""
         self._dispatcher.retire(link)
 
     def worker_lost(self, link: WorkerLink) -> List[str]:

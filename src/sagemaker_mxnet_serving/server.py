@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import functools
 import resource
-import signal
 import socket
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import uvloop
 
-from sagemaker_mxnet_serving import description, packages
+from sagemaker_mxnet_serving import description, packages, stops
 from sagemaker_mxnet_serving.access_log import AccessLog
 from sagemaker_mxnet_serving.application import Application
 from sagemaker_mxnet_serving.configuration import PROGRAM, ServerSettings
@@ -118,8 +117,9 @@ class Server:
         """Serve; return why that ended, if not by a signal."""
         loop = asyncio.get_event_loop()
         self._signals = asyncio.Queue()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stops.STOPS:
             loop.add_signal_handler(number, self._signals.put_nowait, number)
+        stops.let_through()
         loop.set_exception_handler(self._defect)
         processes = Processes(loop)
         metrics = Metrics()

@@ -4,9 +4,10 @@
 here starts a thread. MXNet, NumPy and the user's script are imported by ``load``, not before.
 """
 
-from typing import TYPE_CHECKING, Any, List, Mapping, Sequence
+import contextlib
+from typing import TYPE_CHECKING, Any, Iterator, List, Mapping, Sequence
 
-from sagemaker_mxnet_serving.errors import ModelError
+from sagemaker_mxnet_serving.errors import ModelError, ModelMemoryError, is_memory_error
 from sagemaker_mxnet_serving.messages import Request, Response
 from sagemaker_mxnet_serving.settings import ModelSettings
 from sagemaker_mxnet_toolkit import compatibility
@@ -21,18 +22,30 @@ def load(settings: ModelSettings) -> "Service":
     """Import MXNet and the user's script, and load the model: ``model_fn`` is called once.
 
     Raises:
-        ModelError: when the model cannot be served.
+        ModelError: when the model cannot be served; a ``ModelMemoryError`` for want of memory.
     """
     compatibility.install()
+    with _memory_errors():
+        try:
+            # Late: whoever only needs the settings imports neither MXNet nor NumPy.
+            from sagemaker_mxnet_serving import loading  # noqa: PLC0415
+        except ImportError as error:
+            raise ModelError(
+                f"a package that serving needs is missing or does not work: {error}; "
+                "run pip install 'sagemaker-mxnet-training[mxnet,serving]'"
+            ) from error
+        return Service(loading.load_model(settings))
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Raise a ``ModelMemoryError`` for whatever goes wrong because memory is used up."""
     try:
-        # Late: whoever only needs the settings imports neither MXNet nor NumPy.
-        from sagemaker_mxnet_serving import loading  # noqa: PLC0415
-    except ImportError as error:
-        raise ModelError(
-            f"a package that serving needs is missing or does not work: {error}; "
-            "run pip install 'sagemaker-mxnet-training[mxnet,serving]'"
-        ) from error
-    return Service(loading.load_model(settings))
+        yield
+    except Exception as error:
+        if is_memory_error(error):
+            raise ModelMemoryError(f"there is not enough memory for the model\n{error}") from error
+        raise
 
 
 class Service:
@@ -53,9 +66,10 @@ class Service:
         """Predict zeros where the model's inputs are known, and call ``model_warmup_fn``.
 
         Raises:
-            ModelError: when that fails.
+            ModelError: when that fails; a ``ModelMemoryError`` for want of memory.
         """
-        self._loaded.warm_up()
+        with _memory_errors():
+            self._loaded.warm_up()
 
     def predict(self, requests: Sequence[Request]) -> List[Response]:
         """Answer requests, in their order. Whatever goes wrong is an answer too.

@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Mapping, NoReturn, Optional
 
-from sagemaker_mxnet_serving import configuration
+from sagemaker_mxnet_serving import configuration, stops
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.log import Log
 
@@ -48,4 +48,6 @@ def _refuse(reason: str) -> int:
 
 def main() -> NoReturn:
     """Serve what the environment describes, as ``sagemaker_mxnet_serving_container`` promises."""
-    sys.exit(run(os.environ))
+    with stops.held():
+        status = run(os.environ)
+    sys.exit(status)

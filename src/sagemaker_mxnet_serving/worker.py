@@ -24,8 +24,8 @@ def run(
 ) -> NoReturn:
     """Be a worker, in a process that was forked for it.
 
-    The first frame that it sends is a greeting, with the keys ``ready``, and ``reason`` and
-    ``detail`` where the model cannot be loaded.
+    The first frame that it sends is a greeting, with the keys ``ready``, and ``reason``, ``detail``
+    and ``kind`` (a value of ``FailureKind``) where the model cannot be loaded.
 
     Args:
         connection: to the HTTP front.
@@ -64,9 +64,12 @@ def _load(connection: socket.socket, settings: "ModelSettings") -> "Optional[Ser
         loaded.warm_up()
     except service.ModelError as error:
         reason, _, detail = str(error).partition("\n")
-        _greet(
-            connection, {"ready": False, "reason": reason[:_REASON], "detail": detail[-_DETAIL:]}
-        )
+        failure = {
+            "reason": reason[:_REASON],
+            "detail": detail[-_DETAIL:],
+            "kind": error.kind.value,
+        }
+        _greet(connection, {"ready": False, **failure})
         return None
     return loaded
 

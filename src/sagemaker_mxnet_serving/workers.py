@@ -8,7 +8,7 @@ import socket
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Protocol, Set
 
 from sagemaker_mxnet_serving import frames
-from sagemaker_mxnet_serving.endings import HOST, Endings
+from sagemaker_mxnet_serving.endings import HOST, Endings, kind_of
 from sagemaker_mxnet_serving.links import ControlLink, WorkerLink
 from sagemaker_mxnet_serving.metrics import Metrics
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status
@@ -16,6 +16,12 @@ from sagemaker_mxnet_toolkit.log import Log
 
 STRIKES = 3
 """Processes that may die one after another without one that does its work."""
+
+_AGAIN_SECONDS = 1.0
+"""Seconds until a worker is ordered again whose connection could not be had."""
+
+_LAST_WORDS_SECONDS = 0.1
+"""Seconds in which what a worker said before it ended is still read."""
 
 
 class Owner(Protocol):
@@ -28,7 +34,7 @@ class Owner(Protocol):
         """Hear what a worker answers."""
 
     def worker_doomed(self, link: WorkerLink) -> None:
-        """Hear that a worker is about to be killed: it is to be given nothing more."""
+        """Hear that a worker has ended, or is about to be killed: it gets nothing more."""
 
     def worker_lost(self, link: WorkerLink) -> List[str]:
         """Hear that a worker is gone; return the ids of the requests that it had."""
@@ -72,6 +78,10 @@ class Workers:
         # The place that each takes, and those of the ones that are still to come.
         self._slots: Dict[int, int] = {}
         self._ordered: List[int] = []
+        # Whether the log has that a connection could not be had, since the last that could.
+        self._told_of_limit = False
+        # How those ended whose connections are still open.
+        self._ended: Dict[int, int] = {}
         # What those that have gone were doing.
         self._over: Dict[int, str] = {}
         self._frozen: Set[int] = set()
@@ -109,23 +119,42 @@ class Workers:
             why: for the log, after its name.
         """
         self._log.error(self._name, f"worker {pid} {why}: it is killed")
-        # Its process id is its own while its connection is open.
-        if pid in self._links:
+        # Its process id is its own until its end is told.
+        if pid in self._links and pid not in self._ended:
             _kill(pid)
 
     def _on_message(self, message: Mapping[str, Any], attached: Optional[socket.socket]) -> None:
-        if attached is not None:
+        if "worker" in message and attached is None:
+            self._order_again(self._ordered.pop(0))
+        elif attached is not None:
+            self._told_of_limit = False
             pid = int(message["worker"])
             self._slots[pid] = self._ordered.pop(0)
             self._starting.add(pid)
-            self._loop.create_task(self._connect(pid, attached))
+            link = self._links[pid] = WorkerLink(pid, self._on_frame, self._on_lost)
+            self._loop.create_task(self._connect(link, attached))
         elif "ended" in message:
             self._on_end(int(message["ended"]), int(message["status"]))
 
-    async def _connect(self, pid: int, attached: socket.socket) -> None:
-        link = WorkerLink(pid, self._on_frame, self._on_lost)
-        self._links[pid] = link
+    def _order_again(self, slot: int) -> None:
+        """Order a worker once more, whose connection the kernel could not give us.
+
+        It does not where this process has as many files open as it may (unix(7), SCM_RIGHTS); the
+        worker, alone on its connection, ends.
+        """
+        if not self._told_of_limit:
+            self._told_of_limit = True
+            self._log.error(self._name, "too many open files for a worker's connection; trying on")
+        self._loop.call_later(_AGAIN_SECONDS, self.order, [slot])
+
+    async def _connect(self, link: WorkerLink, attached: socket.socket) -> None:
         await self._loop.connect_accepted_socket(lambda: link, attached)
+        if link.pid in self._ended:
+            self._close_soon(link)
+
+    def _close_soon(self, link: WorkerLink) -> None:
+        """Close the connection to a worker that has ended: what it has forked may hold it open."""
+        self._loop.call_later(_LAST_WORDS_SECONDS, link.close)
 
     def _on_frame(self, link: WorkerLink, items: List[frames.Item]) -> None:
         if link.ready:
@@ -141,32 +170,48 @@ class Workers:
             self._owner.worker_ready(link, greeting["model"])
             return
         reason, detail = str(greeting.get("reason")), str(greeting.get("detail"))
-        failure = Failure(HOST, Role.MODEL, reason, FailureKind.MODEL, detail=detail)
+        kind = FailureKind(greeting.get("kind"))
+        failure = Failure(HOST, Role.MODEL, reason, kind, detail=detail)
         self._failed_starts[link.pid] = failure
         self._owner.worker_failed(failure, last=False)
 
     def _on_lost(self, link: WorkerLink) -> None:
         self._links.pop(link.pid, None)
+        status = self._ended.pop(link.pid, None)
         # A worker without its connection is of no use, if it is still there.
-        if link.pid in self._slots:
+        if status is None and link.pid in self._slots:
             _kill(link.pid)
         over = self._owner.worker_lost(link)
         if over:
             self._over[link.pid] = f" over request {', '.join(over)}"
+        if status is not None:
+            self._replace(link.pid, status)
         self._on_gone()
 
     def _on_end(self, pid: int, status: int) -> None:
+        link = self._links.get(pid)
+        if link is None:
+            self._replace(pid, status)
+            return
+        self._ended[pid] = status
+        self._owner.worker_doomed(link)
+        self._close_soon(link)
+
+    def _replace(self, pid: int, status: int) -> None:
+        """Say how a worker ended, and order another one, once its connection is closed, too."""
         slot = self._slots.pop(pid, None)
         if slot is None:
             return
-        how = self._endings.how(status) + self._over.pop(pid, "")
+        how = self._endings.how(status)
+        kind = kind_of(how, FailureKind.MODEL)
+        how += self._over.pop(pid, "")
         self._metrics.restarted("worker")
         if pid in self._starting:
             self._starting.discard(pid)
             reason = f"workers die at their start: {how}"
             failure = self._failed_starts.setdefault(
                 pid,
-                Failure(HOST, Role.MODEL, reason, FailureKind.MODEL, exit_status(status)),
+                Failure(HOST, Role.MODEL, reason, kind, exit_status(status)),
             )
             if len(self._failed_starts) >= STRIKES:
                 self._owner.worker_failed(failure, last=True)

@@ -177,14 +177,18 @@ def _add_serve(parser: "argparse.ArgumentParser") -> None:
         "--workers",
         metavar="N",
         type=int,
-        help="number of worker processes (default: one for each CPU or GPU)",
+        help="number of worker processes (default: one for each GPU, or else for each CPU)",
     )
 
 
 def _serve(options: "argparse.Namespace") -> int:
-    from sagemaker_mxnet_serving import serving  # noqa: PLC0415
+    from sagemaker_mxnet_serving import stops  # noqa: PLC0415
 
-    return serving.run(os.environ, options.model_dir, options.host, options.port, options.workers)
+    with stops.held():
+        from sagemaker_mxnet_serving import serving  # noqa: PLC0415
+
+        arguments = (options.model_dir, options.host, options.port, options.workers)
+        return serving.run(os.environ, *arguments)
 
 
 def _local(options: "argparse.Namespace") -> int:

@@ -17,11 +17,14 @@ mx = pytest.importorskip("mxnet", reason="MXNet is not installed")
 import numpy as np  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
+from sagemaker_mxnet_serving import function_handler  # noqa: E402
+from sagemaker_mxnet_serving.errors import ModelMemoryError  # noqa: E402
 from sagemaker_mxnet_serving.executors import SIZES, split  # noqa: E402
 from sagemaker_mxnet_serving.loading import device  # noqa: E402
 from sagemaker_mxnet_serving.media_types import CSV, JSON, NPY  # noqa: E402
 from sagemaker_mxnet_serving.messages import Request  # noqa: E402
 from sagemaker_mxnet_serving.service import ModelError, ModelSettings, load  # noqa: E402
+from sagemaker_mxnet_toolkit.failure import FailureKind  # noqa: E402
 from sagemaker_mxnet_toolkit.model_files import PARAMS, SHAPES, SYMBOL  # noqa: E402
 from sagemaker_mxnet_training.training_utils import save  # noqa: E402
 
@@ -238,6 +241,30 @@ def test_rows_that_depend_on_each_other_are_noticed_without_batching_too(tmp_pat
         ready = service(tmp_path)
         for response, array in zip(answer(ready, *map(request, arrays)), arrays):
             same(numbers(response), reference(array))
+
+
+class Tokens(mx.gluon.HybridBlock):
+    """A sequence of tokens, time first: all fractions are the same token to it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.embedding = nn.Embedding(10, 3)
+            self.lstm = mx.gluon.rnn.LSTM(4, layout="TNC")
+
+    def hybrid_forward(self, F, x):
+        return self.lstm(self.embedding(x))
+
+
+def test_tokens_that_depend_on_each_other_are_noticed(tmp_path):
+    net = Tokens()
+    net.initialize(mx.init.Uniform(1))
+    net.hybridize()
+    reference = saved(tmp_path, 5, (1,), net)
+    for rows in (5, 3, 8):
+        array = np.random.randint(0, 10, (rows, 1)).astype("float32")
+        (response,) = answer(service(tmp_path), request(array))
+        same(np.array(json.loads(response.body), "float32"), reference(array))
 
 
 # Models
@@ -738,6 +765,40 @@ def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(tmp_pat
         sys.modules.pop("inference")
 
 
+def test_a_default_that_fails_is_named(tmp_path, monkeypatch):
+    saved(tmp_path)
+    ready = service(tmp_path, "def output_fn(prediction, accept): pass\n")
+
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(function_handler, "decode", fail)
+    (response,) = answer(ready, request(random(1)))
+    assert (response.status, response.body[:18]) == (500, b"input_fn (default)")
+
+
+@pytest.mark.parametrize("status", [None, 422, 200, "422", 600])
+def test_an_error_of_the_scripts_own_kind(tmp_path, status):
+    """A subclass that does not call ``super().__init__`` has the status of its class."""
+    saved(tmp_path)
+    script = (
+        "from sagemaker_mxnet_serving import InferenceError\n"
+        "class Wrong(InferenceError):\n"
+        "    def __init__(self, text):\n"
+        "        self.text = text\n"
+        "    def __str__(self):\n"
+        "        return self.text\n"
+        "def input_fn(body, content_type):\n"
+        "    error = Wrong('send a cat')\n"
+    )
+    if status is not None:
+        script += f"    error.status = {status!r}\n"
+    ready = service(tmp_path, script + "    raise error\n")
+    (response,) = answer(ready, request(random(1)))
+    expected = {None: 400, 422: 422}.get(status, 500)
+    assert (response.status, response.body) == (expected, b"send a cat\n")
+
+
 def test_a_script_can_answer_with_its_own_status(tmp_path, capfd):
     saved(tmp_path)
     script = (
@@ -820,6 +881,24 @@ def test_scripts_that_cannot_be_served(tmp_path, script, words):
     saved(tmp_path)
     with pytest.raises(ModelError, match=words):
         service(tmp_path, script)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "MemoryError",
+        "mx.base.MXNetError('Failed to allocate CPU Memory')",
+        "mx.base.MXNetError('std::bad_alloc')",
+        "mx.base.MXNetError('cudaMalloc retry failed: out of memory')",
+    ],
+)
+@pytest.mark.parametrize("function", ["model_fn(model_dir)", "model_warmup_fn(model_dir, model)"])
+def test_want_of_memory_is_told_apart(tmp_path, function, error):
+    saved(tmp_path)
+    script = f"import mxnet as mx\ndef {function}: raise {error}\n"
+    with pytest.raises(ModelMemoryError, match="not enough memory") as caught:
+        service(tmp_path, script)
+    assert caught.value.kind is FailureKind.OUT_OF_MEMORY
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -39,6 +39,11 @@ def transform_fn(model, body, content_type, accept):
         return "twice"
     if word == b"exit":
         os._exit(7)
+    if word == b"leave":
+        # Dies, and its child does not.
+        if os.fork() == 0:
+            time.sleep(float(rest))
+        os._exit(7)
     if word == b"crash":
         ctypes.string_at(0)
     if word == b"raise":

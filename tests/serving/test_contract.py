@@ -34,6 +34,7 @@ def test_ping_is_empty_and_in_no_log(served: Served) -> None:
     """Defect 16 of the peer: a ping is a line in the log, and a request two."""
     answer = served.ask("GET", "/ping")
     assert (answer.status, answer.body) == (200, b"")
+    assert served.ask("GET", "/ping?from=here").status == 200
     served.invoke(b"x", **{"X-Request-Id": "after-ping"})
     eventually(lambda: "after-ping" in served.log, "an access-log line")
     assert "/ping" not in served.log
@@ -60,6 +61,7 @@ def test_execution_parameters(served: Served) -> None:
     [
         ("GET", "/invocations", 405, b"expected POST"),
         ("POST", "/execution-parameters", 405, b"expected GET"),
+        ("POST", "/ping", 405, b"expected GET or HEAD"),
         ("GET", "/models", 404, b"expected /ping, /invocations"),
         ("GET", "/", 404, b"expected /ping"),
     ],

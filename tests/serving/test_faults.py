@@ -51,6 +51,13 @@ def test_a_script_that_ends_its_process_fails_its_request_alone(
     assert served.healthy().invoke(b"loaded").body == loaded
 
 
+def test_what_a_worker_has_forked_does_not_keep_its_requests(served: Served) -> None:
+    """The child holds the worker's end of the connection open, which tells of no end then."""
+    answer = served.invoke(b"leave 600")
+    assert (answer.status, b"died over this request" in answer.body) == (500, True)
+    assert served.healthy().invoke(b"next").body == b"next"
+
+
 def test_a_request_whose_worker_was_killed_is_tried_once_more(
     served: Served, tmp_path: Path
 ) -> None:
@@ -223,6 +230,12 @@ def test_a_model_that_is_loading_is_not_healthy_and_can_be_stopped(tmp_path: Pat
         assert (answer.status, b"not loaded yet" in answer.body) == (503, True)
         served.process.terminate()
         assert served.ended() == 0
+
+
+def test_signals_reach_the_processes_of_a_model(served: Served) -> None:
+    """The front holds them back at its start, which its children must not inherit."""
+    for pid in [served.model_process().pid, *served.workers()]:
+        assert "SigBlk:\t0000000000000000\n" in Path(f"/proc/{pid}/status").read_text()
 
 
 def test_the_front_has_no_mxnet_in_it(served: Served) -> None:

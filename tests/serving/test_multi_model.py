@@ -1,8 +1,9 @@
 """Multi-model endpoints: models that come and go by requests."""
 
+import concurrent.futures
 import json
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import psutil
 import pytest
@@ -62,6 +63,18 @@ def test_a_broken_model_is_told_and_is_its_own_failure(multi: Tuple[Served, Path
     served.ask("DELETE", "/models/good")
 
 
+@pytest.mark.parametrize("variables", [{}, {"SAGEMAKER_MXNET_SERVING_LOAD_IN_WORKERS": "true"}])
+def test_a_model_that_memory_ends_under_is_a_507(
+    tmp_path: Path, variables: "dict[str, str]"
+) -> None:
+    hungry = SCRIPT.replace("return {", "raise MemoryError() #")
+    write_model(tmp_path / "hungry" / "model", hungry)
+    with serving(tmp_path, SAGEMAKER_MULTI_MODEL="true", **variables) as served:
+        answer = load(served.healthy(), "hungry", "hungry/model")
+        assert (answer.status, b"not enough memory" in answer.body) == (507, True)
+        eventually(lambda: "model_fn" in served.log, "where that was, in the log")
+
+
 def test_lists_have_pages(multi: Tuple[Served, Path]) -> None:
     served, base = multi
     for name in ("p1", "p2"):
@@ -83,7 +96,6 @@ def test_lists_have_pages(multi: Tuple[Served, Path]) -> None:
         ("up", "../..", 400),
         ("dot", ".", 400),
         ("none", "missing", 404),
-        ("a/b", "two/model", 400),
         ("", "two/model", 400),
         ("n\u0000", "two/model", 400),
         ("nul", "two\u0000", 400),
@@ -94,6 +106,50 @@ def test_names_and_places_that_escape(
 ) -> None:
     """Defect 14 of the peer: ``/etc`` is a model."""
     assert load(multi[0], name, url).status == status
+
+
+def test_a_name_may_hold_a_slash(multi: Tuple[Served, Path]) -> None:
+    served, _ = multi
+    assert load(served, "a/../b", "two/model").status == 200
+    assert invoke(served, "a%2F..%2Fb", b"hello").body == b"hello"
+    answer = invoke(served, "a/../b", b"hello")
+    assert (answer.status, b"not '/models/a/../b/invoke'" in answer.body) == (404, True)
+    assert served.ask("DELETE", "/models/a%2F..%2Fb").status == 200
+
+
+BUSY = """
+import os, time
+
+def model_fn(model_dir):
+    return None
+
+def transform_fn(model, body, content_type, accept):
+    open(body.decode() + ".begun", "w").close()
+    while not os.path.exists(body.decode()):
+        time.sleep(0.01)
+    return b"done"
+"""
+
+
+def test_an_unload_is_not_told_as_a_stop(multi: Tuple[Served, Path], tmp_path: Path) -> None:
+    served, base = multi
+    write_model(base / "busy" / "model", BUSY)
+    assert load(served, "busy", "busy/model").status == 200
+    released = tmp_path / "released"
+    answers: List[concurrent.futures.Future[Answer]] = []
+    with concurrent.futures.ThreadPoolExecutor(100) as pool:
+
+        def ask() -> Optional[Answer]:
+            answers.append(pool.submit(invoke, served, "busy", bytes(released)))
+            return next((each.result() for each in answers if each.done()), None)
+
+        assert ask() is None
+        eventually((tmp_path / "released.begun").exists, "a request under way")
+        unload = pool.submit(served.ask, "DELETE", "/models/busy")
+        answer = eventually(ask, "a refusal")
+        released.touch()
+        assert (answer.status, b"being unloaded" in answer.body) == (503, True)
+        assert (answers[0].result().status, unload.result().status) == (200, 200)
 
 
 def test_a_link_does_not_escape(multi: Tuple[Served, Path]) -> None:

@@ -18,6 +18,7 @@ from sagemaker_mxnet_serving.signature import Input
 
 THREE = Input("data", np.dtype("float32"), (3,))
 IMAGE = Input("data", np.dtype("float32"), (2, 2, 3))
+PHOTO = Input("data", np.dtype("float32"), (3, 224, 224))
 SCALAR = Input("data", np.dtype("float32"), ())
 HALF = Input("data", np.dtype("float16"), (3,))
 INTEGER = Input("data", np.dtype("int32"), (3,))
@@ -373,12 +374,14 @@ def test_memory_stays_in_proportion_to_the_body() -> None:
         (b"1" * 300_000, JSON),
         (b"," * 300_000, CSV),
         (b"1\n" * 50_000, CSV),
+        (b"1\n" * 300_000, CSV),
+        (b"1,2,x\n" * 50_000, CSV),
         (b"1" * 300_000, CSV),
     ]
     for body, content_type in hostile:
         tracemalloc.start()
         try:
-            for item in (THREE, INTEGER, UNKNOWN):
+            for item in (THREE, INTEGER, UNKNOWN, PHOTO):
                 attempt(body, content_type, item)
             peak = tracemalloc.get_traced_memory()[1]
         finally:

@@ -175,6 +175,20 @@ def test_closing_answers_what_is_here_and_refuses_the_rest() -> None:
     assert dispatcher.unanswered == 0
 
 
+def test_workers_may_come_while_they_are_counted() -> None:
+    """The metrics are asked for by a thread of their own."""
+    dispatcher = Dispatcher(Limits())
+
+    class Growing:
+        @property
+        def overdue(self) -> bool:
+            dispatcher._busy["another"] = self
+            return False
+
+    dispatcher._busy["a"] = Growing()
+    assert dispatcher.workers == 1
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Every request is settled exactly once, whatever happens, and no worker has two batches."""
 

@@ -3,7 +3,8 @@
 import contextlib
 import socket
 import threading
-from typing import List
+import tracemalloc
+from typing import Callable, List
 
 import pytest
 from hypothesis import given
@@ -70,6 +71,38 @@ def test_a_large_request_through_a_socket() -> None:
     front.close()
     assert frames.receive(worker) is None
     worker.close()
+
+
+LARGE = b"x" * 8_000_000
+
+
+def peak(read: Callable[[], object]) -> int:
+    """Return how many bytes are held at most while something is read."""
+    tracemalloc.start()
+    try:
+        assert read() is not None
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_body_is_held_twice_at_most() -> None:
+    front, worker = socket.socketpair()
+    parts = frames.encode([({}, [LARGE])])
+    with front, worker:
+        sender = threading.Thread(target=frames.send, args=(front, parts))
+        sender.start()
+        assert peak(lambda: frames.receive(worker)) < 2.5 * len(LARGE)
+        sender.join()
+
+
+def test_a_large_answer_is_held_twice_at_most() -> None:
+    stream, step = b"".join(frames.encode([({}, [LARGE])])), 65536
+    blocks = (stream[start : start + step] for start in range(0, len(stream), step))
+    reader = frames.FrameReader()
+    assert peak(lambda: [each for block in blocks for each in reader.feed(block)]) < (
+        2.5 * len(LARGE)
+    )
 
 
 def test_half_a_frame_is_none() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_serving import http_protocol
+from sagemaker_mxnet_serving import frames, http_protocol
 from sagemaker_mxnet_serving.http_protocol import Connection, Connections, Exchange
 from sagemaker_mxnet_serving.messages import Response
 
@@ -52,6 +52,7 @@ class Echo:
     def __init__(self) -> None:
         self.waiting: List[Exchange] = []
         self.lost: List[Exchange] = []
+        self.refused: List[int] = []
 
     def begin(self, exchange: Exchange) -> None:
         if exchange.url == b"/refused":
@@ -65,6 +66,10 @@ class Echo:
         self.waiting.append(exchange)
         if exchange.url == b"/now":
             self.answer()
+
+    def refuse(self, exchange: Exchange, status: int, text: str) -> None:
+        self.refused.append(status)
+        exchange.answer(Response(status, text.encode()), "id")
 
     def gone(self, exchange: Exchange) -> None:
         self.lost.append(exchange)
@@ -198,6 +203,28 @@ def test_a_body_without_an_end_is_cut_off() -> None:
     assert bodies(transport) == [b"no"]
 
 
+def test_chunks_without_an_end_are_refused_in_words() -> None:
+    connection, transport, _ = connect()
+    connection.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    chunk = b"1;a=" + b"b" * 10_000 + b"\r\nx\r\n"
+    for _ in range(connection._shared.body_limit // len(chunk) + 1):
+        connection.data_received(chunk)
+    assert transport.closed
+    assert transport.written.startswith(b"HTTP/1.1 413 ")
+    assert b"longer than" in transport.written
+
+
+def test_small_chunks_are_few_pieces() -> None:
+    connection, _, echo = connect()
+    connection.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.data_received(b"2\r\nab\r\n" * 400 + b"0\r\n\r\n")
+    (exchange,) = echo.waiting
+    assert (b"".join(exchange.pieces), exchange.received) == (b"ab" * 400, 800)
+    assert len(exchange.pieces) == 2
+    fields = frames.encode([({}, exchange.pieces)])
+    assert frames.decode(fields[0][frames.HEAD.size :], b"".join(fields[1:]))[0][1] == b"ab" * 400
+
+
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n"
 
 
@@ -236,8 +263,23 @@ def test_a_broken_body_is_told_to_both() -> None:
     connection, transport, echo = connect()
     connection.data_received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nrubbish\r\n")
     assert transport.written.startswith(b"HTTP/1.1 400 ")
+    assert b"x-request-id: id\r\n" in transport.written
+    assert b"connection: close\r\n" in transport.written
     assert transport.closed
-    assert len(echo.lost) == 1
+    assert (echo.refused, echo.lost) == ([400], [])
+
+
+def test_a_broken_body_does_not_harm_those_before() -> None:
+    connection, transport, echo = connect()
+    head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connection.data_received(post(b"first") + post(b"second") + head + b"rubbish\r\n")
+    echo.answer()
+    assert transport.reading and not transport.closed
+    connection.data_received(b"more rubbish\r\n")
+    echo.answer()
+    assert bodies(transport) == [b"first", b"second"]
+    assert transport.closed
+    assert (echo.refused, echo.lost) == ([], [])
 
 
 def test_a_head_without_an_end_is_cut_off() -> None:
@@ -247,6 +289,23 @@ def test_a_head_without_an_end_is_cut_off() -> None:
         if not transport.closed:
             connection.data_received(b"a: " + b"b" * http_protocol.HEAD_LIMIT + b"\r\n")
     assert transport.written.startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("step", [10**6, 1000])
+def test_a_head_that_is_too_long_is_refused_in_whatever_blocks(step: int) -> None:
+    connection, transport, echo = connect()
+    data = b"GET /now HTTP/1.1\r\na: " + b"b" * http_protocol.HEAD_LIMIT + b"\r\n\r\n"
+    for start in range(0, len(data), step):
+        if not transport.closed:
+            connection.data_received(data[start : start + step])
+    assert transport.closed and not echo.waiting
+    assert transport.written.startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_head_is_counted() -> None:
+    connection, _, echo = connect()
+    connection.data_received(b"GET /url HTTP/1.1\r\nName: value\r\nA:b\r\n\r\n")
+    assert echo.waiting[0].head == len("/url" + "Name" + "value" + "A" + "b")
 
 
 def test_a_caller_that_goes_away_is_told() -> None:
