@@ -182,7 +182,10 @@ class Executors:
             for _ in range(2)
         )
         indices = [numbers.randint(2, size=each.shape).astype(each.dtype) for each in zeros]
-        probes = ((fractions, more), (indices, [1 - each for each in indices]))
+        probes = (
+            (fractions, more),
+            (indices, [(each == 0).astype(each.dtype) for each in indices]),
+        )
         self._independent = all(self._stands_alone(*probe) for probe in probes)
         self.per_row = self._independent
 
