@@ -3,7 +3,8 @@
 # them, pinned and hashed.
 # Run it to take newer versions; commit what it writes.
 set -euo pipefail
-case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"; exit ;; esac
+# shellcheck source=scripts/help.sh
+. "$(dirname "$0")/help.sh"
 # shellcheck source=scripts/engine.sh
 . "$(dirname "$0")/engine.sh"
 cd "$(dirname "$0")/.."

@@ -3,7 +3,7 @@
 # Sets everything up by itself, in .venv; a second run starts at once. Arguments go to
 # `sagemaker-mxnet-training local`.
 set -euo pipefail
-case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"; exit ;; esac
+. "$(dirname "$0")/help.sh"
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
 make_venv .venv mxnet,serving

@@ -5,7 +5,7 @@
 #   scripts/test.sh tests/unit -k save   the linter, the type checker and these tests
 #   COVERAGE=1 scripts/test.sh ...       and which lines they ran, of subprocesses too: twice the time
 set -euo pipefail
-case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"; exit ;; esac
+. "$(dirname "$0")/help.sh"
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
 make_venv .venv-test mxnet,test

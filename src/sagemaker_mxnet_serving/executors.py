@@ -177,26 +177,26 @@ class Executors:
             return
         numbers = np.random.RandomState(0)
         zeros = self._zeros(size)
-        fractions, more = (
+        fractions, others = (
             [numbers.uniform(size=each.shape).astype(each.dtype) for each in zeros]
             for _ in range(2)
         )
         indices = [numbers.randint(2, size=each.shape).astype(each.dtype) for each in zeros]
-        probes = (
-            (fractions, more),
-            (indices, [(each == 0).astype(each.dtype) for each in indices]),
+        flipped = [(each == 0).astype(each.dtype) for each in indices]
+        self._independent = self._stands_alone(fractions, others) and self._stands_alone(
+            indices, flipped
         )
-        self._independent = all(self._stands_alone(*probe) for probe in probes)
         self.per_row = self._independent
 
     def _stands_alone(self, arrays: Sequence[Any], exchanged: Sequence[Any]) -> bool:
         """Tell whether a row's outputs stay what they are when all other rows are exchanged."""
-        expected = self._run_bound(len(arrays[0]), arrays)
+        size = len(arrays[0])
+        expected = self._run_bound(size, arrays)
         for row, others in ((0, slice(1, None)), (-1, slice(None, -1))):
             changed = [array.copy() for array in arrays]
-            for array, other in zip(changed, exchanged):
-                array[others] = other[others]
-            for one, other in zip(expected, self._run_bound(len(arrays[0]), changed)):
+            for array, replacement in zip(changed, exchanged):
+                array[others] = replacement[others]
+            for one, other in zip(expected, self._run_bound(size, changed)):
                 # A GPU may add in another order.
                 if not np.allclose(one[row], other[row], rtol=1e-4, atol=1e-6, equal_nan=True):
                     return False

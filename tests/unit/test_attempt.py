@@ -29,8 +29,8 @@ class Process:
     def close_stdin(self) -> None:
         self.released += 1
 
-    def signal_leader(self, number: int) -> None:
-        assert number == signal.SIGKILL
+    def signal(self, number: int, leader_only: bool) -> None:
+        assert (number, leader_only) == (signal.SIGKILL, True)
         self.killed += 1
 
 

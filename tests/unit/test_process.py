@@ -223,7 +223,7 @@ def test_signals_that_were_sent_are_remembered_once() -> None:
     with running("import signal; signal.pause()") as child:
         for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
             child.signal(number)
-        child.signal_leader(signal.SIGKILL)
+        child.signal(signal.SIGKILL, leader_only=True)
         assert [number for _, number in child.signals] == [signal.SIGTERM, signal.SIGKILL]
         assert child.started <= child.signals[0][0] <= child.signals[1][0]
 

@@ -195,21 +195,19 @@ class Child:
                 break
         return self.returncode
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the child's process group, and wake it up if it is stopped."""
-        self._note(number)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
-            if number != signal.SIGKILL:
-                os.killpg(self.pid, signal.SIGCONT)
+    def signal(self, number: int, leader_only: bool = False) -> None:
+        """Send a signal to the child's process group, and wake it up if it is stopped.
 
-    def signal_leader(self, number: int) -> None:
-        """Send a signal to the process itself, and to nothing else of its group."""
+        Args:
+            number: the signal.
+            leader_only: whether to send it to the process itself, and to nothing else of its group.
+        """
         self._note(number)
+        send = os.kill if leader_only else os.killpg
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(self.pid, number)
+            send(self.pid, number)
             if number != signal.SIGKILL:
-                os.kill(self.pid, signal.SIGCONT)
+                send(self.pid, signal.SIGCONT)
 
     def _note(self, number: int) -> None:
         # SIGKILL is repeated until the whole group is gone; once tells it all.

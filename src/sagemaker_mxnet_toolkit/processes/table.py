@@ -82,11 +82,10 @@ class ProcessTable:
         """
         deadline = time.monotonic() + grace
         for child in children:
-            if child not in self._deadlines and leader_first:
-                child.signal_leader(number)
-                self._withheld[child] = number
-            elif child not in self._deadlines:
-                child.signal(number)
+            if child not in self._deadlines:
+                child.signal(number, leader_only=leader_first)
+                if leader_first:
+                    self._withheld[child] = number
             self._deadlines[child] = min(deadline, self._deadlines.get(child, deadline))
             child.stopped = True
 

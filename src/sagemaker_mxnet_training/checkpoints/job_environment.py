@@ -66,8 +66,8 @@ def read(environ: Mapping[str, str], directory: Optional[str] = None) -> JobEnvi
             f"among them, got {text!r}"
         ) from None
     base = environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"
-    own = environ.get(DIRECTORY_VARIABLE) or os.path.join(base, "checkpoints")
-    chosen, own = (os.path.abspath(os.fspath(each)) for each in (directory or own, own))
+    own = os.path.abspath(environ.get(DIRECTORY_VARIABLE) or os.path.join(base, "checkpoints"))
+    chosen = os.path.abspath(directory) if directory else own
     resume = environ.get(RESUME) or None
     if resume is not None and os.path.basename(resume) != resume:
         raise ValueError(f"{RESUME}: expected a file name, got {resume!r}")

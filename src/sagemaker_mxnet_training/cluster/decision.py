@@ -266,13 +266,12 @@ def _judge_failure(cluster: Cluster, failure: Failure, now: float) -> Decision:
     if now < cluster.verdict_time:
         return cluster, ()
     started = cluster.phase is not Phase.GATHERING or cluster.attempt > 1
-    failed = FailedAttempt(cluster.attempt, failure, started, cluster.committed)
+    away = cluster.joined != cluster.hosts
+    failed = FailedAttempt(cluster.attempt, failure, started, cluster.committed, away)
     # A first host that was started again knows only that there are restarts.
     checkpoints = cluster.checkpoints or cluster.attempt > 1
     ends = refusal(cluster.policy, checkpoints, failed, cluster.failed)
-    # Who was lost meanwhile, or has left, may be for good: then there is no other attempt.
-    complete = cluster.joined == cluster.hosts or cluster.policy.rejoin_timeout
-    if ends or cluster.stop is not None or not complete:
+    if ends or cluster.stop is not None:
         return _end(cluster, Outcome.FAILURE, failure)
     return _begin_anew(cluster, cluster.attempt + 1, failed, now)
 

@@ -212,11 +212,10 @@ class Leader:
             except NetworkError as error:
                 self._report_port(str(error))
                 return
-            self._waiting.begin_anew(self._clock())
-        elif isinstance(action, Restart):
-            self._waiting.begin_anew(self._clock())
         elif isinstance(action, End):
             self._ended_at = self._clock()
+        if isinstance(action, (Start, Restart)):
+            self._waiting.begin_anew(self._clock())
         if self._members is not None:
             self._members.tell(action)
         give(action, self._orders)

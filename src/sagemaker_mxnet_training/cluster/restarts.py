@@ -46,12 +46,14 @@ class FailedAttempt:
         failure: what ended it.
         started: whether its roles were started.
         committed: whether a checkpoint was written in it.
+        away: whether a host was lost, or has left, before its failure was judged.
     """
 
     number: int
     failure: Failure
     started: bool
     committed: bool
+    away: bool = False
 
 
 def limit(max_restarts: Optional[int], checkpoints: bool) -> int:
@@ -87,7 +89,7 @@ def refusal(
         (not failed.started, "the job had not started"),
         (kind not in _RESTARTABLE, f"a failure of this kind ({kind.value}) would happen again"),
         (
-            kind is FailureKind.LOST and not policy.rejoin_timeout,
+            (failed.away or kind is FailureKind.LOST) and not policy.rejoin_timeout,
             "a lost host does not come back (rejoin_timeout is 0)",
         ),
         (_repeated(failed, before), "it has happened before, and no checkpoint was written since"),

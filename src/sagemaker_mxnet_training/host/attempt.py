@@ -181,7 +181,7 @@ class Attempt:
             for child in self._table.living(Role.WORKER):
                 if now - self._script_ended_at < BARRIER_GRACE:
                     return self._script_ended_at + BARRIER_GRACE
-                child.signal_leader(signal.SIGKILL)
+                child.signal(signal.SIGKILL, leader_only=True)
         return now + 1.0
 
     def check_kvstore_use(self) -> None:
