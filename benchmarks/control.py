@@ -1,6 +1,6 @@
 """The control channel: one leader and N simulated followers, all on one core.
 
-The followers are real ``FollowerChannel`` objects over loopback TCP, in one second process; both
+The followers are real ``LeaderConnection`` objects over loopback TCP, in one second process; both
 processes are pinned to the same core. Measured: seconds until all have joined, seconds until a
 failure of the largest size has reached all, the leader's CPU time for both, its CPU share while
 nothing happens, and the memory that it took.
@@ -13,19 +13,35 @@ import selectors
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any, Callable, Dict, List
 
-from sagemaker_mxnet_toolkit.failure import DETAIL_LIMIT, REASON_LIMIT, Failure, FailureKind, Role
-from sagemaker_mxnet_training.cluster.channel import PeerJoined, PeerLost, PeerMessage
-from sagemaker_mxnet_training.cluster.follower_channel import FollowerChannel
-from sagemaker_mxnet_training.cluster.frames import derive_key
-from sagemaker_mxnet_training.cluster.keys import JobKeys
-from sagemaker_mxnet_training.cluster.leader_channel import LeaderChannel
-from sagemaker_mxnet_training.cluster.ports import listen
+from sagemaker_mxnet_toolkit.failure import (
+    DETAIL_LIMIT,
+    REASON_LIMIT,
+    Failure,
+    FailureKind,
+    Outcome,
+    Role,
+)
+from sagemaker_mxnet_toolkit.log import Log
+from sagemaker_mxnet_training.cluster.events import End, Verdict
+from sagemaker_mxnet_training.config.configuration import resolve
+from sagemaker_mxnet_training.config.job import Job
+from sagemaker_mxnet_training.control.leader_connection import LeaderConnection
+from sagemaker_mxnet_training.control.members import MemberConnections
 
-KEYS = JobKeys(derive_key({"job": "benchmark"}), {})
-PEER_TIMEOUT = 15.0
 IDLE_SECONDS = 7.0
+
+
+def job(hosts: List[str], port: int = 0) -> Job:
+    """Return the job as its first host sees it."""
+    resolved = resolve({"SM_HOSTS": json.dumps(hosts), "SM_CURRENT_HOST": hosts[0]}).job
+    addresses = {hosts[0]: "127.0.0.1"}
+    settings = replace(
+        resolved.settings, host_addresses=addresses, control_port=port, peer_timeout=15.0
+    )
+    return replace(resolved, settings=settings)
 
 
 def turn(selector: selectors.BaseSelector, wake: float) -> None:
@@ -39,24 +55,32 @@ def follow(port: int, hosts: List[str]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, len(hosts) + 100)), hard))
     selector = selectors.DefaultSelector()
-    counts: Dict[type, int] = {PeerJoined: 0, PeerMessage: 0, PeerLost: 0}
-    wanted = {PeerJoined: "joined", PeerMessage: "heard"}
+    joined, heard, lost = [1], [1], [0]  # the first host itself has joined and knows
 
-    def post(event: Any) -> None:
-        kind = type(event)
-        counts[kind] += 1
-        if counts[kind] == len(hosts) and kind in wanted:
-            print(json.dumps({wanted[kind]: time.monotonic()}), flush=True)
+    def count(counter: List[int], name: str) -> Callable[[Any], None]:
+        def on_call(argument: Any) -> None:
+            counter[0] += 1
+            if counter[0] == len(hosts):
+                print(json.dumps({name: time.monotonic()}), flush=True)
 
+        return on_call
+
+    log, seen = Log(hosts[0]), job(hosts, port)
     print(json.dumps({"began": time.monotonic()}), flush=True)
-    address = ("127.0.0.1", port)
     made = [
-        FollowerChannel(host, hosts[0], address, KEYS, PEER_TIMEOUT, selector, post)
+        LeaderConnection(
+            replace(seen, current_host=host),
+            log,
+            selector,
+            count(joined, "joined"),
+            count(heard, "heard"),
+            count(lost, "lost"),
+            count(lost, "refused"),
+        )
         for host in hosts[1:]
     ]
-    counts[PeerJoined] = counts[PeerMessage] = 1  # the leader itself
     due = 0.0
-    while not counts[PeerLost]:
+    while not lost[0]:
         now = time.monotonic()
         if now >= due:
             due = min(follower.tick(now) for follower in made)
@@ -75,19 +99,25 @@ def measure(count: int) -> Dict[str, float]:
     selector = selectors.DefaultSelector()
     joined: List[str] = []
 
-    def post(event: Any) -> None:
-        if isinstance(event, PeerJoined):
-            joined.append(event.host)
-        elif isinstance(event, PeerLost):
-            raise SystemExit(f"lost {event.host}: {event.reason}")
+    def on_lost(host: str, reason: str, dropped: bool) -> None:
+        raise SystemExit(f"lost {host}: {reason}")
+
+    def ignore(*arguments: Any) -> None:
+        pass
 
     memory, cpu = resident(), time.process_time()
-    listener = listen("127.0.0.1", 0)
-    leader = LeaderChannel(listener, KEYS, hosts[0], hosts, PEER_TIMEOUT, selector, post)
-    command = [sys.executable, "-m", "benchmarks.control", "--follow"]
-    followers = subprocess.Popen(
-        [*command, str(listener.getsockname()[1]), *hosts], stdout=subprocess.PIPE
+    leader = MemberConnections(
+        job(hosts),
+        Log(hosts[0]),
+        selector,
+        lambda host, address, own: joined.append(host),
+        on_lost,
+        ignore,
+        ignore,
     )
+    port = leader.listening.rpartition(":")[2]
+    command = [sys.executable, "-m", "benchmarks.control", "--follow"]
+    followers = subprocess.Popen([*command, port, *hosts], stdout=subprocess.PIPE)
     assert followers.stdout is not None
     reports: Dict[str, float] = {}
     buffer = b""
@@ -120,7 +150,7 @@ def measure(count: int) -> Dict[str, float]:
             "line of a traceback\n" * DETAIL_LIMIT,
         )
         cpu, start = time.process_time(), time.monotonic()
-        leader.broadcast({"failure": failure.to_json()})
+        leader.send(End(Verdict(Outcome.FAILURE, failure.bounded())))
         until(lambda: "heard" in reports)
         broadcast_cpu = time.process_time() - cpu
         cpu, idle = time.process_time(), time.monotonic()

@@ -22,7 +22,7 @@ while [ $# -gt 0 ]; do
     case $1 in
         --service) [ $# -ge 2 ] || { usage >&2; exit 2; }; service=$2; shift 2 ;;
         -h | --help) usage; exit ;;
-        -*) usage >&2; exit 2 ;;
+        -*) usage >&2; echo "audit.sh: unknown argument: $1" >&2; exit 2 ;;
         *) locks+=("$1"); shift ;;
     esac
 done

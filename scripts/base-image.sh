@@ -19,16 +19,23 @@ USAGE
 }
 
 force=no
-tag=$LOCAL_BASE
+tag=
 while [ $# -gt 0 ]; do
   case $1 in
     --force) force=yes ;;
     -h | --help) usage; exit 0 ;;
-    -*) usage >&2; exit 2 ;;
-    *) tag=$1 ;;
+    *)
+      if [[ $1 = -* ]] || [ -n "$tag" ]; then
+        usage >&2
+        say "unknown argument: $1"
+        exit 2
+      fi
+      tag=$1
+      ;;
   esac
   shift
 done
+tag=${tag:-$LOCAL_BASE}
 
 need_engine
 if [ $force = no ] && have_image "$tag"; then

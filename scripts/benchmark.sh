@@ -38,7 +38,7 @@ if [ "${1:-}" = --serving ]; then
     # 1.6.1 is the last sagemaker-inference that this peer works with.
     environment .venv-peer-serving "1" sagemaker-mxnet-inference==1.5.5 sagemaker-inference==1.6.1 \
         multi-model-server==1.1.11 'mxnet==1.9.1' 'numpy==1.23.5'
-    environment .venv-benchmark-serving "1 $(cksum < setup.py)" '.[mxnet,onnx,serving]' \
+    environment .venv-benchmark-serving "1 $(cat setup.py pyproject.toml | cksum)" '.[mxnet,onnx,serving]' \
         'mxnet==1.9.1' 'numpy==1.23.5' uvicorn
     .venv-benchmark-serving/bin/pip install --quiet --disable-pip-version-check --no-deps \
         --force-reinstall .
@@ -58,6 +58,9 @@ else
         retrying==1.3.3 'mxnet==1.9.1' 'numpy<1.24'
     reference=(--peer .venv-peer/bin/python)
 fi
-environment .venv-benchmark "1 $(cksum < setup.py)" '.[mxnet]' 'mxnet==1.9.1' 'numpy<1.24'
+environment .venv-benchmark "1 $(cat setup.py pyproject.toml | cksum)" '.[mxnet]' 'mxnet==1.9.1' 'numpy<1.24'
 .venv-benchmark/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+if [[ " $* " == *" horovod "* ]]; then
+    scripts/horovod-wheel.sh .venv-benchmark
+fi
 .venv-benchmark/bin/python -m benchmarks "${reference[@]}" "$@"

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 usage() {
   cat <<USAGE
-usage: scripts/compose.sh [--hosts N] [--run-dir DIR] [--name NAME] [COMPOSE UP OPTION]...
+usage: scripts/compose.sh [--hosts N] [--run-dir DIR] [--name NAME] [-- COMPOSE UP OPTION...]
 
   --hosts N      2 (the default), 3 or 4
   --run-dir DIR  new or empty folder; host H's /opt/ml is DIR/H (default: runs/compose-DATE-TIME)
@@ -15,7 +15,7 @@ usage: scripts/compose.sh [--hosts N] [--run-dir DIR] [--name NAME] [COMPOSE UP 
 
 The files belong to the user who starts this. SM_HPS holds hyperparameters, a JSON object; IMAGE
 names the image (default: sagemaker-mxnet-training:latest, built when it is missing). Exit status:
-the job's on algo-1.
+the job's on algo-1, and 1 when a host wrote no output/success.
 USAGE
 }
 
@@ -25,6 +25,10 @@ run_dir=runs/compose-$(date +%Y%m%d-%H%M%S)
 options=()
 while [ $# -gt 0 ]; do
   case $1 in
+    --hosts=* | --run-dir=* | --name=*)
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      continue
+      ;;
     --hosts | --run-dir | --name)
       [ $# -gt 1 ] || { usage >&2; exit 2; }
       variable=${1#--}
@@ -32,7 +36,15 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     -h | --help) usage; exit 0 ;;
-    *) options+=("$1") ;;
+    --)
+      options=("${@:2}")
+      break
+      ;;
+    *)
+      usage >&2
+      say "unknown argument: $1 (options of compose up go behind --)"
+      exit 2
+      ;;
   esac
   shift
 done
@@ -90,9 +102,16 @@ while true; do
   wait $up || status=$?
   kill -0 $up 2>/dev/null || break
 done
+missing=()
+for number in $(seq "$hosts"); do
+  [ -e "$run_dir/algo-$number/output/success" ] || missing+=("algo-$number")
+done
 if [ -n "$stopped" ]; then
   say "stopped; what the job wrote is in $run_dir"
   exit "$stopped"
+elif [ $status = 0 ] && [ ${#missing[@]} -gt 0 ]; then
+  status=1
+  say "the job did not succeed: there is no output/success of ${missing[*]} in $run_dir; Compose's lines above say more"
 elif [ $status = 0 ]; then
   say "trained on $hosts hosts; the model is in $run_dir/algo-1/model"
 else

@@ -8,9 +8,10 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: scripts/install.sh [--python PYTHON] [--numpy REQUIREMENT]
+Usage: scripts/install.sh [--python PYTHON] [--extras NAMES] [--numpy REQUIREMENT]
 
   --python PYTHON       interpreter of the environment to install into (default: python3)
+  --extras NAMES        serving, report, onnx, with commas between them (default: none)
   --numpy REQUIREMENT   for example 'numpy<2' or numpy==1.26.4 (default: numpy)
 TEXT
 }
@@ -22,9 +23,11 @@ fail() {
 
 python=python3
 numpy=numpy
+extras=
 while [ $# -gt 0 ]; do
     case $1 in
         --python) [ $# -ge 2 ] || fail "--python needs an interpreter"; python=$2; shift 2 ;;
+        --extras) [ $# -ge 2 ] || fail "--extras needs names"; extras="[$2]"; shift 2 ;;
         --numpy) [ $# -ge 2 ] || fail "--numpy needs a requirement"; numpy=$2; shift 2 ;;
         -h | --help) usage; exit ;;
         *) usage >&2; fail "unknown argument: $1" ;;
@@ -33,7 +36,7 @@ done
 command -v "$python" >/dev/null || fail "no interpreter $python: name one with --python"
 checkout=$(cd "$(dirname "$0")/.." && pwd)
 
-"$python" -m pip install --prefer-binary "$checkout" "$numpy" 'graphviz>=0.8.1,<0.9' 'requests>=2.20,<3'
+"$python" -m pip install --prefer-binary "$checkout$extras" "$numpy" 'graphviz<0.9' 'requests<3'
 "$python" -m pip install --no-deps mxnet==1.9.1
 "$python" -c '
 import platform, mxnet, numpy

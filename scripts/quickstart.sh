@@ -6,5 +6,5 @@ set -euo pipefail
 . "$(dirname "$0")/help.sh"
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
-make_venv .venv mxnet,serving
+make_venv .venv mxnet,serving,report
 exec sagemaker-mxnet-training local --hosts 2 "$@" examples/digits/train.py

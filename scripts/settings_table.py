@@ -7,16 +7,16 @@ python scripts/settings_table.py --check    # fails if one is not up to date
 import sys
 from pathlib import Path
 
-from sagemaker_mxnet_serving.configuration import PREFIX, ServerSettings
+from sagemaker_mxnet_serving.front.server_settings import PREFIX, ServerSettings
 from sagemaker_mxnet_toolkit.settings.declaration import declared
-from sagemaker_mxnet_training.config.settings import Settings
+from sagemaker_mxnet_training.config.job_settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # Document, name of the markers around its table, the dataclass that declares the settings, and
 # what a name begins with in the table, in capitals if that is the prefix of variables.
 TABLES = [
-    ("README.md", "settings", Settings, ""),
+    ("docs/configuration.md", "settings", Settings, ""),
     ("docs/serving.md", "settings", ServerSettings, PREFIX),
 ]
 

@@ -108,7 +108,7 @@ for run in "${runs[@]}"; do
     if [ "$installed" = ok ]; then
         step "$name-tools" "$python" -m pip install pytest pytest-timeout hypothesis
         step "$name-behaviour" "$python" -m pytest -q -p no:cacheprovider \
-            tests/unit/test_compatibility.py tests/functional/test_mxnet_behaviour.py \
+            tests/unit/toolkit/compatibility/test_compatibility.py tests/functional/test_mxnet_behaviour.py \
             tests/functional/test_fast_import.py
         behaviour=$result
         if [ -n "$quickstart" ]; then

@@ -103,6 +103,9 @@ while IFS='|' read -r name script hosts options origin remark; do
         case ${found[$name,$count]} in "no, ours"* | "no: "*) status=1 ;; esac
     done
 done <"$sources/scripts.txt"
+for name in ${given[@]+"${given[@]:1}"}; do
+    [ -n "${source[$name]:-}" ] || fail "there is no $name in ${given[0]}/scripts.txt"
+done
 
 heading='import platform, mxnet, numpy
 print(f"CPython {platform.python_version()}, NumPy {numpy.__version__}, MXNet {mxnet.__version__}, run on")'

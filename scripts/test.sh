@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# All checks: linter, types, tests. Sets everything up by itself; arguments go to pytest.
+# All checks: linter, types, documentation, tests. Sets everything up by itself; arguments go to pytest.
 #
 #   scripts/test.sh                      everything; container tests when a Docker engine answers
+#   scripts/test.sh --fast               about three minutes: linter, types, unit tests and a part of the others
 #   scripts/test.sh tests/unit -k save   the linter, the type checker and these tests
 #   COVERAGE=1 scripts/test.sh ...       and which lines they ran, of subprocesses too: twice the time
 set -euo pipefail
@@ -10,37 +11,74 @@ cd "$(dirname "$0")/.."
 . scripts/venv.sh
 make_venv .venv-test mxnet,test
 
-# The image takes minutes to build, and waits for downloads during most of them: it is built beside
-# what comes first. tests/container asks for it in the same way, and finds it in the engine's cache.
-building=
-if [ $# -eq 0 ] && docker version >/dev/null 2>&1; then
-    echo "== image (in the background)"
-    PIP_TRUSTED_HOST=mark-of-this-site.invalid nice scripts/build-image.sh >/dev/null 2>&1 &
-    building=$!
-    trap 'kill "$building" 2>/dev/null || true' EXIT
+# More than there are CPUs: most tests wait for the processes that they start.
+workers=${TEST_WORKERS:-$((2 * $(nproc)))}
+if [ "${1:-}" = --fast ]; then
+    # Every module, and real jobs, kills, checkpoints and servers once each.
+    set -- -n "$workers" tests/unit tests/functional/test_contract.py tests/functional/test_local.py \
+        tests/endings/test_success.py tests/survival/test_killed.py tests/serving/test_contract.py "${@:2}"
 fi
+
+status=0
+if [ -n "${COVERAGE:-}" ]; then
+    # For subprocesses too, wherever they run: see [tool.coverage.run] in pyproject.toml.
+    export COVERAGE_FILE="$PWD/.coverage" COVERAGE_RCFILE="$PWD/pyproject.toml"
+    rm -f .coverage .coverage.*
+fi
+check() { python ${COVERAGE:+-m coverage run} -m pytest "$@"; }
+
+# The images take minutes to build, and wait for downloads during most of them: they are built during
+# the first tests. tests/container asks for them in the same way, and finds them in the engine's cache.
+# Horovod is compiled there too, and installed when the tests that do not need it are done.
+images=
+horovod=
+set -m # each in a process group of its own, which Ctrl-C does not reach: the trap passes it on
+trap 'for group in $images $horovod; do kill -INT -- "-$group" 2>/dev/null && wait "$group"; done || true' EXIT
+if [ $# -eq 0 ]; then
+    if { command -v g++ && command -v make; } >/dev/null; then
+        echo "== Horovod (in the background)"
+        nice scripts/horovod-wheel.sh --build .venv-test </dev/null >.venv-test/horovod.log 2>&1 &
+        horovod=$!
+    else
+        echo "== Horovod cannot be compiled without g++ and make: its tests are skipped"
+        [ -z "${CI:-}" ] || status=1 # in CI nothing is skipped
+    fi
+    if docker version >/dev/null 2>&1; then
+        echo "== images (in the background)"
+        (
+            export PIP_TRUSTED_HOST=mark-of-this-site.invalid
+            nice scripts/build-image.sh && nice scripts/build-image.sh --horovod
+        ) </dev/null >.venv-test/images.log 2>&1 &
+        images=$!
+    fi
+fi
+set +m
 
 echo "== ruff"
 ruff check .
 ruff format --check .
 echo "== mypy"
 mypy --strict src
-echo "== pytest"
-if [ -n "${COVERAGE:-}" ]; then
-    # For subprocesses too, wherever they run: see [tool.coverage.run] in pyproject.toml.
-    export COVERAGE_FILE="$PWD/.coverage" COVERAGE_RCFILE="$PWD/pyproject.toml"
-    rm -f .coverage .coverage.*
+if [ $# -eq 0 ]; then
+    echo "== docs"
+    scripts/docs.sh
 fi
-status=0
-check() { python ${COVERAGE:+-m coverage run} -m pytest "$@" || status=$?; }
+echo "== pytest"
 if [ $# -gt 0 ]; then
-    check "$@"
+    check "$@" || status=$?
 else
-    # More than there are CPUs: most tests wait for the processes that they start.
-    check -n "${TEST_WORKERS:-$((2 * $(nproc)))}" --durations 15 --ignore tests/container
-    [ -z "$building" ] || wait "$building" || true  # what is wrong with it, the tests tell
-    # One at a time: they compare what is left on the engine with what was there before.
-    check --durations 15 tests/container
+    many=(-n "$workers" --durations 15 --ignore tests/container)
+    check "${many[@]}" -m "not horovod" || status=$?
+    if [ -n "$horovod" ] && ! { wait "$horovod" && scripts/horovod-wheel.sh .venv-test; }; then
+        cat .venv-test/horovod.log
+        status=1
+    fi
+    check "${many[@]}" -m horovod || status=$?
+    echo "== container tests"
+    [ -z "$images" ] || wait "$images" || true # the tests report what is wrong with them
+    images=
+    # Two at a time: they mostly wait for containers to end.
+    check -n 2 --dist loadfile --durations 15 tests/container || status=$?
 fi
 if [ -n "${COVERAGE:-}" ]; then
     # A process that a test kills may leave a file without data, about which combine would complain.

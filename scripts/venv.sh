@@ -1,6 +1,6 @@
 # Sourced by the other scripts: makes a virtual environment once, and puts it on PATH.
 #
-#   make_venv DIRECTORY EXTRAS   installs this checkout, editable, and MXNet, with setup.py's extras
+#   make_venv DIRECTORY EXTRAS   installs this checkout, editable, and MXNet, with pyproject.toml's extras
 #
 # PYTHON names the interpreter (default: python3). A second call with nothing changed does nothing.
 
@@ -26,8 +26,18 @@ make_venv() {
         # On CPython 3.13 the extra cannot bring it (see scripts/install.sh); elsewhere it is there.
         "$directory/bin/pip" install --quiet --disable-pip-version-check --no-deps mxnet==1.9.1
         echo "$stamp" > "$directory/.stamp"
+    elif ! is_editable "$directory"; then
+        echo "$directory has a copy of this checkout, as \`pip install .\` makes one: installing the checkout itself ..."
+        "$directory/bin/pip" install --quiet --disable-pip-version-check --no-deps -e .
     fi
     PATH="$PWD/$directory/bin:$PATH"
+}
+
+# is_editable DIRECTORY: whether that environment runs the code of this checkout.
+is_editable() {
+    local found
+    found=$("$1/bin/python" -c 'import importlib.util as u; print(u.find_spec("sagemaker_mxnet_toolkit").origin)' 2>/dev/null)
+    [ "$found" -ef src/sagemaker_mxnet_toolkit/__init__.py ]
 }
 
 # make_base DIRECTORY [REQUIREMENT]...: makes an environment with this checkout, MXNet and the newest NumPy

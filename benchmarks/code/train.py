@@ -1,4 +1,4 @@
-"""Trains a stack of dense layers over the kvstore with the optimizer on the servers."""
+"""Trains dense layers: over the kvstore, with the optimizer on the servers, or with Horovod."""
 
 import argparse
 import os
@@ -13,6 +13,7 @@ parser.add_argument("--layers", type=int)
 parser.add_argument("--width", type=int)
 parser.add_argument("--steps", type=int)
 parser.add_argument("--checkpoints", type=int, default=0)
+parser.add_argument("--horovod", type=int, default=0)
 arguments = parser.parse_args()
 
 BATCH = 16
@@ -23,8 +24,15 @@ for _ in range(arguments.layers):
     net.add(gluon.nn.Dense(arguments.width, in_units=arguments.width, use_bias=False))
 net.initialize(mx.init.Xavier())
 net.hybridize(static_alloc=True)
-kv = mx.kv.create("dist_sync")
-trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 1e-4}, kvstore=kv)
+if arguments.horovod:
+    import horovod.mxnet as hvd
+
+    hvd.init()
+    hvd.broadcast_parameters(net.collect_params())
+    trainer = hvd.DistributedTrainer(net.collect_params(), "sgd", {"learning_rate": 1e-4})
+else:
+    kv = mx.kv.create("dist_sync")
+    trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 1e-4}, kvstore=kv)
 loss = gluon.loss.L2Loss()
 data = mx.nd.random.normal(shape=(BATCH, arguments.width))
 
@@ -41,7 +49,7 @@ def numbered(count):
     if not arguments.checkpoints:
         yield from range(count)
         return
-    from sagemaker_mxnet_training.checkpoints import Checkpoint, catalog  # noqa: PLC0415
+    from sagemaker_mxnet_training.checkpoints import Checkpoint, catalog
 
     checkpoint = Checkpoint(net, trainer)
     for _ in checkpoint.epochs(1):

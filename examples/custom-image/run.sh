@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=scripts/engine.sh
 . scripts/engine.sh
+[ $# = 0 ] || { say "unknown argument: $1 (it takes none; BASE_IMAGE and TAG name the images)"; exit 2; }
 
 base=${BASE_IMAGE:-python:3.11}
 tag=${TAG:-sagemaker-mxnet-custom:latest}

@@ -65,7 +65,7 @@ def accuracy(net, images, labels):
 
 
 def main():
-    # The hosts' names, not kv.rank: ranks follow addresses, and change from run to run.
+    # This host's place among all hosts, which is its kv.rank too.
     hosts = sorted(json.loads(os.environ.get("SM_HOSTS", '["localhost"]')))
     index = hosts.index(os.environ.get("SM_CURRENT_HOST", hosts[0]))
     args = parse_arguments(hosts)

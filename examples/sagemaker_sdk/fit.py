@@ -50,9 +50,19 @@ def parse_arguments():
     parser.add_argument("--image", default="sagemaker-mxnet-training:latest")
     parser.add_argument("--role", default="arn:aws:iam::111111111111:role/unused-in-local-mode")
     parser.add_argument("--source-dir", default=str(HERE / "source"))
+    parser.add_argument(
+        "--processes-per-host", type=int, default=0, help="train with Horovod, in so many on each"
+    )
     parser.add_argument("--deploy", action="store_true", help="serve the model, and ask it")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/sdk"))
     return parser.parse_args()
+
+
+def distribution(processes_per_host):
+    """Return how the hosts train together: over MXNet's kvstore, or with Horovod."""
+    if processes_per_host:
+        return {"mpi": {"enabled": True, "processes_per_host": processes_per_host}}
+    return {"parameter_server": {"enabled": True}}
 
 
 def predict_with(predictor, images, labels):
@@ -106,7 +116,7 @@ def main():
         role=args.role,
         instance_type=args.instance_type,
         instance_count=args.hosts,
-        distribution={"parameter_server": {"enabled": True}},
+        distribution=distribution(args.processes_per_host),
         hyperparameters=HYPERPARAMETERS,
         environment=variables,
         sagemaker_session=session,

@@ -1,12 +1,6 @@
 """Trains a small network with Keras, MXNet as its backend."""
 
-import os
 import tempfile
-
-if os.environ.get("REMEDY"):
-    import collections.abc
-
-    collections.Iterable = collections.abc.Iterable
 
 import keras
 import mxnet as mx

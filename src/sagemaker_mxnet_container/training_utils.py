@@ -1,4 +1,4 @@
-"""For scripts that say ``from sagemaker_mxnet_container.training_utils import save``."""
+"""For scripts with ``from sagemaker_mxnet_container.training_utils import save``."""
 
 from sagemaker_mxnet_training.training_utils import save, scheduler_host
 

@@ -1,3 +1,3 @@
-"""What training and serving share. It knows neither of them, and imports nothing of theirs."""
+"""Code that training and serving share. It imports neither of them."""
 
 __version__ = "5.0.0"

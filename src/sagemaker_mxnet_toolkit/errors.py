@@ -1,29 +1,30 @@
-"""Every error that is the user's or the environment's, not ours.
+"""Errors that the user or the environment caused.
 
-They are raised where the fault is seen and turned, once, into a message, a failure file and an
-exit status (see ``result``). Their text is complete: cause, source, what was expected, what to do.
+``result`` turns them into a message, a failure file and an exit status. Their text is complete:
+cause, source, what was expected, what to do.
 """
 
+import errno
 from typing import Sequence
 
 from sagemaker_mxnet_toolkit.failure import FailureKind
 
 
 class JobError(Exception):
-    """A fault that ends the job, told in words a user can act on.
+    """An error that ends the job, with a message that a user can act on.
 
     Attributes:
-        kind: the kind of the failure that it becomes.
+        kind: the kind of the failure that it is reported as.
     """
 
     kind = FailureKind.INTERNAL
 
 
 class ConfigurationError(JobError):
-    """The job description is wrong. All faults found are reported together.
+    """The job's configuration is invalid. All faults are reported together.
 
     Attributes:
-        faults: one complete sentence for each fault, in the order they were found.
+        faults: a message for each fault, in the order in which they were found.
     """
 
     kind = FailureKind.CONFIGURATION
@@ -34,7 +35,7 @@ class ConfigurationError(JobError):
             text = f"configuration: {self.faults[0]}"
         else:
             listed = "".join(f"\n  - {fault}" for fault in self.faults)
-            text = f"configuration: {len(self.faults)} faults:{listed}"
+            text = f"configuration: {len(self.faults)} errors:{listed}"
         super().__init__(text)
 
 
@@ -45,18 +46,42 @@ class CodeError(JobError):
 
 
 class RequirementsError(JobError):
-    """The user's requirements cannot be installed, or would break the job."""
+    """The user's requirements cannot be installed, or would break MXNet."""
 
     kind = FailureKind.REQUIREMENTS
 
 
 class NetworkError(JobError):
-    """A port, an address or a name that the job needs cannot be had."""
+    """A port, an address or a host name that the job needs is not available."""
 
     kind = FailureKind.NETWORK
 
 
-class StartError(JobError):
-    """A process of the job cannot be started."""
+_LIMITS = {
+    errno.EAGAIN: "the limit on processes and threads is reached (docker run --pids-limit, "
+    "ulimit -u)",
+    errno.EMFILE: "the limit on open files is reached (docker run --ulimit nofile, ulimit -n)",
+}
 
-    kind = FailureKind.CODE
+
+def start_error_reason(error: Exception) -> str:
+    """Return why a process cannot be started, naming the limit if one was reached."""
+    if isinstance(error, OSError):
+        return _LIMITS.get(error.errno or 0) or error.strerror or str(error)
+    # A thread that cannot be started is a RuntimeError without an error number.
+    return _LIMITS[errno.EAGAIN] if "start new thread" in str(error) else str(error)
+
+
+class StartError(JobError):
+    """A process of the job cannot be started.
+
+    Args:
+        what: name of the program.
+        error: the exception from starting it.
+    """
+
+    def __init__(self, what: str, error: Exception) -> None:
+        reason = start_error_reason(error)
+        super().__init__(f"cannot start {what}: {reason}")
+        limited = reason in _LIMITS.values()
+        self.kind = FailureKind.CONFIGURATION if limited else FailureKind.CODE

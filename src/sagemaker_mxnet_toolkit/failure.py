@@ -1,38 +1,38 @@
-"""What went wrong, and how a job ended, as plain records that travel between hosts."""
+"""Failures and outcomes of a job, as plain records that hosts exchange."""
 
 import enum
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Mapping, Optional
 
 DETAIL_LIMIT = 8192
-"""Characters of a traceback or of stderr that a failure carries; the end is what is kept."""
+"""Maximum number of characters of a traceback or of stderr in a failure; the end is kept."""
 
 REASON_LIMIT = 2048
-"""Characters of a reason that a failure carries; the beginning is what is kept."""
+"""Maximum number of characters of a reason in a failure; the beginning is kept."""
 
 
 class Role(enum.Enum):
-    """What a process of the job is for."""
+    """The role of a process of the job."""
 
     ENTRYPOINT = "entrypoint"
-    """The supervisor itself: it owns everything else on its host."""
+    """The supervisor, which owns all other processes of its host."""
     FETCH = "fetch"
-    """Brings the user's code into the code directory."""
+    """Fetches the user's code into the code directory."""
     INSTALL = "install"
-    """Installs what the user's code requires."""
+    """Installs the requirements of the user's code."""
     SCHEDULER = "scheduler"
     """MXNet's kvstore scheduler, on the first host only."""
     SERVER = "server"
     """One of MXNet's kvstore servers."""
     WORKER = "worker"
     """The user's script."""
+    RENDEZVOUS = "rendezvous"
+    """Horovod's store of addresses, on the first host only."""
     SYNC = "sync"
-    """Copies intermediate output to S3 while the job runs."""
-    STANDBY = "standby"
-    """Has imported MXNet, and waits to become a role of the next attempt."""
+    """Uploads intermediate output to S3 while the job runs."""
     MODEL = "model"
-    """Loads a model that is served, and is what its workers are forked from."""
+    """Loads a model that is served; its workers are forked from this process."""
 
 
 class Outcome(enum.Enum):
@@ -41,59 +41,68 @@ class Outcome(enum.Enum):
     SUCCESS = "success"
     """Every worker finished with status 0."""
     FAILURE = "failure"
-    """Something failed; the first failure in time is the cause."""
+    """Something failed; the earliest failure is the cause."""
     STOP = "stop"
-    """Somebody asked the job to stop, before anything failed."""
+    """The job was asked to stop before anything failed."""
 
 
 class FailureKind(enum.Enum):
-    """What sort of thing went wrong. Advice, restarts and reports read it, never the words."""
+    """The kind of a failure. Advice, restarts and reports depend on it, never on the message."""
 
     EXCEPTION = "exception"
     """User code raised an exception."""
     EXIT_STATUS = "exit status"
-    """A process ended with a status other than 0 and no further word."""
+    """A process exited with a status other than 0, without an exception or a message."""
     SIGNAL = "signal"
-    """A process was ended by a signal that this program did not send."""
+    """A process was killed by a signal that this program did not send."""
+    PEER = "peer"
+    """A worker lost another one, which is a consequence of the failure of the other one."""
     OUT_OF_MEMORY = "out of memory"
     """The kernel killed a process because the container's memory limit was reached."""
     LOST = "lost"
-    """A host that took part is gone: its connection closed, or it is silent."""
+    """A host was lost: its connection closed, or it is silent."""
     FROZEN = "frozen"
-    """A process exists and does not run, as after SIGSTOP."""
+    """A process is suspended, for example by SIGSTOP."""
     STALLED = "stalled"
-    """Processes run, and training makes no progress."""
+    """Processes run, but training makes no progress."""
     JOIN = "join"
-    """Hosts did not find each other, or do not agree on the job."""
+    """Hosts did not find each other, or have different configurations of the job."""
     CONFIGURATION = "configuration"
-    """The job description is wrong."""
+    """The configuration of the job is invalid."""
     CODE = "code"
     """The user's code cannot be fetched, unpacked, found or started."""
     REQUIREMENTS = "requirements"
-    """The user's requirements cannot be installed, or would break the job."""
+    """The user's requirements cannot be installed, or would break MXNet."""
     NETWORK = "network"
-    """A port or an address that the job needs cannot be had."""
+    """A port or an address that the job needs is not available."""
     MODEL = "model"
-    """A model that is to be served cannot be loaded, or does not answer."""
+    """A model cannot be loaded for serving, or does not respond."""
     OUTPUT = "output"
     """Results cannot be written."""
     CHECKPOINT = "checkpoint"
-    """The last checkpoint, of a stop or of the end, cannot be written."""
+    """The first checkpoint, or the last one before a stop or the end, cannot be written."""
+    CHECKPOINT_USE = "use of checkpoints"
+    """The script and its checkpoints do not match, or their directory is in use."""
     INTERNAL = "internal"
-    """A defect of this program."""
+    """A bug in this program."""
+
+
+UNWRITTEN = frozenset((FailureKind.CHECKPOINT, FailureKind.CHECKPOINT_USE))
+"""Kinds of failures that count even after a stop, since the last checkpoint was not written."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One thing that went wrong, at one place.
+    """One failure.
 
     Attributes:
-        host: the host where it happened.
-        role: the process it happened to.
-        reason: one line, such as ``ValueError: boom at step 20``.
-        kind: what sort of failure it is.
+        host: the host that it happened on.
+        role: the role of the process that failed.
+        reason: the cause in one line, such as ``ValueError: boom at step 20``.
+        kind: the kind of the failure.
         status: exit status in the shell's convention (128+N for signal N), if there is one.
-        detail: more lines, such as the end of a traceback or of stderr; may be empty.
+        detail: additional lines, such as the end of a traceback or of stderr; may be empty.
+        rank: Horovod's rank of the worker; ``None`` for other processes.
     """
 
     host: str
@@ -102,6 +111,12 @@ class Failure:
     kind: FailureKind
     status: Optional[int] = None
     detail: str = ""
+    rank: Optional[int] = None
+
+    @property
+    def process(self) -> str:
+        """The process that failed: ``worker``, or ``rank 3``."""
+        return self.role.value if self.rank is None else f"rank {self.rank}"
 
     def headline(self) -> str:
         """Return the cause in one line: host, role, what happened, exit status.
@@ -110,38 +125,47 @@ class Failure:
         'algo-2: worker failed: ValueError: boom (exit status 1)'
         """
         suffix = "" if self.status is None else f" (exit status {self.status})"
-        return f"{self.host}: {self.role.value} failed: {self.reason}{suffix}"
+        return f"{self.host}: {self.process} failed: {self.reason}{suffix}"
 
     def text(self) -> str:
-        """Return the headline, followed by the detail on lines of its own."""
+        """Return the headline and the detail."""
         return f"{self.headline()}\n{self.detail}".rstrip()
 
+    def bounded(self) -> "Failure":
+        """Return the failure with its reason and detail cut to the limits."""
+        return replace(self, reason=self.reason[:REASON_LIMIT], detail=self.detail[-DETAIL_LIMIT:])
+
     def to_json(self) -> Mapping[str, Any]:
-        """Return a JSON object of bounded size."""
+        """Return a JSON object of bounded size, for the timeline."""
+        bounded = self.bounded()
         return {
-            "host": self.host,
-            "role": self.role.value,
-            "reason": self.reason[:REASON_LIMIT],
-            "status": self.status,
-            "detail": self.detail[-DETAIL_LIMIT:],
-            "kind": self.kind.value,
+            "host": bounded.host,
+            "role": bounded.role.value,
+            "reason": bounded.reason,
+            "status": bounded.status,
+            "detail": bounded.detail,
+            "kind": bounded.kind.value,
+            "rank": bounded.rank,
         }
 
     @classmethod
     def from_json(cls, data: Any) -> "Failure":
-        """Read what ``to_json`` wrote on another host.
+        """Parse the result of ``to_json``.
 
         Raises:
-            ValueError: when ``data`` is anything else.
+            ValueError: it is not a failure.
         """
         if not isinstance(data, Mapping):
             raise ValueError(f"a failure must be a JSON object, not {type(data).__name__}")
         host, reason, status = data.get("host"), data.get("reason"), data.get("status")
         detail = data.get("detail")
         if not (isinstance(host, str) and isinstance(reason, str) and isinstance(detail, str)):
-            raise ValueError("a failure needs the texts 'host', 'reason' and 'detail'")
+            raise ValueError("a failure must have the strings 'host', 'reason' and 'detail'")
         if status is not None and (isinstance(status, bool) or not isinstance(status, int)):
             raise ValueError("the 'status' of a failure must be an integer or null")
+        rank = data.get("rank")  # timelines of earlier releases lack it
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
+            raise ValueError("the 'rank' of a failure must be an integer or null")
         return cls(
             host=host,
             role=Role(data.get("role")),
@@ -149,19 +173,17 @@ class Failure:
             kind=FailureKind(data.get("kind")),
             status=status,
             detail=detail[-DETAIL_LIMIT:],
+            rank=rank,
         )
 
 
 def exit_status(returncode: int) -> int:
-    """Turn a return code of ``subprocess`` into the shell's convention.
-
-    A death by signal N is -N there and 128+N here.
-    """
+    """Convert a return code of ``subprocess`` to the shell's convention: 128+N for signal N."""
     return 128 - returncode if returncode < 0 else returncode
 
 
 def signal_name(number: int) -> str:
-    """Return ``SIGKILL`` for 9; numbers without a name give ``signal N``."""
+    """Return the name of a signal, such as ``SIGKILL`` for 9, or ``signal N``."""
     try:
         return signal.Signals(number).name
     except ValueError:

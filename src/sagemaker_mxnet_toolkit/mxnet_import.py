@@ -1,7 +1,7 @@
 """Imports MXNet in a child process, where it may crash or hang, and reports the result.
 
-A module for ``processes.program``, without arguments: its last line on stdout is the result, a JSON
-object.
+A module for ``processes.program``, without arguments. Its last line on stdout is a JSON object with
+the result.
 """
 
 import contextlib
@@ -26,14 +26,16 @@ class MXNet:
     """The result of importing MXNet.
 
     Attributes:
-        error: why it could not be imported, or ``None``; with an error, the rest is unknown.
+        error: why the import failed, or ``None``; after an error, the rest is not known.
         version: MXNet's version.
-        directory: where it was imported from.
-        seconds: how long that took.
-        features: names of what it was built with (``mxnet.runtime.Features``).
+        directory: the directory that it was imported from.
+        seconds: duration of the import.
+        features: enabled features of the build (``mxnet.runtime.Features``).
         gpus: number of GPUs that it can use.
         compatibility: ``compatibility.Status`` of that process as JSON, and ``hook``: whether the
-            layer acts in every Python process of this installation, and not in jobs alone.
+            layer is active in all Python processes of this installation, not only in jobs.
+        horovod: empty without Horovod for MXNet; else its ``version`` and the libraries that it was
+            ``built`` with, or the ``error`` of its import.
     """
 
     error: Optional[str] = None
@@ -43,16 +45,17 @@ class MXNet:
     features: Sequence[str] = ()
     gpus: int = 0
     compatibility: Mapping[str, Any] = field(default_factory=dict)
+    horovod: Mapping[str, Any] = field(default_factory=dict)
 
 
 def import_mxnet(environ: Mapping[str, str], timeout: float) -> MXNet:
-    """Import MXNet in a child process, which has ended when this returns.
+    """Import MXNet in a child process, and wait until it has ended.
 
     Args:
-        environ: the environment that a job would be given.
-        timeout: seconds that it may take.
+        environ: the environment of a job.
+        timeout: the timeout in seconds.
     """
-    # With a DMLC_ROLE of server or scheduler, ``import mxnet`` runs that role and never returns.
+    # If DMLC_ROLE is server or scheduler, ``import mxnet`` runs that role and never returns.
     variables = {name: text for name, text in environ.items() if not name.startswith("DMLC_")}
     try:
         with subprocess.Popen(
@@ -70,9 +73,9 @@ def import_mxnet(environ: Mapping[str, str], timeout: float) -> MXNet:
                 if child.returncode is None:
                     os.killpg(child.pid, signal.SIGKILL)
     except subprocess.TimeoutExpired:
-        return MXNet(f"it does not end within {timeout:g} s")
+        return MXNet(f"the import timed out after {timeout:g} s")
     except OSError as error:
-        return MXNet(f"no process can be started for it: {error.strerror}")
+        return MXNet(f"cannot start a process for the import: {error.strerror}")
     found = _found(child.returncode, output, errors)
     if found.get("error"):
         text = " ".join(found["error"].split())
@@ -81,15 +84,15 @@ def import_mxnet(environ: Mapping[str, str], timeout: float) -> MXNet:
 
 
 def _found(returncode: int, output: bytes, errors: bytes) -> Dict[str, Any]:
-    """Return the fields of ``MXNet`` that the process printed, or an error where it did not."""
+    """Return the fields of ``MXNet`` that the process printed, or an error."""
     if returncode < 0:
-        return {"error": f"the process died of {signal_name(-returncode)}"}
+        return {"error": f"the process was killed by {signal_name(-returncode)}"}
     lines = (output if returncode == 0 else errors).decode("utf-8", "replace").splitlines()
     last = lines[-1] if lines else "no output"
     with contextlib.suppress(ValueError):
         if returncode == 0:
             return dict(json.loads(last))
-    return {"error": f"the process ended with status {returncode}: {last}"}
+    return {"error": f"the process exited with status {returncode}: {last}"}
 
 
 def main(arguments: List[str], report: Report) -> NoReturn:
@@ -97,19 +100,20 @@ def main(arguments: List[str], report: Report) -> NoReturn:
     found: Dict[str, Any] = {}
     hook = False
     try:
-        # Finding it calls the hook, where there is one.
+        # This calls the hook, if it is installed.
         importlib.util.find_spec("mxnet")
         hook = compatibility.status().installed
         compatibility.install()
         started = time.monotonic()
-        import mxnet  # noqa: PLC0415
-        from mxnet.runtime import Features  # noqa: PLC0415
+        import mxnet
+        from mxnet.runtime import Features
 
         found["seconds"] = round(time.monotonic() - started, 3)
         found["version"] = mxnet.__version__
         found["directory"] = os.path.dirname(mxnet.__file__)
         found["features"] = sorted(name for name, each in Features().items() if each.enabled)
-        # A build for GPUs raises where there is no driver.
+        found["horovod"] = _horovod()
+        # A build for GPUs raises an error if there is no driver.
         with contextlib.suppress(mxnet.base.MXNetError):
             found["gpus"] = mxnet.context.num_gpus()
     except BaseException as error:
@@ -117,3 +121,17 @@ def main(arguments: List[str], report: Report) -> NoReturn:
     found["compatibility"] = {**compatibility.status()._asdict(), "hook": hook}
     print("\n" + json.dumps(found), flush=True)
     os._exit(0)
+
+
+def _horovod() -> Dict[str, Any]:
+    if importlib.util.find_spec("horovod") is None:
+        return {}
+    try:
+        import horovod
+        import horovod.mxnet as hvd
+
+        parts = {"Gloo": "gloo", "MPI": "mpi", "NCCL": "nccl", "CUDA": "cuda"}
+        built = [name for name, part in parts.items() if getattr(hvd, f"{part}_built")()]
+        return {"version": horovod.__version__, "built": built}
+    except Exception as error:
+        return {"error": tracebacks.summary(error)}

@@ -1,4 +1,4 @@
-"""Log lines of steps that take long: one line when a step begins, and one for every 30 s."""
+"""Progress of slow steps in the log: one line when a step starts, and one every 30 seconds."""
 
 import contextlib
 import sys
@@ -7,22 +7,22 @@ import time
 from typing import Iterator
 
 INTERVAL = 30.0
-"""Seconds between two lines about a step that goes on."""
+"""Seconds between two log lines about the same step."""
 
 
 def write_line(text: str) -> None:
-    """Write one line to stderr, unless nobody reads it: that is no reason to fail."""
+    """Write one line to stderr. A closed stderr is not an error."""
     with contextlib.suppress(OSError):
         print(f"[sagemaker-mxnet-training] {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress(step: str, interval: float = INTERVAL) -> Iterator[None]:
-    """Log that a step begins, and every ``interval`` seconds that it goes on.
+    """Log a step when it starts, and every ``interval`` seconds until the block ends.
 
     Args:
-        step: what is done, as in ``downloading s3://bucket/key``.
-        interval: seconds between the lines.
+        step: the step, such as ``downloading s3://bucket/key``.
+        interval: seconds between two lines.
     """
     start = time.monotonic()
     done = threading.Event()

@@ -1,32 +1,33 @@
-"""Redaction: which names mean that a value is secret, and how secrets are masked in output."""
+"""Redaction: find secrets by their names and mask them in output."""
 
 import json
 import re
 from typing import Any, Dict, FrozenSet, Iterable, Iterator, Mapping, Set
+from urllib.parse import quote, quote_plus
 
 MASK = "***"
 """Replaces a secret."""
 
 SHORTEST = 4
-"""Length from which a value is masked inside free text. Shorter ones occur everywhere by chance."""
+"""Minimum length of a value that is masked in free text. Shorter ones match by chance."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
-# Words in a name that mean a secret, however they are joined to others (PGPASSWORD, authtoken).
+# Words in the name of a secret, also as part of another word (PGPASSWORD, authtoken).
 _SECRET = re.compile(
     r".*(passw(or)?d|passphrase|passcode|secret|credential|privatekey|apikey|accesskey)s?"
     r"|.+token|auth|oauth|authorization|authentication|pwd|pass|creds?|private"
     r"|signature|bearer|jwt|cookie"
 )
 
-# "key" and "token" mean a secret, unless the name counts or describes them, as a model does.
+# "key" and "token" mean a secret, unless the name has a word that only models use (max_tokens).
 _AMBIGUOUS = frozenset({"key", "keys", "token", "tokens"})
 _MODEL_WORDS = frozenset(
     {"num", "n", "max", "min", "count", "counts", "len", "length", "size", "sort", "vocab"}
     | {"pad", "eos", "bos", "unk", "sep", "cls", "mask"}
 )
 
-# Working directories: with them, every path in a log would be masked.
+# Working directories. Masking them would mask every path in the log.
 _HARMLESS_NAMES = frozenset({"PWD", "OLDPWD"})
 
 _HARMLESS_VALUES = frozenset({"true", "false", "none", "null"})
@@ -36,14 +37,14 @@ _URL_FIELD = re.compile(r"(?<=[?&;])([\w.%-]{1,64})=([^&;\s\"'<>]+)")
 
 _ASSIGNMENT = re.compile(r"([\w.-]{1,64})([\\\"']*\s*[:=]\s*[\\\"']*)([^\\\"',}\s/]+)")
 
-# A JSON Web Token, which CodeArtifact's authorization tokens are too: base64url of '{"'.
+# A JSON Web Token, such as an authorization token of CodeArtifact: base64url of '{"'.
 _WEB_TOKEN = re.compile(r"\beyJ[\w-]{16,}(?:\.[\w-]*)*")
 
 
 def is_secret(name: str) -> bool:
-    """Tell whether a name means that its value is a secret.
+    """Return whether the value of a variable with this name is a secret.
 
-    Names are split into words at underscores, other signs and changes of case.
+    Names are split into words at underscores, other punctuation and changes of case.
 
     >>> [is_secret(name) for name in ("api_key", "dbPassword", "AWS_SECRET_ACCESS_KEY")]
     [True, True, True]
@@ -59,7 +60,7 @@ def is_secret(name: str) -> bool:
 
 
 def redact_mapping(mapping: Mapping[str, Any]) -> Dict[str, Any]:
-    """Return a copy whose secrets are masked, at any depth of JSON objects and lists."""
+    """Return a copy with secrets masked, at any depth of JSON objects and lists."""
     return {
         name: MASK if is_secret(name) and value not in (None, "") else _redact(value)
         for name, value in mapping.items()
@@ -77,14 +78,12 @@ def _redact(value: Any) -> Any:
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     """Mask secrets anywhere in a text.
 
+    Credentials in URLs and JSON Web Tokens are masked, too.
+
     Args:
         text: any text, such as the output of pip.
-        secrets: values to mask, also in the spellings of JSON, Python and URLs; those of fewer
-            than ``SHORTEST`` characters are not masked.
-
-    Returns:
-        The text without these values, without credentials in URLs, and without tokens of
-        CodeArtifact's form.
+        secrets: values to mask, also as JSON, Python and URLs escape them; values of fewer than
+            ``SHORTEST`` characters are not masked.
     """
     spellings = {form for secret in secrets for form in _spellings(secret)}
     # The longest first: one secret may contain another.
@@ -102,8 +101,8 @@ def _redact_field(match: "re.Match[str]") -> str:
 def redact_assignments(text: str) -> str:
     """Mask values after the name of a secret and ``:`` or ``=``, as in JSON or in a shell.
 
-    For texts that may quote a user's input, not for any text: ``invalid token: x`` in a program's
-    own message would lose its point.
+    Use it only for texts that may quote a user's input. It would also mask the ``x`` in a message
+    like ``invalid token: x``.
     """
     return _ASSIGNMENT.sub(
         lambda match: match[1] + match[2] + (MASK if is_secret(match[1]) else match[3]), text
@@ -115,17 +114,15 @@ def _spellings(secret: str) -> Set[str]:
         return set()
     forms = {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}
     if not (secret.isascii() and secret.isalnum()):
-        from urllib.parse import quote, quote_plus  # noqa: PLC0415  (rarely needed)
-
         raw = secret.encode("utf-8", "replace")
         forms |= {quote(raw), quote(raw, safe=""), quote_plus(raw)}
-    # A private key is printed line by line.
+    # A private key has several lines, which are printed one by one.
     forms |= {line for line in secret.splitlines() if len(line) >= 8}
     return {form for form in forms if len(form) >= SHORTEST}
 
 
 def secrets_in(mapping: Mapping[str, Any]) -> FrozenSet[str]:
-    """Return the secret values of a mapping, at any depth, passwords inside URLs included."""
+    """Return the secret values of a mapping, at any depth, including passwords in URLs."""
     return frozenset(
         found
         for name, value in mapping.items()

@@ -1,34 +1,71 @@
-"""The text of an exception: its type and message in one line, and its traceback."""
+"""Exceptions as text: a summary in one line, the traceback, and the last line a process printed."""
 
 import builtins
+import re
 from typing import Sequence
 
 _GROUP_MEMBERS = 3
-"""Exceptions of a group that are named in its summary."""
+"""Number of exceptions of a group that its summary names."""
+
+_TERMINATED = re.compile(r"terminate called after throwing an instance of '(.*)'")
+
+# Escape sequences (ECMA-48): control sequences, operating system commands (such as a window's
+# title), and others.
+_SEQUENCE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-Z\\^-~])"
+)
+# Other control characters, except tabs and line ends.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 _GROUP_DEPTH = 3
-"""Groups within groups that a summary looks into."""
+"""Number of nested groups that a summary includes."""
 
 
 def summary(error: BaseException) -> str:
     """Return type and message in one line, such as ``ValueError: boom``.
 
-    They are what Python prints last in a traceback, without the notes of ``add_note`` (CPython
-    3.11), which may follow there. A ``SyntaxError`` names its file and line; an exception group
-    (CPython 3.11) is followed by its first members.
+    Notes of ``add_note`` (CPython 3.11) are left out. A ``SyntaxError`` includes its file and line;
+    an exception group (CPython 3.11) is followed by its first members.
     """
     return " ".join(_summary(error, _GROUP_DEPTH).split())
 
 
 def text(error: BaseException) -> str:
-    """Return what Python prints about an exception that nobody catches: traceback and notes."""
+    """Return the traceback that Python prints for an uncaught exception, including notes."""
     try:
-        import traceback  # noqa: PLC0415 - for failures alone, and every script would wait for it
+        import traceback  # only needed after a failure; importing it would delay every script
 
         lines = traceback.format_exception(type(error), error, error.__traceback__)
-    except Exception as failure:  # such as a MemoryError: the summary must not be lost with it
+    except Exception as failure:  # such as a MemoryError; the caller still has the summary
         return f"(no traceback: {type(failure).__name__})"
     return "".join(lines).rstrip()
+
+
+def plain(text: str) -> str:
+    """Remove colours and other terminal sequences; escape other control characters."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", _SEQUENCE.sub("", text))
+
+
+def last_words(stderr: str) -> str:
+    """Return the cause of a process' death from its stderr; empty if it printed nothing.
+
+    This is the exception at the end of a traceback, the ``what()`` of a C++ exception, or else the
+    last line: a failed assertion, the C library's reason for SIGABRT, or a command's message.
+    """
+    # CPython's faulthandler prints the stack after this line.
+    before, dump, after = stderr.rpartition("Fatal Python error: ")
+    text = before if dump else after
+    _, trace, raised = text.rpartition("Traceback (most recent call last):\n")
+    exceptions = [line for line in raised.splitlines() if line[:1].strip()] if trace else []
+    if exceptions:
+        return exceptions[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for number in range(len(lines) - 1, -1, -1):
+        name = _TERMINATED.match(lines[number])
+        if name is not None:
+            what = lines[number + 1 : number + 2]
+            return ": ".join([name[1], *(line.replace("what():", "").strip() for line in what)])
+    return lines[-1] if lines else ""
 
 
 def _summary(error: BaseException, depth: int) -> str:
@@ -50,7 +87,7 @@ def _summary(error: BaseException, depth: int) -> str:
 
 
 def _members(error: BaseException) -> Sequence[BaseException]:
-    """Return the exceptions of an exception group; nothing for any other, and before 3.11."""
+    """Return the exceptions of an exception group; empty for others, and before CPython 3.11."""
     group = getattr(builtins, "BaseExceptionGroup", None)
     if group is None or not isinstance(error, group):
         return ()

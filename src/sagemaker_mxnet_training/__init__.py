@@ -1,8 +1,7 @@
 """Training container toolkit for Apache MXNet.
 
-Importing this package does nothing else: no file, no variable, no heavy import. The entrypoint
-is ``sagemaker_mxnet_training.cli``; what a training script may use is
-``sagemaker_mxnet_training.training_utils``.
+Importing this package has no side effects. Training scripts may use
+``sagemaker_mxnet_training.training_utils`` and ``sagemaker_mxnet_training.checkpoints``.
 """
 
 from sagemaker_mxnet_toolkit import __version__

@@ -1,5 +1,5 @@
-"""``python -m sagemaker_mxnet_training``: the same program as the console script."""
+"""``python -m sagemaker_mxnet_training``, the same as the console script."""
 
-from sagemaker_mxnet_training.cli import main
+from sagemaker_mxnet_cli.command_line import main
 
 main()

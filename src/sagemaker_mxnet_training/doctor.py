@@ -1,7 +1,7 @@
-"""``sagemaker-mxnet-training doctor`` tells whether a job could run in this environment.
+"""``sagemaker-mxnet-training doctor`` checks whether a job can run in this environment.
 
-``diagnose`` collects facts, ``reasons`` says what would stop a job, ``render`` makes a screen of
-both. Nothing is created, and no other host and no package index is asked.
+``diagnose`` collects facts, ``reasons`` finds what would prevent a job, and ``render`` formats
+both. Nothing is created, and the network is not used.
 """
 
 import dataclasses
@@ -13,22 +13,23 @@ import sys
 import textwrap
 from contextlib import suppress
 from socket import AF_INET
-from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import psutil
 
-from sagemaker_mxnet_toolkit import compatibility
 from sagemaker_mxnet_toolkit.container import cgroup, hardware
 from sagemaker_mxnet_toolkit.mxnet_import import MXNet, import_mxnet
+from sagemaker_mxnet_toolkit.requirements import known
+from sagemaker_mxnet_toolkit.settings.variables import COMPATIBILITY
 from sagemaker_mxnet_training import __version__
 from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.config.description import describe
 
 IMPORT_SECONDS = 60.0
-"""Seconds that importing MXNet may take; 1 to 4 are usual."""
+"""Timeout in seconds for importing MXNet, which usually takes 1 to 4."""
 
 LEAST_FREE = 16 * 2**20
-"""Free bytes that each file system of the job needs, for code, a small model and the result."""
+"""Minimum free space in bytes of each file system, for code, a small model and the result."""
 
 _LABEL = 15
 _FEATURES = {"kvstore": "DIST_KVSTORE", "CUDA": "CUDA", "MKLDNN": "MKLDNN"}
@@ -36,21 +37,22 @@ _FEATURES = {"kvstore": "DIST_KVSTORE", "CUDA": "CUDA", "MKLDNN": "MKLDNN"}
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What is known about this environment, under the keys of ``--json``.
+    """Facts about this environment, with the keys of ``--json``.
 
     Attributes:
         python: ``version`` and ``executable`` of this interpreter.
         packages: version of each package that a job needs; ``None`` if it is missing.
         mxnet: the result of importing MXNet.
-        cpus: ``usable`` whole CPUs, ``quota`` of the control group, ``machine`` in all.
-        memory: bytes: ``used`` and ``limit`` of the control group, ``available`` and ``machine``.
+        cpus: number of ``usable`` CPUs, ``quota`` of the control group, CPUs of the ``machine``.
+        memory: in bytes: ``used`` and ``limit`` of the control group, ``available`` and total of
+            the ``machine``.
         gpus: number of NVIDIA devices in this container.
         interfaces: IPv4 addresses by network interface.
-        base_dir: ``/opt/ml``, or what ``SAGEMAKER_BASE_DIR`` names.
-        disks: bytes ``free`` and ``size`` of each file system, by a directory of the job on it.
-        configured: whether anything describes a job here.
-        job: the lines of ``description.describe``; empty if the job has faults.
-        faults: what is wrong with its configuration or its directories.
+        base_dir: the base directory, ``/opt/ml`` or ``SAGEMAKER_BASE_DIR``.
+        disks: ``free`` and ``size`` of each file system in bytes, by a directory of the job.
+        configured: whether a job is configured.
+        job: the lines of ``description.describe``; empty if the configuration is invalid.
+        faults: faults of its configuration or its directories.
     """
 
     python: Mapping[str, str]
@@ -68,29 +70,29 @@ class Diagnosis:
 
 
 def run(environ: Mapping[str, str], as_json: bool) -> int:
-    """Print the diagnosis; return 0 where a job can run, else 1.
+    """Print the diagnosis; return 0 if a job can run, else 1.
 
     Args:
-        environ: what a job would be given.
-        as_json: print one JSON object instead of a screen.
+        environ: the environment of a job.
+        as_json: print one JSON object.
     """
     diagnosis = diagnose(environ)
-    troubles = reasons(diagnosis)
+    problems = reasons(diagnosis)
     text = render(diagnosis)
     if as_json:
-        found = {"ok": not troubles, "reasons": troubles, **dataclasses.asdict(diagnosis)}
+        found = {"ok": not problems, "reasons": problems, **dataclasses.asdict(diagnosis)}
         text = json.dumps(found, indent=2)
     encoding = sys.stdout.encoding
     print(text.encode(encoding, "backslashreplace").decode(encoding))
-    return 1 if troubles else 0
+    return 1 if problems else 0
 
 
 def diagnose(environ: Mapping[str, str], import_seconds: float = IMPORT_SECONDS) -> Diagnosis:
-    """Look at this environment.
+    """Collect facts about this environment.
 
     Args:
-        environ: what a job would be given.
-        import_seconds: how long importing MXNet may take.
+        environ: the environment of a job.
+        import_seconds: timeout for importing MXNet.
     """
     base = configuration.base_directory(environ)
     configured = _is_configured(environ, base)
@@ -121,16 +123,16 @@ def diagnose(environ: Mapping[str, str], import_seconds: float = IMPORT_SECONDS)
 
 
 def reasons(diagnosis: Diagnosis) -> List[str]:
-    """Return why a job could not run here; an empty list if it can."""
+    """Return why a job cannot run here; an empty list if it can."""
     found = list(diagnosis.faults)
     if diagnosis.mxnet.error:
         found.append(
             f"import mxnet fails in {diagnosis.python['executable']}: {diagnosis.mxnet.error}; "
-            "expected MXNet 1.9.1: install it as README.md describes, or use an image that has it"
+            f"expected MXNet 1.9.1: run {known.INSTALL_MXNET}, or use an image with MXNet"
         )
     found += (
-        f"no disk space at {path}: {_size(disk['free'])} free of {_size(disk['size'])}; "
-        f"expected at least {_size(LEAST_FREE)}: free some, or mount a larger volume"
+        f"not enough disk space at {path}: {_size(disk['free'])} free of {_size(disk['size'])}; "
+        f"expected at least {_size(LEAST_FREE)}: free disk space, or mount a larger volume"
         for path, disk in diagnosis.disks.items()
         if disk["free"] < LEAST_FREE
     )
@@ -138,17 +140,17 @@ def reasons(diagnosis: Diagnosis) -> List[str]:
 
 
 def render(diagnosis: Diagnosis, width: int = 80, height: int = 40) -> str:
-    """Return a screen of text. The job's description is cut to fit; reasons are never cut.
+    """Return the diagnosis as text. The job's description is cut to fit; reasons are not.
 
     Args:
         diagnosis: the facts.
-        width: columns.
-        height: lines.
+        width: number of columns.
+        height: number of lines.
     """
     lines = [line for row in _rows(diagnosis) for line in _wrap(*row, width)]
-    troubles = reasons(diagnosis)
-    end = ["A job could not run here:" if troubles else "A job can run here."]
-    end += [line for trouble in troubles for line in _wrap("-", trouble, width, 2)]
+    problems = reasons(diagnosis)
+    end = ["A job cannot run here:" if problems else "A job can run here."]
+    end += [line for problem in problems for line in _wrap("-", problem, width, 2)]
     job = [f"  {line}" for line in diagnosis.job]
     room = max(1, height - len(lines) - len(end))
     if len(job) > room:
@@ -168,8 +170,9 @@ def _rows(diagnosis: Diagnosis) -> Iterator[Tuple[str, str]]:
         yield "MXNet", "cannot be imported, see below"
     else:
         yield "MXNet", f"{mxnet.version}, imported in {mxnet.seconds} s ({mxnet.directory})"
-        told = (f"{k} {'yes' if v in mxnet.features else 'no'}" for k, v in _FEATURES.items())
-        yield "", ", ".join(told)
+        features = (f"{k} {'yes' if v in mxnet.features else 'no'}" for k, v in _FEATURES.items())
+        yield "", ", ".join(features)
+        yield "Horovod", _horovod(mxnet.horovod)
     yield "compatibility", _compatibility(mxnet)
     yield "pip", packages["pip"]
     quota = "no quota" if cpus["quota"] is None else f"quota {cpus['quota']:g}"
@@ -182,9 +185,17 @@ def _rows(diagnosis: Diagnosis) -> Iterator[Tuple[str, str]]:
     yield "interfaces", ", ".join(addresses) or "(none with an IPv4 address)"
     for path, disk in diagnosis.disks.items():
         yield "disk", f"{_size(disk['free'])} free of {_size(disk['size'])} at {path}"
-    state = "see below" if diagnosis.faults else "as its configuration describes it:"
+    state = "see below" if diagnosis.faults else "configured:"
     where = f"no SM_* variable, nothing in {diagnosis.base_dir}/input/config"
-    yield "job", state if diagnosis.configured else f"no job configured here ({where})"
+    yield "job", state if diagnosis.configured else f"not configured ({where})"
+
+
+def _horovod(found: Mapping[str, Any]) -> str:
+    if not found:
+        return "not installed (distribution={'mpi': ...} needs it)"
+    if "error" in found:
+        return f"cannot be imported: {found['error']}"
+    return f"{found['version']}, built with {', '.join(found['built']) or 'nothing'}"
 
 
 def _compatibility(mxnet: MXNet) -> str:
@@ -192,14 +203,14 @@ def _compatibility(mxnet: MXNet) -> str:
     if not did:
         return "(unknown)"
     if not did["enabled"]:
-        return f"off, by {compatibility.VARIABLE}"
+        return f"disabled by {COMPATIBILITY}"
     where = "in every Python process" if did["hook"] else "in jobs only: its .pth file is not read"
     lent, repaired = len(did["lent"]), len(did["repaired"])
     return f"{where}; {lent} NumPy names provided to MXNet, {repaired} of its modules patched"
 
 
 def _wrap(label: str, text: str, width: int, indent: int = _LABEL) -> List[str]:
-    lines = textwrap.wrap(text, width - indent, break_on_hyphens=False)
+    lines = textwrap.wrap(text, width - indent, break_on_hyphens=False, break_long_words=False)
     return [(" " * indent if n else label.ljust(indent)) + line for n, line in enumerate(lines)]
 
 
@@ -219,10 +230,10 @@ def _version(package: str) -> Optional[str]:
 def _job(
     environ: Mapping[str, str], base: str, configured: bool
 ) -> Tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    """Return what a job would get, its faults, and the directories that it would write to."""
+    """Return the description of the job, its faults, and its output directories."""
     directories = [base, *(os.path.join(base, name) for name in ("code", "model", "output"))]
     if not configured:
-        # Without a base directory, this is not meant to be a container.
+        # Without a base directory, this is not a container.
         checked = directories[2:] if os.path.isdir(base) else ()
         return (), [*filter(None, map(configuration.check_writable, checked))], directories
     resolution = configuration.resolve(environ)
@@ -230,7 +241,13 @@ def _job(
         return (), resolution.faults, directories
     job = resolution.job
     directories = [base, job.code_dir, job.model_dir, job.output_dir, job.output_data_dir]
-    return describe(job).splitlines(), (), directories
+    missing = []
+    if job.horovod is not None:
+        # Imported late, since it needs `retrying`, which may be missing.
+        from sagemaker_mxnet_training.host import horovod
+
+        missing = [] if horovod.library() else [horovod.MISSING]
+    return describe(job).splitlines(), missing, directories
 
 
 def _is_configured(environ: Mapping[str, str], base: str) -> bool:
@@ -240,21 +257,21 @@ def _is_configured(environ: Mapping[str, str], base: str) -> bool:
         return bool(os.listdir(os.path.join(base, "input", "config")))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # it exists, and a job could not read it either
+    except OSError:  # it exists, but is not readable
         return True
 
 
 def _disks(directories: Iterable[str]) -> Dict[str, Mapping[str, int]]:
-    """Return the file systems of directories, existing or yet to be made, each once."""
+    """Return the file systems of directories, which may not exist, each once."""
     found: Dict[str, Mapping[str, int]] = {}
     seen = set()
     for directory in directories:
-        there = directory
-        while not os.path.exists(there) and os.path.dirname(there) != there:
-            there = os.path.dirname(there)
+        existing = directory
+        while not os.path.exists(existing) and os.path.dirname(existing) != existing:
+            existing = os.path.dirname(existing)
         with suppress(OSError):
-            device, disk = os.stat(there).st_dev, os.statvfs(there)
-            # One that is read-only is always full; if that is a fault, it has one of its own.
+            device, disk = os.stat(existing).st_dev, os.statvfs(existing)
+            # A read-only file system is a separate fault, if it matters.
             if device not in seen and not disk.f_flag & os.ST_RDONLY:
                 free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
                 found[directory] = {"free": free, "size": size}

@@ -1,7 +1,7 @@
 """One job on one host, from its configuration to its exit status.
 
-``main`` is also what ``SAGEMAKER_TRAINING_MODULE=sagemaker_mxnet_training.training:main`` names
-for sagemaker-training's own ``train`` program.
+sagemaker-training's ``train`` program calls ``main`` if the environment has
+``SAGEMAKER_TRAINING_MODULE=sagemaker_mxnet_training.training:main``.
 """
 
 import os
@@ -12,32 +12,31 @@ from typing import Mapping, Optional
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_training.cluster.coordination import Verdict
+from sagemaker_mxnet_training.cluster.events import Verdict
 from sagemaker_mxnet_training.config import configuration, description
 from sagemaker_mxnet_training.config.configuration import Resolution
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import result, verdict_text
-from sagemaker_mxnet_training.host.phase import HostPhase
 from sagemaker_mxnet_training.host.supervisor import Supervisor
-from sagemaker_mxnet_training.host.timeline import Timeline
+from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
 
 
 def train(environ: Mapping[str, str], since: Optional[float] = None) -> int:
-    """Run the job that the environment and the files below its base directory describe.
+    """Run the job that the environment and the files in its base directory describe.
 
     Args:
         environ: the environment of the entrypoint.
-        since: when the entrypoint began (monotonic, seconds): with this call by default.
+        since: when the entrypoint started (monotonic, seconds); now by default.
 
     Returns:
-        The exit status of the entrypoint, as README.md ("How jobs end") lists them.
+        The exit status of the entrypoint (``docs/endings.md``).
     """
     started = time.monotonic() if since is None else since
     return _run(configuration.resolve(environ), started)
 
 
 def _run(resolution: Resolution, started: float) -> int:
-    """Run a job that has no faults, or end it on all its hosts with its faults as the cause."""
+    """Run a valid job, or fail an invalid one on all hosts with its faults as the cause."""
     job = resolution.job
     timeline = Timeline(job.current_host)
     timeline.phase(HostPhase.RESOLVE, started)
@@ -45,25 +44,26 @@ def _run(resolution: Resolution, started: float) -> int:
     fault = str(ConfigurationError(resolution.faults)) if resolution.faults else ""
     try:
         if fault and (len(job.hosts) == 1 or job.current_host not in job.hosts):
-            return _refuse(job, log, timeline, fault, started)
+            return _fail(job, log, timeline, fault, started)
         if not fault:
-            log("entrypoint", description.describe(job))
+            log("entrypoint", description.headline(job))
+            log.debug("entrypoint", description.describe(job))
         return Supervisor(job, log, timeline).run(fault)
     finally:
         log.close()
 
 
-def _refuse(job: Job, log: Log, timeline: Timeline, reason: str, started: float) -> int:
-    """End a job that has faults, and of which no other host is part."""
+def _fail(job: Job, log: Log, timeline: Timeline, reason: str, started: float) -> int:
+    """Fail an invalid job without contacting other hosts."""
     failure = Failure(
         job.current_host, Role.ENTRYPOINT, log.redact(reason), kind=FailureKind.CONFIGURATION
     )
     timeline.failure(failure, time.monotonic())
     timeline.phase(None)
     result.clear(job.output_dir)
-    trouble = result.write_failure(job.output_dir, failure.text())
-    if trouble is not None:
-        log.error("entrypoint", trouble)
+    problem = result.write_failure(job.output_dir, failure.text())
+    if problem is not None:
+        log.error("entrypoint", problem)
     seconds = time.monotonic() - started
     verdict = Verdict(Outcome.FAILURE, failure)
     log.error("entrypoint", verdict_text.failure_block(verdict, job.current_host, seconds, ""))
@@ -76,9 +76,8 @@ def _refuse(job: Job, log: Log, timeline: Timeline, reason: str, started: float)
 def main() -> None:
     """Run the job inside sagemaker-training's ``train`` (5.1.4), which imports and calls this.
 
-    After a success it returns, and the outer program ends as it likes. Otherwise it ends the
-    process itself: the outer program would turn every status into its own, write its own failure
-    file, and take a stopped job for a successful one.
+    Returns after a success. After a failure or a stop it exits the process, since ``train`` would
+    replace the exit status and the failure file, and report a stopped job as successful.
     """
     started = time.monotonic()
     resolution = configuration.resolve(os.environ)
@@ -94,7 +93,7 @@ def main() -> None:
 
 
 def _wait_for_siblings() -> None:
-    """Let sagemaker-training's own S3 sync, a child of this process, do its last pass."""
+    """Wait for the last upload of sagemaker-training's S3 sync, a child of this process."""
     module = sys.modules.get("multiprocessing")
     if module is not None:
         for child in module.active_children():

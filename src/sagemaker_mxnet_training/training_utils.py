@@ -1,9 +1,8 @@
-"""What a training script calls: ``save`` a model as SageMaker expects it, name the first host.
+"""Functions for training scripts: ``save`` a model, and ``scheduler_host``.
 
-Importing this module imports no MXNet. It does watch for MXNet: a Gluon block keeps its graph but
-not the shapes of what it was called with (``mxnet/gluon/block.py``, MXNet 1.9.1), and
-``model-shapes.json`` needs them, so from here on they are noted when a graph is first built. That
-is once for each graph, never for a step.
+Importing this module does not import MXNet. When MXNet is imported, it is patched to record the
+shapes of a Gluon block's inputs when its graph is built, once for each graph. ``save`` needs them
+for ``model-shapes.json``, and MXNet 1.9.1 does not keep them (``mxnet/gluon/block.py``).
 """
 
 import errno
@@ -15,14 +14,17 @@ import sys
 import types
 import warnings
 import weakref
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from sagemaker_mxnet_toolkit import compatibility
-from sagemaker_mxnet_toolkit.fileset import naming, replacing
+from sagemaker_mxnet_toolkit.atomic_files import naming, replacing
 from sagemaker_mxnet_toolkit.model_files import PARAMS, SHAPES, SYMBOL
 
 _Shape = Tuple[int, ...]
 _Model = Tuple[Any, Dict[str, Any], List[Tuple[str, _Shape]]]
+
+_logged_hosts: Set[str] = set()
+"""Hosts or ranks on which ``save`` has already logged that it does not write."""
 
 _seen_shapes: "weakref.WeakKeyDictionary[Any, List[_Shape]]" = weakref.WeakKeyDictionary()
 
@@ -33,60 +35,71 @@ def save(
     current_host: Optional[str] = None,
     hosts: Optional[Sequence[str]] = None,
 ) -> None:
-    """Save a model on the first host; on any other host do nothing.
+    """Save a model on the first host. With Horovod, rank 0 saves it.
 
-    Writes ``model-symbol.json``, ``model-0000.params`` and ``model-shapes.json`` (a JSON list of
-    ``{"name", "shape"}``, one for each input). ``mx.model.load_checkpoint(model_dir + "/model",
-    0)`` gives back a model with bit-identical outputs, on a machine without a GPU too. (Run the
-    same way: bound for inference only, MXNet 1.9.1 fuses convolutions and their last bits change. A
-    model of ``mx.np`` arrays is read under ``npx.set_np``, as MXNet's own files are.)
+    Other hosts or ranks write nothing, and log this once.
 
-    An interrupted save, SIGKILL included, leaves the old three files or the new three for whoever
-    reads them, never some of each (``fileset`` tells how). It may also leave a hidden directory,
-    which the next save clears away.
+    Writes ``model-symbol.json``, ``model-0000.params`` and ``model-shapes.json`` (a JSON list with
+    ``{"name", "shape"}`` for each input). ``mx.model.load_checkpoint(model_dir + "/model", 0)``
+    loads a model with bit-identical outputs, also on a machine without a GPU. (If it is bound only
+    for inference, MXNet 1.9.1 fuses convolutions, and the last bits may differ. Load a model with
+    ``mx.np`` arrays under ``npx.set_np``.)
 
-    The shapes of a block are those of the batch that built its graph. For a block whose graph was
-    built before this module was imported they are unknown, ``[]``, and a warning says so.
+    Each file is written under a temporary name, flushed and renamed, in the order parameters,
+    shapes, symbol. So the first save to a directory is complete or absent, since there is no model
+    without a symbol. If a later save is killed between two renames, the new parameters may be left
+    with the old symbol, which is a problem only if the shapes of the two models differ. The next
+    save removes temporary files. Only one process at a time may save to a directory.
+
+    The shapes of a block are those of the batch with which its graph was built. If this was before
+    this module was imported, they are unknown (``[]``), and a warning is issued.
 
     Args:
-        model_dir: where to save, ``SM_MODEL_DIR`` in a job; made if missing.
-        model: a bound ``mx.mod.Module`` (or ``BucketingModule``) with parameters, or a hybridized
-            ``gluon.HybridBlock`` that has run once.
+        model_dir: the directory, ``SM_MODEL_DIR`` in a job; created if missing.
+        model: a bound ``mx.mod.Module`` with parameters, a ``BucketingModule`` (its default bucket
+            is saved), or a hybridized ``gluon.HybridBlock`` that has been called once.
         current_host: this host; default ``SM_CURRENT_HOST``.
-        hosts: all hosts; default ``SM_HOSTS``. Outside any job this host is the only one.
+        hosts: all hosts; default ``SM_HOSTS``, or only this host outside a job.
 
     Raises:
-        TypeError: when the model is of another type.
-        ValueError: when the model is not ready to be saved, or the hosts make no sense.
-        OSError: when the files cannot be written, with the path. The old ones are still there.
+        TypeError: the model has another type.
+        ValueError: the model cannot be saved yet, or the hosts are invalid.
+        OSError: a file cannot be written, with the path. Existing files are unchanged, unless a
+            rename has failed.
     """
-    here, everyone = _place(current_host, hosts)
-    if here != scheduler_host(everyone):
+    here, all_hosts = _hosts(current_host, hosts)
+    first = scheduler_host(all_hosts)
+    writer = f"{first}, the first host,"
+    if int(os.environ.get("HOROVOD_SIZE") or 1) > 1:
+        here, first, writer = f"rank {os.environ['HOROVOD_RANK']}", "rank 0", "rank 0"
+    if here != first:
+        if here not in _logged_hosts:
+            _logged_hosts.add(here)
+            print(f"save: {writer} writes the model; {here} does not", flush=True)
         return
     symbol, params, inputs = _describe(model)
     model_dir = os.fspath(model_dir)
     os.makedirs(model_dir, exist_ok=True)
-    with replacing(model_dir, (SYMBOL, PARAMS, SHAPES)) as new:
-        _write_text(os.path.join(new, SYMBOL), symbol.tojson())
-        _write_params(os.path.join(new, PARAMS), params)
-        shapes = [{"name": name, "shape": list(shape)} for name, shape in inputs]
-        _write_text(os.path.join(new, SHAPES), json.dumps(shapes))
+    shapes = [{"name": name, "shape": list(shape)} for name, shape in inputs]
+    paths = (os.path.join(model_dir, name) for name in (PARAMS, SHAPES, SYMBOL))
+    with replacing(*paths) as (params_path, shapes_path, symbol_path):
+        _write_params(params_path, params)
+        _write_text(shapes_path, json.dumps(shapes))
+        _write_text(symbol_path, symbol.tojson())
 
 
 def scheduler_host(hosts: Sequence[str]) -> str:
-    """Return the first host: the one that runs the kvstore's scheduler and saves the model.
-
-    First means first in sorted order, whatever the order of ``hosts``.
+    """Return the first host in sorted order, which runs the kvstore scheduler and saves the model.
 
     Raises:
-        ValueError: when there are no hosts.
+        ValueError: ``hosts`` is empty.
     """
     if isinstance(hosts, str) or not hosts:
         raise ValueError(f"hosts: expected a list of at least one host name, got {hosts!r}")
     return min(hosts)
 
 
-def _place(current: Optional[str], hosts: Optional[Sequence[str]]) -> Tuple[str, Sequence[str]]:
+def _hosts(current: Optional[str], hosts: Optional[Sequence[str]]) -> Tuple[str, Sequence[str]]:
     current = current or os.environ.get("SM_CURRENT_HOST")
     source = "hosts"
     if hosts is None and "SM_HOSTS" in os.environ:
@@ -104,14 +117,14 @@ def _place(current: Optional[str], hosts: Optional[Sequence[str]]) -> Tuple[str,
         current = first
     if current is None or current not in hosts:
         raise ValueError(
-            f"current_host: {current!r} is not among {source}, {list(hosts)!r}, so it is unknown "
-            "whether this host saves; pass current_host or set SM_CURRENT_HOST to one of them"
+            f"current_host: {current!r} is not in {source}, {list(hosts)!r}; pass current_host or "
+            "set SM_CURRENT_HOST to one of them"
         )
     return current, hosts
 
 
 def _describe(model: Any) -> _Model:
-    import mxnet  # noqa: PLC0415 (late: who only asks for the first host needs no MXNet)
+    import mxnet  # imported late, since scheduler_host does not need it
 
     if isinstance(model, (mxnet.mod.Module, mxnet.mod.BucketingModule)):
         return _describe_module(model)
@@ -120,7 +133,9 @@ def _describe(model: Any) -> _Model:
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     hint = ""
     if isinstance(model, mxnet.gluon.Block):
-        hint = "; a Block has no graph to save: derive it from HybridBlock (HybridSequential)"
+        hint = "; a Block has no graph: derive it from HybridBlock (HybridSequential)"
+    if isinstance(model, str):
+        hint = "; call save(model_dir, model), with the directory first"
     raise TypeError(
         f"save: cannot save a {kind}: expected a bound mx.mod.Module or a hybridized "
         f"mx.gluon.HybridBlock{hint}"
@@ -130,7 +145,7 @@ def _describe(model: Any) -> _Model:
 def _describe_module(module: Any) -> _Model:
     if not module.binded:
         raise ValueError(
-            "save: the Module is not bound, so its inputs have no shapes yet: call "
+            "save: the Module is not bound, so the shapes of its inputs are unknown: call "
             "module.bind(data_shapes=...) and module.init_params(), or module.fit(...), first"
         )
     if not module.params_initialized:
@@ -138,17 +153,32 @@ def _describe_module(module: Any) -> _Model:
             "save: the Module has no parameters yet: call module.init_params(), "
             "module.set_params(...) or module.fit(...) first"
         )
+    module = _default_bucket(module)
     args, auxs = module.get_params()
     inputs = [(desc.name, tuple(desc.shape)) for desc in module.data_shapes]
     return module.symbol, _named(args, auxs), inputs
 
 
+def _default_bucket(module: Any) -> Any:
+    """Return the module of a ``BucketingModule``'s default bucket, or the argument itself.
+
+    The current bucket, that of the last batch, may lack weights of the default one.
+    """
+    buckets = getattr(module, "_buckets", None)
+    if buckets is None:
+        return module
+    default = buckets[module._default_bucket_key]
+    default._params_dirty = True  # the weights on devices, which buckets share, may be newer
+    return default
+
+
 def _describe_block(block: Any, mxnet: Any) -> _Model:
-    # These attributes are private, but public ``export`` would copy all parameters.
+    # These attributes are private, but the public ``export`` would copy all parameters.
     if block._cached_op is None:
         raise ValueError(
             f"save: the {type(block).__name__} {block.name!r} has no graph yet: call "
-            "block.hybridize() and then run it once, block(batch), first"
+            "block.hybridize() and then call it once, block(batch), before save; a resumed run "
+            "without remaining epochs has not called it"
         )
     variables, symbol = block._cached_graph
     parameters = {entry.name: entry for is_input, entry in block._cached_op_args if not is_input}
@@ -159,8 +189,8 @@ def _describe_block(block: Any, mxnet: Any) -> _Model:
         shapes = [()] * len(variables)
         warnings.warn(
             f"save: the input shapes of {block.name!r} are unknown, because it ran before "
-            f"sagemaker_mxnet_training.training_utils was imported; {SHAPES} says []. To have "
-            "them, import it earlier, or call block.hybridize() and block(batch) again",
+            f"sagemaker_mxnet_training.training_utils was imported; {SHAPES} contains []; "
+            "import it earlier, or call block.hybridize() and block(batch) again",
             stacklevel=4,
         )
     used = set(symbol.list_inputs())
@@ -170,10 +200,10 @@ def _describe_block(block: Any, mxnet: Any) -> _Model:
 
 def _on_cpu(parameter: Any, mxnet: Any) -> Any:
     if parameter._stype != "default" or len(parameter.list_ctx()) > 1:
-        array = parameter._reduce()  # gathers the rows, or averages what the devices hold
+        array = parameter._reduce()  # gathers the rows, or averages the values of all devices
     else:
         array = parameter.data()
-    # An mx.np array shares its memory with this view of it; mx.nd.save takes no other.
+    # A view of an mx.np array without a copy, which mx.nd.save requires.
     return array.as_nd_ndarray().as_in_context(mxnet.cpu())
 
 
@@ -190,27 +220,27 @@ def _write_text(path: str, text: str) -> None:
 
 
 def _write_params(path: str, params: Dict[str, Any]) -> None:
-    import mxnet  # noqa: PLC0415
+    import mxnet
 
     try:
         mxnet.nd.save(path, params)
     except mxnet.base.MXNetError as error:
-        reason = _why_not(path, params)
-        if reason is None:  # an operator failed: MXNet reports it when somebody reads its result
+        reason = _write_errno(path, params)
+        if reason is None:  # an operator has failed, which MXNet reports when its result is read
             raise
         raise OSError(reason, os.strerror(reason), path) from error
-    # MXNet 1.9.1 ignores the result of fclose, which writes the last 4 KB. The names come last.
+    # MXNet 1.9.1 ignores errors of fclose, which writes the last 4 KB. The names are at the end.
     tail = list(params)[-1].encode() if params else bytes(8)
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - len(tail)))
         if file.read() != tail:
-            reason = _why_not(path, params) or errno.EIO
+            reason = _write_errno(path, params) or errno.EIO
             raise OSError(reason, os.strerror(reason), path)
 
 
-def _why_not(path: str, params: Dict[str, Any]) -> Optional[int]:
-    """Ask the kernel for the room that the file needs; MXNet's message does not say why."""
-    import numpy  # noqa: PLC0415
+def _write_errno(path: str, params: Dict[str, Any]) -> Optional[int]:
+    """Return why a file cannot be written, by allocating its space; MXNet does not report it."""
+    import numpy
 
     arrays = params.values()
     size = sum(array.size * numpy.dtype(array.dtype).itemsize for array in arrays) + (1 << 20)
@@ -222,22 +252,22 @@ def _why_not(path: str, params: Dict[str, Any]) -> Optional[int]:
     return None
 
 
-def _note_shapes(module: types.ModuleType) -> None:
-    """Have every block of ``mxnet.gluon.block`` note its inputs' shapes when it builds a graph."""
+def _record_shapes(module: types.ModuleType) -> None:
+    """Patch the blocks of ``mxnet.gluon.block`` to record the shapes of their inputs."""
     build = module.HybridBlock._build_cache
 
     @functools.wraps(build)
-    def build_and_note(block: Any, *args: Any) -> None:
+    def build_and_record(block: Any, *args: Any) -> None:
         build(block, *args)
         flat = [arg for arg in module._flatten(args, "input")[0] if arg is not None]
         if all(hasattr(arg, "shape") for arg in flat):  # a Symbol has none
             _seen_shapes[block] = [tuple(arg.shape) for arg in flat]
 
-    module.HybridBlock._build_cache = build_and_note
+    module.HybridBlock._build_cache = build_and_record
 
 
 _BLOCK_MODULE = "mxnet.gluon.block"
 if _BLOCK_MODULE in sys.modules:
-    _note_shapes(sys.modules[_BLOCK_MODULE])
+    _record_shapes(sys.modules[_BLOCK_MODULE])
 else:
-    compatibility.after_import(lambda: _note_shapes(sys.modules[_BLOCK_MODULE]))
+    compatibility.after_import(lambda: _record_shapes(sys.modules[_BLOCK_MODULE]))

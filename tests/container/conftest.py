@@ -1,12 +1,14 @@
 """The engine and the image that the container tests share."""
 
+import contextlib
+import fcntl
 import os
 from pathlib import Path
 from typing import Iterator
 
 import pytest
 
-from tests.container.engine import IMAGE, ROOT, Engine, Trained, engine_answers, run, train_model
+from tests.support.containers import IMAGE, ROOT, Engine, Trained, engine_answers, run, train_model
 
 SITE_MARK = "mark-of-this-site.invalid"
 """Stands in pip's settings while the image is built, and nowhere in the image."""
@@ -17,8 +19,11 @@ def pytest_collection_modifyitems(items: "list[pytest.Item]") -> None:
     for item in items:
         if here in Path(item.path).parents:
             item.add_marker(pytest.mark.container)
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(300))
+            timeout = item.get_closest_marker("timeout")
+            # Without the fixtures: making the image and the SDKs' environments takes minutes, and
+            # each of their steps has a timeout of its own.
+            seconds = timeout.args[0] if timeout else 300
+            item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +36,50 @@ def docker() -> None:
         pytest.skip(f"no container engine: {trouble}")
 
 
+@contextlib.contextmanager
+def one_at_a_time(factory: pytest.TempPathFactory, what: str) -> Iterator[Path]:
+    """Let one of xdist's workers do something at a time; yield a folder that they share."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / f"{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+@pytest.fixture
+def only_build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Build nothing else meanwhile: what a failed build leaves is told by the engine's images."""
+    with one_at_a_time(tmp_path_factory, "build"):
+        yield
+
+
+@pytest.fixture
+def local_mode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run a test alone among those of the SDKs, whose network has the same name in every run."""
+    with one_at_a_time(tmp_path_factory, "local-mode"):
+        yield
+
+
+def build_once(factory: pytest.TempPathFactory, tag: str, *options: str) -> str:
+    """Build an image as a user does, in one command, on a machine with settings of its own."""
+    with one_at_a_time(factory, "build") as folder:
+        built = folder / f"{tag.replace(':', '-')}.built"
+        if not built.exists():
+            env = {**os.environ, "PIP_TRUSTED_HOST": SITE_MARK}
+            run(str(ROOT / "scripts/build-image.sh"), "--tag", tag, *options, timeout=1500, env=env)
+            built.touch()
+    return tag
+
+
 @pytest.fixture(scope="session")
-def image(docker: None) -> str:
-    """Build the image as a user does, in one command, on a machine with settings of its own."""
-    env = {**os.environ, "PIP_TRUSTED_HOST": SITE_MARK}
-    run(str(ROOT / "scripts/build-image.sh"), "--tag", IMAGE, timeout=1500, env=env)
-    return IMAGE
+def image(docker: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return build_once(tmp_path_factory, IMAGE)
+
+
+@pytest.fixture(scope="session")
+def horovod_image(image: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return build_once(tmp_path_factory, "sagemaker-mxnet-training:horovod", "--horovod")
 
 
 @pytest.fixture

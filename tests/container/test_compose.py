@@ -11,12 +11,14 @@ from typing import Dict, Iterator, List
 
 import pytest
 
-from tests.cluster import eventually
-from tests.container.engine import KVSTORE, ROOT, Completed, run
+from tests.support.containers import KVSTORE, ROOT, Completed, run
+from tests.support.jobs import eventually
+from tests.survival.scripts import COUNTED
 
 pytestmark = pytest.mark.timeout(600)
 
 FILE = ROOT / "docker" / "docker-compose.yml"
+STEPS = 200
 MODEL = ["model-0000.params", "model-shapes.json", "model-symbol.json"]
 
 
@@ -123,28 +125,34 @@ services:
     image: {image}
     command: train
     environment: &job
-      SM_HOSTS: '["algo-1", "algo-2"]'
+      SM_HOSTS: '{hosts}'
       SM_CURRENT_HOST: algo-1
       SM_USER_ENTRY_POINT: train.py
       SM_MODULE_DIR: /code
       SM_FRAMEWORK_PARAMS: '{{"sagemaker_parameter_server_enabled": true}}'
-      SAGEMAKER_MXNET_REJOIN_TIMEOUT: "{rejoin_timeout}"
+      STEPS: "{steps}"
     restart: "{restart}"
     volumes: ["./code:/code:ro"]
-  algo-2:
+"""
+
+OTHER = """
+  algo-{number}:
     <<: *host
-    environment: {{<<: *job, SM_CURRENT_HOST: algo-2}}
+    environment: {{<<: *job, SM_CURRENT_HOST: algo-{number}}}
 """
 
 
-def custom_command(project: str, folder: Path, image: str, script: str, **fields: str) -> List[str]:
-    """Write a script and a Compose file for two hosts; return the beginning of commands for it."""
+def custom_command(
+    project: str, folder: Path, image: str, script: str, hosts: int = 2, restart: str = "no"
+) -> List[str]:
+    """Write a script and a Compose file; return the beginning of commands for it."""
     (folder / "code").mkdir()
     (folder / "code" / "train.py").write_text(script)
+    names = json.dumps([f"algo-{number}" for number in range(1, hosts + 1)])
+    services = SERVICES.format(image=image, hosts=names, steps=STEPS, restart=restart)
+    others = "".join(OTHER.format(number=number) for number in range(2, hosts + 1))
     file = folder / "compose.yml"
-    file.write_text(
-        SERVICES.format(image=image, **{"rejoin_timeout": "0", "restart": "no", **fields})
-    )
+    file.write_text(services + others)
     return [*compose_command(), "-f", str(file), "-p", project]
 
 
@@ -188,65 +196,61 @@ push_and_pull()
     assert done.stdout.count(cause) == 2, done.stdout
 
 
-CHECKPOINTED = """
-import os, time
-import mxnet as mx
-from mxnet import autograd, gluon
-from sagemaker_mxnet_training.checkpoints import Checkpoint
-
-net = gluon.nn.Dense(1, use_bias=False, in_units=2)
-net.initialize(mx.init.One())
-trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.001}, kvstore="dist_sync")
-checkpoint = Checkpoint(net, trainer, every=5)
-for _ in checkpoint.epochs(1):
-    for number in checkpoint.batches(range(300)):
-        with autograd.record():
-            loss = net(mx.nd.array([[1.0, number % 7]])).sum()
-        loss.backward()
-        trainer.step(1)
-        print("step", number, "of attempt", os.environ["SAGEMAKER_MXNET_RESTART_COUNT"], flush=True)
-        time.sleep(0.05)
-print("weights", net.weight.data().asnumpy().tolist(), flush=True)
-"""
+HOLD = """
+        while number == STEPS // 2 and not os.path.exists("/code/go"):
+            time.sleep(0.05)
+""".strip().replace("STEPS", str(STEPS))
+"""Keeps a job that ``COUNTED`` trains from its end, until the test has killed one of its hosts."""
 
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: kills a container's first process")
-def test_hosts_that_are_killed_come_back(project: str, tmp_path: Path, image: str) -> None:
-    """One by its restart policy, the first one by hand; the job ends as if nothing had happened."""
-    command = custom_command(
-        project, tmp_path, image, CHECKPOINTED, rejoin_timeout="60", restart="on-failure:3"
-    )
+def test_next_job_resumes_after_a_killed_host(project: str, tmp_path: Path, image: str) -> None:
+    """Once before all hosts have joined, and once while they train."""
+    script = COUNTED.replace("time.sleep(0.05)", HOLD)
+    command = custom_command(project, tmp_path, image, script, 3, "on-failure:3")
+    names = ("algo-1", "algo-2", "algo-3")
 
-    def output(*options: str) -> str:
-        return run(*command, "logs", "--no-color", *options).stdout
+    def output(host: str) -> str:
+        return run(*command, "logs", "--no-color", host).stdout
 
     def container(host: str) -> str:
         return run(*command, "ps", "-aq", host).stdout.strip()
 
-    def status(host: str) -> List[str]:
-        fields = "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}"
+    def inspect(host: str, fields: str) -> List[str]:
         return run("docker", "inspect", "--format", fields, container(host)).stdout.split()
 
-    try:
-        run(*command, "up", "-d", timeout=120)
-        eventually(lambda: "step 50 of attempt 0" in output("algo-2"), "training", 60)
-        first = run("docker", "inspect", "--format", "{{.State.Pid}}", container("algo-2")).stdout
-        os.kill(int(first), signal.SIGKILL)
-        eventually(lambda: "of attempt 1" in output("algo-2"), "the second attempt", 60)
-        assert status("algo-2") == ["running", "0", "1"]
+    def restarts(host: str) -> int:
+        return int(inspect(host, "{{.RestartCount}}")[0])
 
-        seen = output("algo-1").count("of attempt 1")
-        eventually(lambda: output("algo-1").count("of attempt 1") > seen + 50, "training", 60)
-        run("docker", "kill", container("algo-1"))
-        run("docker", "start", container("algo-1"))
-        for host in ("algo-1", "algo-2"):
-            eventually(lambda host=host: status(host)[0] == "exited", f"the end of {host}", 90)
-            assert status(host)[1] == "0", output()
-            # 300 steps of two workers: 2 * 0.001 for the constant, and for 0 to 6 in turn.
-            weights = re.findall(r"weights \[\[([\d.-]+), ([\d.-]+)\]\]", output(host))
-            assert [round(float(text), 3) for text in weights[-1]] == [0.4, -0.794]
-        # The first host, started again, knows only that there are restarts.
-        assert "and 2 restarts; exit status 0" in output("algo-2")
+    def kill(host: str) -> None:
+        # 0 where it does not run, which os.kill takes for the process group of the tests.
+        pid = eventually(lambda: int(inspect(host, "{{.State.Pid}}")[0]), f"{host} running", 60)
+        os.kill(pid, signal.SIGKILL)
+
+    try:
+        run(*command, "up", "-d", "algo-1", "algo-2", timeout=120)
+        eventually(lambda: "algo-2 joined" in output("algo-1"), "joining", 60)
+        kill("algo-2")
+        eventually(lambda: restarts("algo-1") == restarts("algo-2") == 1, "the next job", 60)
+        run(*command, "up", "-d", "algo-3", timeout=120)
+        for host in names:
+            eventually(lambda host=host: "step 30 done" in output(host), f"training of {host}", 60)
+        kill("algo-1")
+        (tmp_path / "code/go").touch()
+        counted = sum(number % 7 for number in range(STEPS))
+        for host in names:
+            eventually(
+                lambda host=host: (
+                    inspect(host, "{{.State.Status}} {{.State.ExitCode}}") == ["exited", "0"]
+                ),
+                f"the success of {host}",
+                120,
+            )
+            weights = re.findall(r"weights ([\d.-]+) ([\d.-]+)", output(host))
+            expected = (1 - 0.003 * STEPS, 1 - 0.003 * counted)
+            assert [float(text) for text in weights[-1]] == pytest.approx(expected, abs=1e-3)
+        assert output("algo-1").count("step 0 done") == 1, "the other time it resumes"
+        assert [restarts(host) for host in names] == [2, 2, 1]
     finally:
         run(*command, "down", timeout=120)

@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from tests.container.engine import ROOT, run
+from tests.support.containers import ROOT, run
 
 
 @pytest.mark.timeout(1500)
-def test_example_trains(docker: None) -> None:
+def test_example_trains(docker: None, only_build: None) -> None:
     tag = f"smx-custom:{os.getpid()}"
     try:
         done = run(

@@ -1,7 +1,7 @@
 """The faults that only containers show; what processes show is in ``tests/endings``."""
 
-from tests.cluster import eventually
-from tests.container.engine import Engine, run
+from tests.support.containers import Engine, run
+from tests.support.jobs import eventually
 
 FOREVER = """
 while True:

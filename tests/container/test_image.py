@@ -1,4 +1,4 @@
-"""What is in the image, and what is not."""
+"""Contents of the image."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Dict, List, Set
 import pytest
 
 from tests.container.conftest import SITE_MARK
-from tests.container.engine import ROOT, Engine, run
+from tests.support.containers import ROOT, run
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -133,7 +133,7 @@ def test_first_word_that_is_no_subcommand_is_a_command(image: str) -> None:
     assert in_image(image, "python", "-V").startswith("Python 3.")
 
 
-def test_mistaken_base_is_said(image: str, engine: Engine) -> None:
+def test_mistaken_base_is_said(image: str, only_build: None) -> None:
     """A base with another Python than the lock's ends the build with that as its reason."""
     done = run(
         *("docker", "build", "--force-rm", "-f", str(ROOT / "docker/Dockerfile"), str(ROOT)),

@@ -1,14 +1,16 @@
-"""What the scripts say when something is missing, and what they leave behind: nothing."""
+"""Scripts: messages about missing programs and files, and removal of temporary files."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Dict, Iterator, Set
 
 import pytest
 
-from tests.container.engine import IMAGE, ROOT, Completed, Engine, run
+from tests.support.containers import IMAGE, ROOT, Completed, Engine, run
 
+NEVER_MADE = "smx-never:made"
 TOOLS = ["awk", "bash", "cat", "cp", "date", "df", "dirname", "env", "grep", "id", "ls", "mkdir"]
 TOOLS += ["mktemp", "mv", "python3", "rm", "sed", "seq", "sort", "tail", "xargs"]
 
@@ -19,24 +21,23 @@ def script(name: str, *arguments: str, **environ: str) -> "Completed[str]":
 
 
 @pytest.fixture
-def leaves_nothing(docker: None, tmp_path: Path) -> Iterator[Dict[str, str]]:
+def leaves_nothing(docker: None, only_build: None, tmp_path: Path) -> Iterator[Dict[str, str]]:
     """Hand out a folder for temporary files; in the end nothing is there or in the engine."""
     folder = tmp_path / "tmp"
     folder.mkdir()
-    before = _things()
+    before = _half_built()
     yield {"TMPDIR": str(folder)}
-    assert _things() == before
+    assert _half_built() == before
+    assert run("docker", "images", "-q", NEVER_MADE).stdout == ""
     assert list(folder.iterdir()) == []
 
 
-def _things() -> Set[str]:
-    lists = (
-        "ps -aq",
-        "network ls -q",
-        "images -q --no-trunc",
-        "images -q --no-trunc -f dangling=true",
-    )
-    return {line for words in lists for line in run("docker", *words.split()).stdout.split()}
+def _half_built() -> Set[str]:
+    """Return what a failed build may leave: images without a name, and their containers."""
+    images = set(run("docker", "images", "-q", "--filter", "dangling=true").stdout.split())
+    # The engine calls a container's image by its name, if it has one.
+    listed = run("docker", "ps", "--all", "--format", "{{.Image}} {{.ID}}").stdout.splitlines()
+    return images | {line for line in listed if re.match(r"(sha256:)?[0-9a-f]{12,} ", line)}
 
 
 @pytest.mark.parametrize("name", ["base-image.sh", "build-image.sh", "compose.sh"])
@@ -79,7 +80,7 @@ def test_no_compose(engine: Engine, tmp_path: Path) -> None:
 
 def test_base_that_cannot_be_pulled(leaves_nothing: Dict[str, str]) -> None:
     base = "registry.invalid/no/such:base"
-    done = script("build-image.sh", "--base", base, "--tag", "smx-never:made", **leaves_nothing)
+    done = script("build-image.sh", "--base", base, "--tag", NEVER_MADE, **leaves_nothing)
     assert done.returncode == 1
     assert f"the base image {base} is not here and cannot be pulled" in done.stdout
     assert "correct --base" in done.stdout
@@ -88,7 +89,7 @@ def test_base_that_cannot_be_pulled(leaves_nothing: Dict[str, str]) -> None:
 def test_failed_build_leaves_no_half_image(image: str, leaves_nothing: Dict[str, str]) -> None:
     """The lock that is named does not exist."""
     done = script(
-        *("build-image.sh", "--tag", "smx-never:made", "--build-arg", "LOCK=missing"),
+        *("build-image.sh", "--tag", NEVER_MADE, "--build-arg", "LOCK=missing"),
         **leaves_nothing,
     )
     assert done.returncode == 1
@@ -101,14 +102,14 @@ def test_failed_build_leaves_no_half_image(image: str, leaves_nothing: Dict[str,
 def test_no_room(docker: None, tmp_path: Path) -> None:
     run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path))
     try:
-        done = script("base-image.sh", "smx-never:made", TMPDIR=str(tmp_path))
+        done = script("base-image.sh", NEVER_MADE, TMPDIR=str(tmp_path))
         assert done.returncode == 1
         assert "needs 1500 MB" in done.stdout
         assert "has 8 MB free" in done.stdout
         assert list(tmp_path.iterdir()) == []
     finally:
         run("umount", str(tmp_path))
-    assert run("docker", "images", "-q", "smx-never:made").stdout == ""
+    assert run("docker", "images", "-q", NEVER_MADE).stdout == ""
 
 
 def test_name_in_use(engine: Engine, tmp_path: Path) -> None:

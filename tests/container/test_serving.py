@@ -11,9 +11,9 @@ from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from tests.cluster import eventually
-from tests.container.engine import Container, Engine, Trained, run
-from tests.packages import wheel
+from tests.support.containers import Container, Engine, Trained, run
+from tests.support.jobs import eventually
+from tests.support.packages import wheel
 
 SLOW = """
 import os, time

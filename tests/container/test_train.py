@@ -4,7 +4,7 @@ import io
 import zipfile
 from pathlib import Path
 
-from tests.container.engine import Engine
+from tests.support.containers import Engine
 
 SAVE = """
 import mxnet as mx
@@ -42,7 +42,7 @@ def test_variables_alone(engine: Engine) -> None:
 
 
 def test_configuration_files(engine: Engine) -> None:
-    """What SageMaker and the SDK write below ``/opt/ml``, code at ``/opt/ml/code`` included."""
+    """The files of SageMaker and the SDK below ``/opt/ml``, with code at ``/opt/ml/code``."""
     base = engine.folder / "algo-1"
     config = base / "input" / "config"
     config.mkdir(parents=True)
@@ -120,3 +120,30 @@ def test_sagemaker_trainings_own_train(engine: Engine) -> None:
     host = engine.start("algo-1", options=["--entrypoint", "train", "--hostname", "algo-1"])
     assert host.wait() == 1, host.log()
     assert host.failure.startswith("algo-1: worker failed: ValueError: boom (exit status 1)")
+
+
+def test_preinstalled_keras_and_onnx(engine: Engine) -> None:
+    """Keras trains with MXNet, and its model is exported, without a requirements file."""
+    script = """
+    import keras
+    import numpy as np
+
+    model = keras.models.Sequential()
+    model.add(keras.layers.Conv2D(4, (3, 3), activation="relu", input_shape=(8, 8, 1)))
+    model.add(keras.layers.Flatten())
+    model.add(keras.layers.Dense(2, activation="softmax"))
+    model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+    images = np.random.rand(64, 8, 8, 1).astype("float32")
+    labels = keras.utils.to_categorical(images.mean((1, 2, 3)) > 0.5, 2)
+    assert keras.backend.backend() == "mxnet"
+    stop = keras.callbacks.EarlyStopping("loss")
+    model.fit(images, labels, epochs=2, batch_size=32, verbose=0, callbacks=[stop])
+    names, shapes = keras.models.save_mxnet_model(model, "/opt/ml/model/model")
+
+    from mxnet.contrib import onnx
+    files = [f"/opt/ml/model/model-{name}" for name in ("symbol.json", "0000.params")]
+    onnx.export_model(*files, [(1, 8, 8, 1)], np.float32, "/opt/ml/model/model.onnx")
+    """
+    (host,) = engine.job(1, script, kvstore=False)
+    assert host.wait(120) == 0, host.log()
+    assert models(host.base) == {"model-symbol.json", "model-0000.params", "model.onnx"}

@@ -1,4 +1,4 @@
-"""What the tests of endings share: who must end how, and how long it took."""
+"""Fixtures of these tests: the expected end of each host, and its duration."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import Callable, Dict, Iterator, List, Optional
 
 import pytest
 
-from tests.cluster import Cluster, Ended, eventually
+from tests.support.jobs import Cluster, Ended, eventually
 
 SECONDS = "seconds from the fault to the end of the last host"
 
@@ -21,7 +21,7 @@ PLACES = [
     pytest.param(3, 1, id="3-hosts-on-first"),
     pytest.param(3, 3, id="3-hosts-on-other"),
 ]
-"""How many hosts there are, and on which one the fault is."""
+"""Number of hosts, and the faulty one."""
 
 everywhere = pytest.mark.parametrize(("hosts", "culprit"), PLACES)
 
@@ -129,7 +129,7 @@ def verdicts(request: pytest.FixtureRequest) -> Verdicts:
 
 
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
-    """Print how long each ending took: figures for the README, not verdicts."""
+    """Print how long each ending took: figures for docs/endings.md, not verdicts."""
     if hasattr(terminalreporter.config, "workerinput"):
         return  # one of pytest-xdist's, whose reports the process that started it has too
     figures: Dict[str, List[float]] = {}

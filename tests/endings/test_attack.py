@@ -1,15 +1,17 @@
-"""A real job trains to success while strangers attack its control channel."""
+"""Attacks on a real job: its control channel resists them, and MXNet's own ports do not."""
 
 import contextlib
 import os
 import socket
+import time
 from pathlib import Path
 from typing import List
 
+import psutil
 import pytest
 
-from tests.cluster import free_port, job
 from tests.endings.conftest import Verdicts
+from tests.support.jobs import free_port, job
 
 FLOOD = 10_000
 
@@ -48,9 +50,35 @@ def test_a_real_job_trains_to_success_under_attack(tmp_path: Path, verdicts: Ver
             assert "all steps done" in end.output
         for talker in slow:
             talker.close()
-        refused = [line for line in cluster[1].lines if "turned 127.0.0.1 away" in line]
-        assert refused, "strangers are logged"
-        assert len(refused) == len({line.split("turned", 1)[1] for line in refused}), "once"
+        rejected = [
+            line for line in cluster[1].lines if "rejected connection from 127.0.0.1" in line
+        ]
+        assert rejected, "rejected connections are logged"
+        assert len(rejected) == len({line.split("rejected", 1)[1] for line in rejected}), "once"
+
+
+@pytest.mark.parametrize("role", ["scheduler", "server", "worker"])
+def test_random_data_at_the_kvstores_ports_is_the_cause(
+    tmp_path: Path, verdicts: Verdicts, role: str
+) -> None:
+    """MXNet aborts. The cause names the connection from outside the job."""
+    body = """
+    init()
+    say("training")
+    while True:
+        push_and_pull()
+        time.sleep(0.05)
+    """
+    # ZMTP 1.0, which needs no greeting: an empty name, and a message.
+    garbage = b"\x01\x00" + b"\x65\x00" + b"\xff" * 100
+    with job(tmp_path, body, 2, kvstore=True) as cluster:
+        cluster.wait_for("^training")
+        listening = psutil.Process(cluster[1].pid(role)).net_connections("tcp4")
+        port = next(each.laddr.port for each in listening if each.status == psutil.CONN_LISTEN)
+        since = time.monotonic()
+        _say(port, garbage)
+        cause = rf"^algo-1: {role} failed: killed by SIGABRT, .*; a program outside this job sent"
+        verdicts.failed(cluster, since, cause, {1: 134} if role == "worker" else None)
 
 
 def _say(port: int, words: bytes) -> None:

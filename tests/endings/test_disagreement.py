@@ -1,4 +1,4 @@
-"""Hosts that were given different jobs: all end soon, and the cause says what differs."""
+"""Hosts with different jobs: all end soon, and the cause names the difference."""
 
 import json
 import time
@@ -7,8 +7,8 @@ from typing import Callable, Dict, Mapping, Optional
 
 import pytest
 
-from tests.cluster import job
 from tests.endings.conftest import Verdicts
+from tests.support.jobs import job
 
 SERVER = "sagemaker_parameter_server_enabled"
 
@@ -16,8 +16,7 @@ DIFFERENT: Dict[str, Mapping[str, str]] = {
     "hyperparameters": {"SM_HPS": json.dumps({"epochs": 3})},
     "use of the parameter server": {"SM_FRAMEWORK_PARAMS": json.dumps({SERVER: True})},
     "lists of hosts": {"SM_HOSTS": json.dumps(["algo-1", "algo-2", "algo-3"])},
-    "values of job_key": {"SAGEMAKER_MXNET_JOB_KEY": "another"},
-    "values of more than one": {
+    "hyperparameters and use of the parameter server": {
         "SM_HPS": json.dumps({"epochs": 3}),
         "SM_FRAMEWORK_PARAMS": json.dumps({SERVER: True}),
     },
@@ -31,10 +30,10 @@ def odd(number: int, variables: Mapping[str, str]) -> Callable[[int], Mapping[st
 
 @pytest.mark.parametrize("secret", [None, "the secret"], ids=["no-job-key", "job-key"])
 @pytest.mark.parametrize("what", DIFFERENT)
-def test_one_host_was_given_another_job(
+def test_one_host_runs_another_job(
     tmp_path: Path, verdicts: Verdicts, what: str, secret: Optional[str]
 ) -> None:
-    """Without its 15 minutes of join_timeout; the host that agrees hears of it too."""
+    """It does not wait for join_timeout; the host that agrees is notified too."""
     hosts = 2 if what == "lists of hosts" else 3
     env = {"TRAINING_JOB_NAME": "a-job"}
     if secret:
@@ -43,11 +42,26 @@ def test_one_host_was_given_another_job(
     per_host = odd(2, DIFFERENT[what])
     with job(tmp_path, "wait_for_ever()", hosts, env=env, per_host=per_host) as cluster:
         cause = (
-            r"^algo-2: entrypoint failed: does not agree with algo-1 on the job: they were given "
+            r"^algo-2: entrypoint failed: does not agree with algo-1 on the job: they have "
             f"different {what}"
         )
         ends = verdicts.failed(cluster, since, cause)
-    assert "turned 127.0.0.1 away: calls itself algo-2 but was given another job" in ends[0].output
+    assert "rejected connection from 127.0.0.1: algo-2 does not agree with algo-1" in ends[0].output
+
+
+def test_host_with_another_job_key_is_kept_out(tmp_path: Path) -> None:
+    """It cannot prove that it belongs to the job, so it does not end it before ``join_timeout``."""
+    env = {"SAGEMAKER_MXNET_JOIN_TIMEOUT": "3", "SAGEMAKER_MXNET_JOB_KEY": "the secret"}
+    per_host = odd(2, {"SAGEMAKER_MXNET_JOB_KEY": "another"})
+    with job(tmp_path, "wait_for_ever()", 2, env=env, per_host=per_host) as cluster:
+        first, second = cluster.ended()
+    assert (
+        "algo-2 did not join within 3 s (rejected connection from 127.0.0.1: claims to be"
+        in first.cause
+    )
+    assert "failed to authenticate with this job's key" in first.cause
+    assert "could not be joined within 3 s" in second.cause
+    assert "the job keys differ" in second.cause
 
 
 def test_the_first_host_is_the_odd_one(tmp_path: Path, verdicts: Verdicts) -> None:
@@ -57,7 +71,7 @@ def test_the_first_host_is_the_odd_one(tmp_path: Path, verdicts: Verdicts) -> No
         verdicts.failed(cluster, time.monotonic(), "algo-2: .* different hyperparameters")
 
 
-def test_a_name_that_is_no_host_name_ends_the_job_at_once(tmp_path: Path) -> None:
+def test_invalid_host_name_ends_the_job_immediately(tmp_path: Path) -> None:
     names = ["algo..1", "host-2"]
     env = {"SM_HOSTS": json.dumps(names), "SAGEMAKER_MXNET_HOST_ADDRESSES": "{}"}
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Network, free_port, job
 from tests.endings.conftest import Verdicts, everywhere, needs_root
 from tests.endings.test_worker import training
+from tests.support.jobs import Network, free_port, job
 
 DEFECT = """
 import os, sys
-from sagemaker_mxnet_training import cli
+from sagemaker_mxnet_cli import command_line
 from sagemaker_mxnet_toolkit.processes import usage
 
 def broken(leaders):
@@ -23,13 +23,13 @@ def broken(leaders):
 
 if os.environ["SM_CURRENT_HOST"] == sys.argv[1]:
     usage.measure = broken
-cli.main(["train"])
+command_line.main(["train"])
 """
 
 
 @everywhere
 def test_internal_error(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -> None:
-    """A defect of our own ends the job like any other failure."""
+    """A defect in the toolkit ends the job like any other failure."""
     body = 'say("up"); wait_for_ever()'
     program = tmp_path / "defect.py"
     program.write_text(DEFECT)
@@ -43,7 +43,7 @@ def test_internal_error(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit:
 
 SLOW_DISK = """
 import os, sys, time
-from sagemaker_mxnet_training import cli
+from sagemaker_mxnet_cli import command_line
 from sagemaker_mxnet_training.host import result
 
 def slow(call):
@@ -56,7 +56,7 @@ def slow(call):
 if os.environ["SM_CURRENT_HOST"] == sys.argv[1]:
     os.fsync = slow(os.fsync)
     result.prepare_success = slow(result.prepare_success)
-cli.main(["train"])
+command_line.main(["train"])
 """
 PATIENCE = {"SAGEMAKER_MXNET_PEER_TIMEOUT": "3"}
 
@@ -65,7 +65,7 @@ PATIENCE = {"SAGEMAKER_MXNET_PEER_TIMEOUT": "3"}
 def test_a_slow_disk_does_not_hide_the_cause(
     tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int
 ) -> None:
-    """``fsync`` takes longer than ``peer_timeout``: neither the watchdog nor a host minds."""
+    """``fsync`` takes longer than ``peer_timeout``: neither the watchdog nor a host reports it."""
     body = f"""
     say("now", time.monotonic())
     if host == "algo-{culprit}":
@@ -116,7 +116,7 @@ def test_sigkill(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -
         for number, end in enumerate(ends, 1):
             if number == culprit:
                 assert end.status == 137
-                assert "entrypoint failed: died without a goodbye" in end.cause
+                assert "entrypoint failed: died unexpectedly" in end.cause
             else:
                 assert end.status == 1
                 assert f"algo-{culprit}: entrypoint failed: lost:" in end.cause
@@ -138,7 +138,7 @@ def test_sigkill_of_a_host_alone_leaves_no_process(tmp_path: Path, verdicts: Ver
         since = cluster[1].kill("entrypoint")
         ends = cluster.ended()
         verdicts.note(ends, since)
-        assert "algo-1: entrypoint failed: died without a goodbye" in ends[0].cause
+        assert "algo-1: entrypoint failed: died unexpectedly" in ends[0].cause
 
 
 @pytest.mark.parametrize(("hosts", "culprit"), [(1, 1), (2, 1), (2, 2), (3, 1), (3, 3)])
@@ -157,9 +157,29 @@ def test_sigstop(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int) -
                 assert f"algo-{culprit}: entrypoint failed: lost:" in end.cause
 
 
+@pytest.mark.parametrize(("hosts", "culprit"), [(2, 2), (3, 1)])
+def test_paused_host_names_itself_when_it_resumes(
+    tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int
+) -> None:
+    """As ``docker pause`` does: all processes of a host stop, and go on later."""
+    with job(tmp_path, 'say("up"); wait_for_ever()', hosts, env=PATIENCE) as cluster:
+        cluster.wait_for("^up")
+        host = cluster[culprit]
+        paused = cluster.processes(host.base)
+        for process in paused:
+            process.suspend()
+        for number in set(range(1, hosts + 1)) - {culprit}:
+            cluster[number].ended()
+        since = time.monotonic()
+        for process in paused:
+            process.resume()
+        reason = f"^algo-{culprit}: entrypoint failed: lost: silent for 3 s"
+        verdicts.failed(cluster, since, reason)
+
+
 @pytest.mark.parametrize("hosts", [2, 3])
 def test_control_port_taken(tmp_path: Path, hosts: int) -> None:
-    """The leader says who has its port, at once."""
+    """The leader immediately reports the owner of its port."""
     port = free_port()
     with socket.socket() as owner:
         owner.bind(("127.0.0.1", port))
@@ -185,7 +205,7 @@ def test_host_never_joins(tmp_path: Path, hosts: int, absent: int) -> None:
 
 @pytest.mark.parametrize("hosts", [2, 3])
 def test_name_never_resolves(tmp_path: Path, hosts: int) -> None:
-    """All names are looked up at once; the missing ones are named."""
+    """All names are looked up concurrently; the missing ones are listed."""
     env = {"SAGEMAKER_MXNET_JOIN_TIMEOUT": "2", "SAGEMAKER_MXNET_HOST_ADDRESSES": "{}"}
     with job(tmp_path, "wait_for_ever()", hosts, env=env) as cluster:
         ends = cluster.ended()
@@ -199,7 +219,7 @@ def test_name_never_resolves(tmp_path: Path, hosts: int) -> None:
 def test_network_cut_then_healed(
     tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int
 ) -> None:
-    """Each side names whom it lost; nothing comes back to life when the network does."""
+    """Each side names the lost host; nothing resumes when the network returns."""
     env = {"SAGEMAKER_MXNET_PEER_TIMEOUT": "4"}
     with Network(hosts) as network, job(
         tmp_path, training(), hosts, kvstore=True, env=env, network=network

@@ -10,7 +10,6 @@ from typing import Callable
 
 import pytest
 
-from tests.cluster import IN_GROUP, Network, free_port, job
 from tests.endings.conftest import (
     CGROUP,
     Verdicts,
@@ -20,6 +19,7 @@ from tests.endings.conftest import (
     needs_root,
 )
 from tests.endings.test_worker import training
+from tests.support.jobs import IN_GROUP, Network, free_port, job
 
 everywhere_with_one_scheduler = pytest.mark.parametrize("hosts", [1, 2, 3])
 
@@ -56,7 +56,7 @@ def test_custom_optimizer_that_raises(tmp_path: Path, verdicts: Verdicts, hosts:
 
 @needs_notes
 def test_note_on_an_exception_of_an_optimizer(tmp_path: Path, verdicts: Verdicts) -> None:
-    """Type and message are the cause, whatever follows them in the traceback."""
+    """The cause is the type and message, even if other lines follow in the traceback."""
     update = """error = ArithmeticError("no update today")
         error.add_note("a note")
         raise error"""
@@ -108,7 +108,7 @@ def test_server_sigstop(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit:
     with job(tmp_path, training(), hosts, kvstore=True) as cluster:
         cluster.wait_for("^training")
         since = cluster[culprit].kill("server", signal.SIGSTOP)
-        cause = rf"^algo-{culprit}: server failed: frozen: stopped by a signal \(SIGSTOP\)"
+        cause = rf"^algo-{culprit}: server failed: frozen: suspended by a signal \(SIGSTOP\)"
         verdicts.failed(cluster, since, cause)
 
 
@@ -118,7 +118,7 @@ def test_server_sigstop(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit:
 def test_server_out_of_memory(
     tmp_path: Path, verdicts: Verdicts, limited: Callable[[int], str], hosts: int, culprit: int
 ) -> None:
-    """An optimizer that takes all memory, on the servers: nobody else asks for any meanwhile."""
+    """An optimizer that takes all memory, on the servers."""
     body = f"""
     class Greedy(mx.optimizer.Optimizer):
         def create_state(self, index, weight):
@@ -171,7 +171,7 @@ def test_scheduler_sigstop(tmp_path: Path, verdicts: Verdicts, hosts: int) -> No
     with job(tmp_path, training(), hosts, kvstore=True) as cluster:
         cluster.wait_for("^training")
         since = cluster[1].kill("scheduler", signal.SIGSTOP)
-        cause = r"^algo-1: scheduler failed: frozen: stopped by a signal \(SIGSTOP\)"
+        cause = r"^algo-1: scheduler failed: frozen: suspended by a signal \(SIGSTOP\)"
         verdicts.failed(cluster, since, cause)
 
 
@@ -196,7 +196,7 @@ def test_never_starts(tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: i
 
 @pytest.mark.parametrize("hosts", [1, 2, 3])
 def test_scheduler_port_taken(tmp_path: Path, verdicts: Verdicts, hosts: int) -> None:
-    """A port that somebody asked for is named together with its owner."""
+    """The error names the configured port and its owner."""
     port = free_port()
     since = time.monotonic()
     with socket.socket() as owner:
@@ -212,7 +212,7 @@ def test_scheduler_port_taken(tmp_path: Path, verdicts: Verdicts, hosts: int) ->
 
 @needs_root
 def test_default_scheduler_port_taken_is_no_failure(tmp_path: Path, verdicts: Verdicts) -> None:
-    """Nobody asked for this port: the scheduler takes another, and says whose it was."""
+    """The port was not configured: the scheduler uses another one, and logs the owner."""
     with Network(1) as network:
         take = "import socket; s = socket.create_server(('', 8000)); print('taken', flush=True)"
         command = [sys.executable, "-u", "-c", take + "; input()"]
@@ -223,54 +223,3 @@ def test_default_scheduler_port_taken_is_no_failure(tmp_path: Path, verdicts: Ve
         with job(tmp_path, body, 1, kvstore=True, env=env, network=network) as cluster:
             cluster[1].wait_for(rf"port 8000 is taken by process {owner.pid}")
             verdicts.succeeded(cluster)
-
-
-STALE = """
-from sagemaker_mxnet_toolkit import compatibility
-compatibility.install()
-import mxnet as mx
-mx.kv.create("dist_sync")
-"""
-
-DOOR = """
-import socket
-with socket.create_server(("", 8000)) as door:
-    door.accept()
-print("somebody calls")
-"""
-
-
-@needs_root
-@pytest.mark.parametrize("given", [False, True], ids=["default-port", "given-port"])
-def test_a_process_of_an_earlier_job_cannot_join(
-    tmp_path: Path, verdicts: Verdicts, given: bool
-) -> None:
-    """A worker that an earlier job left behind goes on calling its scheduler's port."""
-    stale = {
-        "DMLC_ROLE": "worker",
-        "DMLC_PS_ROOT_URI": "10.0.0.1",
-        "DMLC_PS_ROOT_PORT": "8000",
-        "DMLC_NUM_WORKER": "2",
-        "DMLC_NUM_SERVER": "2",
-    }
-    since = time.monotonic()
-    with Network(2) as network:
-        stale["DMLC_PS_ROOT_URI"] = network.address(1)
-        stale["DMLC_NODE_HOST"] = network.address(2)
-        left = network.run(2, [sys.executable, "-c", STALE], stale)
-        door = network.run(1, [sys.executable, "-c", DOOR])
-        assert door.stdout.readline() == b"somebody calls\n"
-        door.wait()
-        body = "init(); say(push_and_pull())"
-        parameters = {"_ps_port": 8000} if given else {}
-        env = {"SAGEMAKER_MXNET_PS_PORT": ""}
-        with job(
-            tmp_path, body, 2, kvstore=True, env=env, hyperparameters=parameters, network=network
-        ) as cluster:
-            if given:
-                cause = r"^algo-1: scheduler failed: .*port 8000.*left over from an earlier job"
-                verdicts.failed(cluster, since, cause)
-            else:
-                verdicts.succeeded(cluster)
-                assert "calls on port 8000" in cluster[1].output
-        assert left.poll() is None, "it was there all the time"

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the script hears of them, has its time, and nobody calls it a failure."""
+"""SIGTERM and SIGINT: the script is notified, has its grace period, and has not failed."""
 
 import signal
 import time
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import eventually, job
 from tests.endings.conftest import Verdicts, everywhere
+from tests.support.jobs import eventually, job
 
 HANDLER = """
 def checkpoint(number, frame):
@@ -74,7 +74,7 @@ def test_handler_that_ignores_it(
         verdicts.stopped(cluster, since, dict.fromkeys(range(1, hosts + 1), 137))
 
 
-def test_second_signal_kills_at_once(tmp_path: Path, verdicts: Verdicts) -> None:
+def test_second_signal_kills_immediately(tmp_path: Path, verdicts: Verdicts) -> None:
     body = """
     signal.signal(signal.SIGTERM, lambda *_: say("heard"))
     say("up")
@@ -98,13 +98,13 @@ def test_second_signal_ends_a_host_that_waits_for_another(
         eventually(lambda: len(cluster.processes()) == 2, "the watchdog, which starts last")
         since = time.monotonic()
         host.process.send_signal(signal.SIGTERM)
-        host.wait_for("the job stops")
+        host.wait_for("stopping the job")
         host.process.send_signal(signal.SIGTERM)  # to nobody where the first was enough
         verdicts.stopped(cluster, since, {1: 143})
 
 
 def test_children_of_a_shell_script_hear_it_too(tmp_path: Path, verdicts: Verdicts) -> None:
-    """The shell dies of the signal at once; what it started has its grace all the same."""
+    """The signal kills the shell; its child processes still have their grace period."""
     child = """
 import os, signal, sys, time
 
@@ -128,7 +128,7 @@ while True:
 
 
 def test_stop_while_requirements_are_installed(tmp_path: Path, verdicts: Verdicts) -> None:
-    """A stop before training ends what goes on, on all hosts."""
+    """A stop before training ends the current step on all hosts."""
     slow = "import time\nprint('installing', flush=True)\ntime.sleep(60)\n"
     setup = slow + "from setuptools import setup\nsetup(name='slow', version='1')\n"
     files = {"requirements.txt": "./slow\n", "slow/setup.py": setup}
@@ -142,7 +142,7 @@ def test_stop_of_a_frozen_script_wakes_it_up(tmp_path: Path, verdicts: Verdicts)
     with job(tmp_path, 'say("up"); wait_for_ever()') as cluster:
         cluster[1].wait_for("^up")
         cluster[1].kill("worker", signal.SIGSTOP)
-        cluster[1].wait_for("is stopped")
+        cluster[1].wait_for("suspended by SIGSTOP")
         since = cluster[1].kill("entrypoint", signal.SIGTERM)
         verdicts.stopped(cluster, since, {1: 143})
 
@@ -167,7 +167,7 @@ def test_exit_of_a_handler_in_a_destructor_counts(tmp_path: Path, verdicts: Verd
         verdicts.stopped(cluster, since, {1: 0})
 
 
-def test_handler_runs_although_native_code_blocks_the_main_thread(
+def test_handler_runs_while_native_code_blocks_the_main_thread(
     tmp_path: Path, verdicts: Verdicts
 ) -> None:
     body = """
@@ -187,7 +187,7 @@ def test_handler_runs_although_native_code_blocks_the_main_thread(
 
 
 def test_handler_of_an_event_loop_runs(tmp_path: Path, verdicts: Verdicts) -> None:
-    """asyncio has a wake-up descriptor of its own, which stays the one that is set."""
+    """asyncio has its own wake-up descriptor, which stays set."""
     body = """
     import asyncio
 
@@ -231,10 +231,10 @@ wait_for_ever()
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
-def test_stop_goes_on_when_the_first_host_is_lost_meanwhile(
+def test_stop_continues_when_the_first_host_is_lost(
     tmp_path: Path, verdicts: Verdicts, fault: int
 ) -> None:
-    """The other host has finished by then, and would wait for an order for ever."""
+    """The other host has finished by then, and would wait for an order without end."""
     env = {"SAGEMAKER_MXNET_PEER_TIMEOUT": "3"}
     with job(tmp_path, STOPPED_FIRST, 2, env=env) as cluster:
         cluster.wait_for("^up")

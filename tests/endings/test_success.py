@@ -1,4 +1,4 @@
-"""Jobs that go well although something is unusual, and jobs that must not seem to."""
+"""Unusual jobs that succeed, and jobs that must not be reported as successful."""
 
 import os
 import re
@@ -11,8 +11,8 @@ from typing import Dict, Iterator
 
 import pytest
 
-from tests.cluster import Network, job
 from tests.endings.conftest import Verdicts, needs_root
+from tests.support.jobs import IMPATIENT, Network, job
 
 
 @pytest.mark.parametrize("kvstore", [True, False], ids=["kvstore", "no-kvstore"])
@@ -20,7 +20,7 @@ from tests.endings.conftest import Verdicts, needs_root
 def test_worker_that_finishes_before_the_others(
     tmp_path: Path, verdicts: Verdicts, kvstore: bool, early: int
 ) -> None:
-    """Its host holds its exit, and says for whom it waits."""
+    """Its host delays its exit, and logs the host it waits for."""
     body = f"""
     if host != "algo-{early}":
         say("going on")
@@ -28,7 +28,7 @@ def test_worker_that_finishes_before_the_others(
             time.sleep(0.05)
     say("done")
     """
-    with job(tmp_path, body, 2, kvstore=kvstore) as cluster:
+    with job(tmp_path, body, 2, kvstore=kvstore, command=("-c", IMPATIENT)) as cluster:
         cluster[early].wait_for("^done")
         other = 3 - early
         cluster[early].wait_for(rf"algo-{early} finished and waiting for algo-{other}")
@@ -37,10 +37,8 @@ def test_worker_that_finishes_before_the_others(
         verdicts.succeeded(cluster)
 
 
-def test_worker_that_finishes_in_the_barrier_while_another_trains_is_waited_for(
-    tmp_path: Path, verdicts: Verdicts
-) -> None:
-    """Uneven shards: one host is in MXNet's exit barrier, the other in a push, for ever."""
+def test_worker_in_the_exit_barrier_waits_for_another(tmp_path: Path, verdicts: Verdicts) -> None:
+    """Uneven shards: one host is in MXNet's exit barrier, the other in an endless push."""
     body = """
     init()
     for _ in range(5 if host == "algo-1" else 6):
@@ -52,20 +50,23 @@ def test_worker_that_finishes_in_the_barrier_while_another_trains_is_waited_for(
     with job(tmp_path, body, 2, kvstore=True, env=env) as cluster:
         cause = (
             r"^algo-2: worker failed: stalled: no progress for \d+ s on algo-2, "
-            r"while algo-1 had finished: .*same number of batches"
+            r"after algo-1 had finished: .*same number of batches"
         )
         verdicts.failed(cluster, since, cause)
 
 
-def test_uneven_job_is_said_without_the_setting(tmp_path: Path) -> None:
+def test_uneven_job_is_reported_without_the_setting(tmp_path: Path) -> None:
     body = """
     init()
     for _ in range(5 if host == "algo-1" else 6):
         push_and_pull()
     """
-    with job(tmp_path, body, 2, kvstore=True) as cluster:
+    with job(tmp_path, body, 2, kvstore=True, command=("-c", IMPATIENT)) as cluster:
         for host in cluster.hosts:
-            host.wait_for(r"algo-1 finished and waiting for algo-2 \(no progress for \d+ s\)")
+            host.wait_for(
+                r"algo-1 finished and waiting for algo-2 \(no progress for \d+ s\): .*"
+                "same number of batches on all hosts; sagemaker_mxnet_stall_timeout would"
+            )
         assert all(host.process.poll() is None for host in cluster.hosts)
         cluster[1].kill("entrypoint", signal.SIGTERM)
         cluster.ended()
@@ -89,7 +90,7 @@ def test_a_kvstore_that_python_never_deletes_is_closed(
 def test_a_push_that_its_script_does_not_wait_for_arrives(
     tmp_path: Path, verdicts: Verdicts
 ) -> None:
-    """The last step of a training whose loss nobody reads, and the first host that saves it."""
+    """The last step of a training whose loss is not read, and the first host that saves it."""
     body = """
     init()
     gradient = mx.nd.ones((1024, 1024))
@@ -109,7 +110,7 @@ def test_a_push_that_its_script_does_not_wait_for_arrives(
 def test_python_takes_its_objects_down_at_the_end_of_a_script(
     tmp_path: Path, verdicts: Verdicts, hosts: int
 ) -> None:
-    """Files that nobody closed are whole, and destructors run, in reference cycles, too."""
+    """Unclosed files are complete, and destructors run, even in reference cycles."""
     body = """
     init()
     say(push_and_pull())
@@ -147,7 +148,7 @@ def test_script_that_never_touches_the_kvstore(
 ) -> None:
     with job(tmp_path, 'say("hello")', hosts, parameter_server=True) as cluster:
         verdicts.succeeded(cluster)
-        assert "no worker used the kvstore; ending it" in cluster[1].output
+        assert "no worker used the kvstore; stopping it" in cluster[1].output
 
 
 @pytest.mark.parametrize("kind", ["dist_sync", "dist_async"])
@@ -328,14 +329,14 @@ def test_disk_full_while_writing_the_model(
     assert not left, "no partial file looks whole"
 
 
-def test_a_save_that_is_killed_leaves_the_old_model_and_nothing_else(tmp_path: Path) -> None:
+def test_killed_save_leaves_only_the_old_model(tmp_path: Path) -> None:
     body = """
-    from sagemaker_mxnet_toolkit import fileset
+    from sagemaker_mxnet_toolkit.atomic_files import replacing
     directory = os.environ["SM_MODEL_DIR"]
     with open(f"{directory}/model-0000.params", "w") as file:
         file.write("old")
-    with fileset.replacing(directory, ["model-0000.params"]) as new:
-        with open(f"{new}/model-0000.params", "w") as file:
+    with replacing(f"{directory}/model-0000.params") as (new,):
+        with open(new, "w") as file:
             file.write("half of")
         os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -352,7 +353,7 @@ def test_a_save_that_is_killed_leaves_the_old_model_and_nothing_else(tmp_path: P
 def test_disk_full_while_writing_the_result(
     tmp_path: Path, verdicts: Verdicts, small_disk: Path, hosts: int, fails: bool
 ) -> None:
-    """No success without its file; a failure without its file is a failure all the same."""
+    """A job cannot succeed without its file; a failed one fails with or without it."""
     inodes = "".join(
         f"for number in range(30):\n    try: open('{small_disk}/i%d' % number, 'w')\n"
         "    except OSError: break\n"
@@ -380,9 +381,13 @@ def test_disk_full_while_writing_the_result(
 @needs_root
 def test_a_job_over_a_real_network(tmp_path: Path, verdicts: Verdicts) -> None:
     """Hosts with addresses of their own: names, interface and ports as in a cluster."""
-    body = 'init(); push_and_pull(); say("node", os.environ["DMLC_NODE_HOST"])'
+    body = """
+    import socket
+    init(); push_and_pull()
+    say("node", socket.gethostbyname(os.environ["DMLC_NODE_HOST"]), "rank", kv.rank)
+    """
     with Network(3) as network:
         with job(tmp_path, body, 3, kvstore=True, network=network) as cluster:
             ends = verdicts.succeeded(cluster)
         for number, end in enumerate(ends, 1):
-            assert f"node {network.address(number)}" in end.output
+            assert f"node {network.address(number)} rank {number - 1}" in end.output

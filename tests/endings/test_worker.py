@@ -1,5 +1,6 @@
 """Faults in the user's script, on real MXNet processes unless the kvstore plays no part."""
 
+import os
 import re
 import signal
 import textwrap
@@ -10,7 +11,6 @@ from typing import Callable
 import pytest
 
 from sagemaker_mxnet_toolkit.container.oom import WINDOW
-from tests.cluster import IN_GROUP, job
 from tests.endings.conftest import (
     CGROUP,
     Verdicts,
@@ -19,6 +19,7 @@ from tests.endings.conftest import (
     needs_notes,
     needs_root,
 )
+from tests.support.jobs import IN_GROUP, eventually, job
 
 TRAIN = """
 init()
@@ -81,7 +82,7 @@ def test_exception_without_the_parameter_server(
     ],
 )
 def test_note_on_an_exception(tmp_path: Path, verdicts: Verdicts, error: str, cause: str) -> None:
-    """Type and message are the cause, whatever follows them in the traceback."""
+    """The cause is the type and message, even if other lines follow in the traceback."""
     body = f"""
     class Broken(Exception):
         def __str__(self):
@@ -140,7 +141,7 @@ def test_sigstop_is_reported_and_not_killed(
     with job(tmp_path, body, hosts) as cluster:
         cluster.wait_for("^up")
         cluster[culprit].kill("worker", signal.SIGSTOP)
-        cluster[culprit].wait_for(r"worker: WARNING: is stopped \(SIGSTOP\)")
+        cluster[culprit].wait_for(r"worker: WARNING: suspended by SIGSTOP")
         (tmp_path / "go").touch()
         cluster[culprit].kill("worker", signal.SIGCONT)
         verdicts.succeeded(cluster)
@@ -282,7 +283,7 @@ BROKEN = {
 def test_never_starts(
     tmp_path: Path, verdicts: Verdicts, hosts: int, culprit: int, kind: str
 ) -> None:
-    """What is wrong on one host ends all of them, also those whose script waits for it."""
+    """A failure on one host ends all of them, including those whose script waits for it."""
     text, cause, status = BROKEN[kind]
 
     def spoil(number: int, base: Path) -> None:
@@ -322,7 +323,7 @@ def test_out_of_memory(
     hosts: int,
     culprit: int,
 ) -> None:
-    """The kernel kills the script for the container's limit, and the cause says so."""
+    """The kernel kills the script at the container's memory limit, which the cause mentions."""
     body = f"""
     if host == "algo-{culprit}":
         say("now", time.monotonic())
@@ -345,7 +346,7 @@ def test_out_of_memory(
 
 @needs_root
 @needs_memory_limit
-def test_a_memory_kill_that_the_script_survived_is_not_the_cause_later(
+def test_survived_memory_kill_is_not_a_later_cause(
     tmp_path: Path, verdicts: Verdicts, limited: Callable[[int], str]
 ) -> None:
     """As with a process of a data loader, which another one replaces."""
@@ -367,7 +368,37 @@ def test_a_memory_kill_that_the_script_survived_is_not_the_cause_later(
         since = float(cluster[1].wait_for(r"^now (\S+)").group(1))
         cause = r"^algo-1: worker failed: ValueError: boom \(exit status 1\)$"
         (end,) = verdicts.failed(cluster, since, cause)
-    assert "was killed for want of memory" in (end.failure or "")
+    assert "for lack of memory" in (end.failure or "")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 9])
+@needs_root
+def test_process_limit_is_reported(tmp_path: Path, limit: int) -> None:
+    """With the lowest limits the entrypoint cannot start anything; it reports this and ends."""
+    pids = Path("/sys/fs/cgroup/pids")
+    if not pids.is_dir():
+        pytest.skip("no pids controller of cgroup version 1")
+    group = pids / f"smx-test-{os.getpid()}-{limit}"
+    group.mkdir()
+    (group / "pids.max").write_text(str(limit))
+    body = """
+    for _ in range(20):
+        threading.Thread(target=wait_for_ever, daemon=True).start()
+    """
+    try:
+        with job(tmp_path, body, command=("-c", IN_GROUP), env={"GROUP": str(group)}) as cluster:
+            (end,) = cluster.ended()
+    finally:
+        eventually(lambda: not (group / "cgroup.procs").read_text(), "everybody leaving the group")
+        group.rmdir()
+    assert "--pids-limit" in end.cause
+    if limit > 4:
+        assert end.cause.startswith("algo-1: worker failed: RuntimeError: can't start new thread; ")
+        assert f"limit of {limit} processes and threads was reached" in end.cause
+    else:
+        assert "algo-1: entrypoint failed: cannot start " in end.cause
+        assert "Traceback" not in end.output
+        assert "correct the settings that the cause names" in end.output
 
 
 @everywhere

@@ -1,4 +1,4 @@
-"""What MXNet does, as numbers: the program that test_mxnet_behaviour.py runs and compares.
+"""MXNet's behaviour as numbers: the program that test_mxnet_behaviour.py runs and compares.
 
 ``python tests/functional/mxnet_behaviour.py FILE`` writes one JSON object with the outcomes of each
 scenario below, one on a line. ``mxnet_behaviour.json`` is its output on CPython 3.11.7 with NumPy
@@ -818,7 +818,7 @@ def local_kvstore():
 
 @scenario
 def tools():
-    """What users' own tests use."""
+    """Functions that users' tests use."""
     mx.test_utils.assert_almost_equal(nd.ones((2,)), np.ones(2))
     data = mx.sym.var("data")
     mx.test_utils.check_numeric_gradient(

@@ -5,25 +5,31 @@
 CACHE is the directory of the import cache.
 Two files are equal where no script could tell the functions apart. The only part of a function that
 differs from one process to the next, its operator's handle, is written as the operator's names.
+PATH is in ``marshal``'s format, which has code objects: comparing these is much faster than
+comparing their descriptions. What ``inspect``, ``pydoc`` and ``pickle`` say follows from the parts
+that are written for each function, so that they are asked about a sample only.
 """
 
 import ctypes
+import functools
 import inspect
-import json
-import os
+import marshal
 import pickle
 import pydoc
 import re
 import sys
 import types
 
-from sagemaker_mxnet_toolkit.compatibility import cache_file, import_hook, status
+from sagemaker_mxnet_toolkit.compatibility import import_hook, status
 
 import_hook.install()
-import_hook.use_cache([cache_file.Place(sys.argv[2], frozenset((os.geteuid(),)), private=True)])
+import_hook.use_cache([sys.argv[2]])
 
 import mxnet  # noqa: E402, F401
 from mxnet.base import _LIB, OpHandle, check_call  # noqa: E402
+
+SAMPLE = 100
+"""One of so many functions is described in full."""
 
 
 def operator_names():
@@ -35,7 +41,7 @@ def operator_names():
         handle = OpHandle()
         check_call(_LIB.NNGetOpHandle(name, ctypes.byref(handle)))
         found.setdefault(handle.value, []).append(name.decode())
-    return found
+    return {handle: tuple(names) for handle, names in found.items()}
 
 
 OPERATORS = operator_names()
@@ -51,25 +57,23 @@ def attempt(call, *arguments):
 def constant(value):
     if isinstance(value, types.CodeType):
         return code(value)
-    return f"{type(value).__name__} {value!r}"
+    return OPERATORS.get(value, value) if type(value) is int else value
 
 
 def code(value):
-    described = {}
-    for name in dir(value):
-        part = getattr(value, name)
-        if name == "co_consts":
-            part = [OPERATORS.get(each) or constant(each) for each in part]
-        elif name in ("co_lines", "co_positions"):
-            part = list(part())
-        elif name in ("_co_code_adaptive", "co_lnotab") or not name.startswith("co_"):
-            continue
-        described[name] = repr(part)
-    return described
+    """Return a code object with names in the place of handles."""
+    return value.replace(co_consts=tuple(map(constant, value.co_consts)))
+
+
+@functools.lru_cache(maxsize=None)
+def builtins_of(module):
+    builtins = vars(sys.modules[module])["__builtins__"]
+    return [*sorted(builtins), builtins["__import__"].__qualname__]
 
 
 def function(value, names):
-    """Describe a function in a module as Python, inspect, pydoc and pickle do."""
+    """Return all that makes up a function in a module."""
+    scope = value.__globals__
     described = {
         name: repr(getattr(value, name))
         for name in (
@@ -86,21 +90,26 @@ def function(value, names):
     }
     described["attributes"] = dir(value)
     described["code"] = code(value.__code__)
-    described["globals"] = value.__globals__["__name__"]
-    described["is in sys.modules"] = value.__globals__ is vars(
-        sys.modules[value.__globals__["__name__"]]
+    described["globals"] = scope["__name__"]
+    described["is in sys.modules"] = scope is vars(sys.modules[scope["__name__"]])
+    described["builtins"] = builtins_of(scope["__name__"])
+    described["own builtins"] = (
+        getattr(value, "__builtins__", scope["__builtins__"]) is scope["__builtins__"]
     )
-    builtins = value.__globals__["__builtins__"]
-    described["builtins"] = sorted(builtins), builtins["__import__"].__qualname__
-    described["own builtins"] = getattr(value, "__builtins__", builtins) is builtins
-    described["signature"] = attempt(lambda: str(inspect.signature(value)))
-    described["argspec"] = repr(attempt(inspect.getfullargspec, value))
-    described["source"] = attempt(inspect.getsource, value), attempt(inspect.getsourcefile, value)
-    described["file"] = attempt(inspect.getfile, value)
-    described["pickle"] = attempt(lambda: pickle.dumps(value).hex())
-    described["help"] = pydoc.plain(attempt(pydoc.render_doc, value))
     described["names"] = names
     return described
+
+
+def in_words(value):
+    """Return what inspect, pydoc and pickle say of a function."""
+    return {
+        "argspec": repr(attempt(inspect.getfullargspec, value)),
+        "file": attempt(inspect.getfile, value),
+        "help": pydoc.plain(attempt(pydoc.render_doc, value)),
+        "pickle": attempt(pickle.dumps, value),
+        "signature": str(attempt(inspect.signature, value)),
+        "source": [attempt(inspect.getsource, value), attempt(inspect.getsourcefile, value)],
+    }
 
 
 def main():
@@ -120,9 +129,11 @@ def main():
             if isinstance(value, types.FunctionType) and value.__code__.co_filename == "<string>":
                 functions.setdefault(id(value), (value, []))[1].append(f"{name}.{key}")
     described = {names[0]: function(value, names) for value, names in functions.values()}
+    for value, names in list(functions.values())[::SAMPLE]:
+        described[names[0]].update(in_words(value))
     seen = {"cached": status().cached, "functions": described, "modules": modules}
-    with open(sys.argv[1], "w") as file:
-        json.dump(seen, file)
+    with open(sys.argv[1], "wb") as file:
+        marshal.dump(seen, file)
 
 
 if __name__ == "__main__":

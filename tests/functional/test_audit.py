@@ -1,4 +1,4 @@
-"""What ``scripts/audit.sh`` says of the vulnerabilities that were found."""
+"""Reports of ``scripts/audit.sh`` on vulnerabilities."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def test_nothing_found(tmp_path: Path) -> None:
     assert "1 packages, locked 2026-11-24\n  0 open among the 1 that were looked up" in done.stdout
 
 
-def test_what_nobody_has_decided_about_is_open(tmp_path: Path) -> None:
+def test_undecided_entry_is_open(tmp_path: Path) -> None:
     done = report(tmp_path, CLEAN, VULNERABLE, UNKNOWN)
     assert done.returncode == 1
     assert "old 1.0  PYSEC-1 CVE-2026-1  fixed in 2.0: OPEN" in done.stdout
@@ -50,7 +50,7 @@ def test_a_decision_holds_for_its_package_alone(tmp_path: Path) -> None:
     assert report(tmp_path, VULNERABLE, decisions=decision).returncode == 1
 
 
-def test_a_package_that_the_service_does_not_know_is_no_clean_one(tmp_path: Path) -> None:
+def test_package_unknown_to_the_service_is_not_clean(tmp_path: Path) -> None:
     done = report(tmp_path, CLEAN, UNKNOWN)
     assert done.returncode == 3
     assert "NOT AUDITED, as the service did not know them: own" in done.stdout
@@ -59,7 +59,7 @@ def test_a_package_that_the_service_does_not_know_is_no_clean_one(tmp_path: Path
 @pytest.mark.parametrize(
     "line", ["PYSEC-1 | old | ignored | 2026-11-27 | x", "PYSEC-1", "a|b|accepted|2026-11-27|"]
 )
-def test_a_decision_that_is_none_is_refused(tmp_path: Path, line: str) -> None:
+def test_invalid_decision_is_rejected(tmp_path: Path, line: str) -> None:
     done = report(tmp_path, CLEAN, decisions=line)
     assert done.returncode == 1
     assert "line 2: expected ID | PACKAGE | DECISION | DATE | REASON" in done.stderr

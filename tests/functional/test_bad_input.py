@@ -1,4 +1,4 @@
-"""Bad input: one error that says where, what and what was expected, and nothing is started."""
+"""Bad input: one error with the place, the value and what is expected; nothing is started."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from typing import Callable, Dict, Mapping, Optional, Sequence
 
 import pytest
 
-from tests.cluster import Ended, job
+from tests.support.jobs import Ended, job
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def variable(name: str, text: str, *told: str) -> Fault:
 
 
 def config(name: str, text: str, *told: str) -> Fault:
-    """A fault in a configuration file, which counts where no variable says otherwise."""
+    """An error in a configuration file, which is used if no variable is set."""
     unset = dict.fromkeys(("SM_HOSTS", "SM_CURRENT_HOST", "SM_HPS", "SM_FRAMEWORK_PARAMS"), "")
     return Fault((f"input/config/{name}", *told), unset, {f"input/config/{name}": text})
 
@@ -56,6 +56,10 @@ def _script_links_outside(base: Path) -> None:
     (base / "code" / "train.py").symlink_to("../train.py")
 
 
+def _fifo(path: str) -> Callable[[Path], None]:
+    return lambda base: os.mkfifo(base / path)
+
+
 FAULTS: Dict[str, Fault] = {
     # Malformed JSON, in a variable and in each file.
     "hps": variable("SM_HPS", '{"epochs": 5', '{"epochs": 5', "line 1", "a JSON object"),
@@ -67,14 +71,21 @@ FAULTS: Dict[str, Fault] = {
     "channels-json": variable("SM_CHANNELS", "train", "'train'", "a JSON list"),
     "framework-json": variable("SM_FRAMEWORK_PARAMS", "{'a': 1}", "{'a': 1}", "a JSON object"),
     "user-args-json": variable("SM_USER_ARGS", "--epochs 5", "--epochs 5", "a JSON list"),
+    **{
+        f"{name}-fifo": Fault(
+            ("cannot read /", f"input/config/{name}.json", "a FIFO", "a JSON object"),
+            prepare=_fifo(f"input/config/{name}.json"),
+        )
+        for name in ("resourceconfig", "hyperparameters", "inputdataconfig")
+    },
     "resource-file": config("resourceconfig.json", '{"hosts": [', '{"hosts": [', "a JSON object"),
     "hps-file": config("hyperparameters.json", "epochs: 5", "epochs: 5", "a JSON object"),
     "input-file": config("inputdataconfig.json", "[]", "[]", "a JSON object"),
     "empty-file": config("hyperparameters.json", "", "''", "a JSON object"),
     # Hosts.
     "stranger": variable("SM_CURRENT_HOST", "algo-7", "algo-7", '["algo-1"]', "SM_HOSTS"),
-    "no-hosts": variable("SM_HOSTS", "[]", "no hosts", "at least one host name"),
-    "duplicate": variable("SM_HOSTS", '["algo-1", "algo-1"]', "named twice", "'algo-1'"),
+    "no-hosts": variable("SM_HOSTS", "[]", "no hosts", "at least this host"),
+    "duplicate": variable("SM_HOSTS", '["algo-1", "algo-1"]', "duplicate", "'algo-1'"),
     "host-number": variable("SM_HOSTS", '["algo-1", 2]', "not a host name", "2"),
     "host-label": variable("SM_HOSTS", '["algo-1", "algo..2"]', "'algo..2'", "labels of 1 to 63"),
     "host-label-file": config(
@@ -84,7 +95,7 @@ FAULTS: Dict[str, Fault] = {
         "labels of 1 to 63",
     ),
     "current-host": variable("SM_CURRENT_HOST", "algo..1", "'algo..1'", "labels of 1 to 63"),
-    "no-hosts-file": config("resourceconfig.json", '{"hosts": []}', "no hosts", "at least one"),
+    "no-hosts-file": config("resourceconfig.json", '{"hosts": []}', "no hosts", "at least this"),
     # Ports and settings.
     "port-text": Fault(("_ps_port", "eighty", "1 to 65535"), {"SM_HPS": '{"_ps_port": "eighty"}'}),
     "port-high": Fault(("_ps_port", "70000", "1 to 65535"), {"SM_HPS": '{"_ps_port": 70000}'}),
@@ -100,21 +111,24 @@ FAULTS: Dict[str, Fault] = {
     ),
     "internal": variable("SAGEMAKER_MXNET_PS_PORT_GIVEN", "true", "is not a setting"),
     "mpi": Fault(
-        ("MPI", "sagemaker_mpi_enabled", "distribution={'parameter_server': {'enabled': True}}"),
-        {"SM_FRAMEWORK_PARAMS": '{"sagemaker_mpi_enabled": true}'},
+        ("mpirun option --hostfile", "sagemaker_mpi_custom_mpi_options"),
+        {
+            "SM_FRAMEWORK_PARAMS": '{"sagemaker_mpi_enabled": true, '
+            '"sagemaker_mpi_custom_mpi_options": "--hostfile hosts"}'
+        },
     ),
     "flag": Fault(
         ("sagemaker_parameter_server_enabled", "'maybe'", "true or false"),
         {"SM_FRAMEWORK_PARAMS": '{"sagemaker_parameter_server_enabled": "maybe"}'},
     ),
-    "log-level": variable("SM_LOG_LEVEL", "loud", "'loud'", "a whole number"),
-    "gpus": variable("SM_NUM_GPUS", "two", "'two'", "a whole number"),
+    "log-level": variable("SM_LOG_LEVEL", "loud", "'loud'", "an integer"),
+    "gpus": variable("SM_NUM_GPUS", "two", "'two'", "an integer"),
     # The entry point.
     "no-entry-point": Fault(
-        ("no entry point is named", "sagemaker_program", "SM_USER_ENTRY_POINT"),
+        ("the entry point is not set", "sagemaker_program", "SM_USER_ENTRY_POINT"),
         {"SM_USER_ENTRY_POINT": ""},
     ),
-    "missing": variable("SM_USER_ENTRY_POINT", "other.py", "'other.py'", "there is 'train.py'"),
+    "missing": variable("SM_USER_ENTRY_POINT", "other.py", "'other.py'", "contains 'train.py'"),
     "outside": variable("SM_USER_ENTRY_POINT", "../train.py", "'../train.py'", "relative to"),
     "absolute": variable("SM_USER_ENTRY_POINT", "/bin/true", "'/bin/true'", "relative to"),
     "directory": Fault(("train.py", "a directory", "expected"), prepare=_script_is_a_directory),
@@ -148,7 +162,7 @@ def ended(tmp_path: Path, fault: Fault) -> Ended:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_is_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
+def test_is_rejected_before_anything_starts(tmp_path: Path, name: str) -> None:
     fault = FAULTS[name]
     end = ended(tmp_path, fault)
     assert re.match(r"[\w.-]+: entrypoint failed: configuration: ", end.cause), end.cause
@@ -167,15 +181,15 @@ def test_an_invalid_list_of_hosts_ends_every_host_at_once(tmp_path: Path) -> Non
     with job(tmp_path, 'say("the script runs")', hosts=2, env=env) as cluster:
         for end, name in zip(cluster.ended(), ("algo-1", "algo-2")):
             assert end.status == 1
-            assert end.cause.startswith(f"{name}: entrypoint failed: configuration: not a host")
+            assert end.cause.startswith(f"{name}: entrypoint failed: configuration: SM_HOSTS: ")
 
 
-def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_together(tmp_path: Path) -> None:
     names = ("hps", "setting", "model-dir", "missing")
     env = {key: text for name in names for key, text in FAULTS[name].env.items()}
     end = ended(tmp_path, Fault((), env))
     assert end.failure is not None
-    assert end.cause.endswith("configuration: 4 faults:")
+    assert end.cause.endswith("configuration: 4 errors:")
     for name in names:
         for text in FAULTS[name].told:
             assert text in end.failure
@@ -208,15 +222,15 @@ def _corrupt(base: Path) -> None:
 ARCHIVES = {
     "corrupt": (_corrupt, ("source.tar.gz",)),
     "no-archive": (lambda base: (base / "source.tar.gz").write_text("text"), ("source.tar.gz",)),
-    "escapes": (lambda base: _archive(base, "../../train.py"), ("../../train.py",)),
-    "absolute": (lambda base: _archive(base, "/tmp/train.py"), ("/tmp/train.py",)),
+    "escapes": (lambda base: _archive(base, "../../train.py"), ("'train.py'",)),
+    "absolute": (lambda base: _archive(base, "/tmp/train.py"), ("'train.py'", "'tmp'")),
     "other-file": (lambda base: _archive(base, "main.py"), ("'train.py'", "'main.py'")),
 }
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_archive_is_refused_before_the_script_starts(tmp_path: Path, name: str) -> None:
-    """It has to be unpacked to be known, but nothing of it is left, and nothing of it is run."""
+def test_archive_is_rejected_before_the_script_starts(tmp_path: Path, name: str) -> None:
+    """It has to be unpacked to be known, but nothing of it is run."""
     make, told = ARCHIVES[name]
 
     def prepare(base: Path) -> None:
@@ -228,7 +242,7 @@ def test_archive_is_refused_before_the_script_starts(tmp_path: Path, name: str) 
     assert re.match(r"algo-1: (fetch|entrypoint) failed: ", end.cause)
     for text in (*told, "expected"):
         assert text in end.cause
-    if name != "other-file":
+    if name in ("corrupt", "no-archive"):
         assert not list((tmp_path / "algo-1" / "code").iterdir())
     assert not (tmp_path / "train.py").exists()
 
@@ -238,12 +252,12 @@ def test_other_code_in_the_way_is_not_run(tmp_path: Path) -> None:
     env = {"SM_MODULE_DIR": str(tmp_path / "algo-1" / "source.tar.gz")}
     end = ended(tmp_path, Fault((), env, prepare=lambda base: _archive(base, "train.py")))
     assert "algo-1: fetch failed: the code directory" in end.cause
-    assert "already holds other code (train.py)" in end.cause
+    assert "already contains files that are not from" in end.cause and "(train.py)" in end.cause
 
 
 @pytest.mark.parametrize("place", ["/dev/null/output", "/dev/null"])
 def test_an_output_directory_that_cannot_be_written(tmp_path: Path, place: str) -> None:
-    """There is no place for a failure file then; the log says all of it."""
+    """The failure file cannot be written then; the log contains the message."""
     end = ended(tmp_path, Fault((), {"SM_OUTPUT_DIR": place}))
     assert end.failure is None
     assert f"cannot write {place}/failure" in end.output
@@ -271,7 +285,7 @@ def test_a_base_directory_that_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_json_of_every_kind_in_one_variable(tmp_path: Path) -> None:
-    """What is valid is no fault: every JSON type reaches the script as it was."""
+    """Valid values of every JSON type reach the script unchanged."""
     values = {"a": 1, "b": 1.5, "c": True, "d": None, "e": [1, "x"], "f": {"g": {}}, "h": "ä"}
     body = 'import json; say(json.dumps(json.loads(os.environ["SM_HPS"]), sort_keys=True))'
     env: Optional[Mapping[str, str]] = {"SM_HPS": json.dumps(values)}

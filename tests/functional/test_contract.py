@@ -1,8 +1,9 @@
-"""What a job promises its user: files, statuses, and a script that cannot tell it is watched."""
+"""A job's contract with its user: files, statuses, and the environment of the script."""
 
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,13 +15,13 @@ from typing import Any, Mapping, Tuple
 
 import pytest
 
-from tests import packages
-from tests.cluster import Ended, eventually, job
+from tests.support import packages
+from tests.support.jobs import Ended, eventually, job
 
 # The entrypoint with its stdout in a file of its own: ``Host`` mixes it with stderr.
 APART = """
 import os
-from sagemaker_mxnet_training.cli import main
+from sagemaker_mxnet_cli.command_line import main
 os.dup2(os.open("stdout", os.O_WRONLY | os.O_CREAT), 1)
 os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT), 2)
 main(["train"])
@@ -29,7 +30,7 @@ OUR_LINE = re.compile(rb"\[sagemaker-mxnet-training\].*\n")
 
 
 def apart(tmp_path: Path, body: str, **more: Any) -> Tuple[Ended, bytes, bytes]:
-    """Run a script as a job; return its end, its stdout, and its stderr without our lines."""
+    """Run a script as a job; return its end, stdout, and stderr without the toolkit's lines."""
     with job(tmp_path, body, command=("-c", APART), **more) as cluster:
         (end,) = cluster.ended()
     base = tmp_path / "algo-1"
@@ -53,7 +54,7 @@ def ran(tmp_path: Path, body: str, **more: Any) -> str:
         ("sys.exit(3)", 3, "sys.exit(3) (exit status 3)"),
         ("sys.exit(-1)", 255, "sys.exit(-1) (exit status 255)"),
         ('sys.exit("no data")', 1, "exited with the message 'no data' (exit status 1)"),
-        ("os._exit(5)", 5, "ended without saying why (exit status 5)"),
+        ("os._exit(5)", 5, "exited without an exception (exit status 5)"),
         ("raise KeyError('x')", 1, "KeyError: 'x' (exit status 1)"),
         ("os.kill(os.getpid(), 9)", 137, "killed by SIGKILL (exit status 137)"),
         ("os.kill(os.getpid(), 15)", 143, "killed by SIGTERM (exit status 143)"),
@@ -69,17 +70,40 @@ def test_status_and_cause(tmp_path: Path, body: str, status: int, cause: str) ->
     assert end.cause == f"algo-1: worker failed: {cause}"
 
 
+ABORT = r"""
+os.write(2, b"terminate called after throwing an instance of 'std::runtime_error'\n")
+os.write(2, b"  what():  no space for bananas\n")
+os.abort()
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "cause", "remedy"),
+    [
+        ("import numpy; numpy.int", "AttributeError: module 'numpy'", "NumPy 1.24 removed np.int"),
+        ("os.kill(os.getpid(), 7)", "killed by SIGBUS", "--shm-size=2g"),
+        (ABORT, "killed by SIGABRT, after printing: std::runtime_error: no space for bananas", ""),
+    ],
+    ids=["numpy", "SIGBUS", "C++"],
+)
+def test_failure_file_names_the_remedy(tmp_path: Path, body: str, cause: str, remedy: str) -> None:
+    with job(tmp_path, body) as cluster:
+        (end,) = cluster.ended()
+    assert end.cause.startswith(f"algo-1: worker failed: {cause}")
+    assert remedy in end.cause
+
+
 @pytest.mark.parametrize("body", ["pass", "sys.exit()", "sys.exit(0)", "raise SystemExit(None)"])
 def test_success_file_is_empty_and_alone(tmp_path: Path, body: str) -> None:
     with job(tmp_path, body) as cluster:
         (end,) = cluster.ended()
     assert end.status == 0
     output = tmp_path / "algo-1" / "output"
-    assert sorted(path.name for path in output.iterdir()) == ["data", "success"]
+    assert sorted(path.name for path in output.iterdir()) == ["data", "intermediate", "success"]
     assert (output / "success").read_bytes() == b""
 
 
-def test_failure_reason_begins_with_the_cause_however_long_the_rest(tmp_path: Path) -> None:
+def test_long_failure_reason_begins_with_the_cause(tmp_path: Path) -> None:
     """SageMaker keeps 1,024 characters."""
     body = 'raise ValueError("the learning rate is negative\\n" + "x" * 100000)'
     with job(tmp_path, body) as cluster:
@@ -89,6 +113,17 @@ def test_failure_reason_begins_with_the_cause_however_long_the_rest(tmp_path: Pa
         "algo-1: worker failed: ValueError: the learning rate is negative"
     ), end.failure[:200]
     assert len(end.failure) < 32768
+
+
+def test_failure_file_is_plain_text(tmp_path: Path) -> None:
+    body = """
+    sys.stderr.write("\\x1b[33mwarning\\x1b[0m\\n")
+    raise ValueError("\\x1b[31mbad\\x1b[0m \\x07 batch")
+    """
+    end, _, stderr = apart(tmp_path, body)
+    assert end.failure is not None and "\x1b" not in end.failure and "\x07" not in end.failure
+    assert end.cause == "algo-1: worker failed: ValueError: bad \\x07 batch (exit status 1)"
+    assert b"\x1b[31mbad" in stderr, "the script's own output is as it was"
 
 
 def test_failure_file_of_the_script_is_kept(tmp_path: Path) -> None:
@@ -105,7 +140,7 @@ def test_failure_file_of_the_script_is_kept(tmp_path: Path) -> None:
 
 
 def test_output_data_names_carry_the_host(tmp_path: Path) -> None:
-    """What we put there is merged over all hosts at the end."""
+    """The files there are merged over all hosts at the end."""
     with job(tmp_path, "pass", 2) as cluster:
         cluster.ended()
     names = [
@@ -117,7 +152,7 @@ def test_output_data_names_carry_the_host(tmp_path: Path) -> None:
 
 
 def test_only_the_first_host_saves_the_model(tmp_path: Path) -> None:
-    """And nobody but the script touches the checkpoints."""
+    """Only the script touches the checkpoints."""
     body = """
     import mxnet as mx
     from sagemaker_mxnet_training.training_utils import save
@@ -143,8 +178,8 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("fails", [True, False])
-def test_no_secret_is_told(tmp_path: Path, fails: bool) -> None:
-    """Not in our lines, result files or timelines on any host, nor to ``ps`` by a role of ours.
+def test_secrets_are_redacted(tmp_path: Path, fails: bool) -> None:
+    """Neither in the toolkit's log, result files or timelines, nor to ``ps`` by its processes.
 
     The script itself gets its hyperparameters as arguments, secret or not, and prints what it
     likes: those are its promises to keep.
@@ -235,8 +270,8 @@ def test_script_sees_what_it_would_see_without_us(tmp_path: Path, entry_point: s
     assert seen == alone
 
 
-def test_the_script_waits_for_nothing_that_only_a_longer_job_needs(tmp_path: Path) -> None:
-    """Loading psutil and looking at all processes takes a third of the time to the first line."""
+def test_short_job_does_not_load_psutil(tmp_path: Path) -> None:
+    """Importing psutil and listing all processes takes a third of the time to the first line."""
     body = 'print("psutil" in open("/proc/%d/maps" % os.getppid()).read())'
     assert ran(tmp_path, body) == "False\n"
 
@@ -246,7 +281,7 @@ def test_argv_0_names_the_script(tmp_path: Path) -> None:
     assert os.path.samefile(printed.strip(), tmp_path / "algo-1" / "code" / "train.py")
 
 
-def test_modules_beside_the_script_are_found_by_its_children_too(tmp_path: Path) -> None:
+def test_child_processes_import_modules_next_to_the_script(tmp_path: Path) -> None:
     body = """
     import subprocess
     import helper
@@ -258,7 +293,7 @@ def test_modules_beside_the_script_are_found_by_its_children_too(tmp_path: Path)
 
 
 def test_modules_named_like_ours_are_the_users(tmp_path: Path) -> None:
-    """Neither our program's directory nor its modules stand in the way of the script's."""
+    """Neither the program's directory nor its modules shadow the script's."""
     names = ("process", "log", "job", "local", "failure", "bootstrap", "kvstore", "config", "host")
     body = f"""
     import importlib
@@ -311,7 +346,7 @@ def test_ends_as_it_does_without_us(tmp_path: Path, name: str) -> None:
 
 
 def test_output_is_passed_on_byte_for_byte(tmp_path: Path) -> None:
-    """No prefix, no decoding, no line ends of ours."""
+    """No prefix, no decoding, no changed line ends."""
     body = r"""
     data = bytes(range(256)) * 40 + "loss=0.5; ä\r 10%\r 20%\x1b[0m".encode()
     os.write(1, data)
@@ -326,7 +361,7 @@ def test_output_is_passed_on_byte_for_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_output_arrives_at_once(tmp_path: Path, stream: str) -> None:
-    """A progress bar that is no line yet is seen while the script goes on."""
+    """A progress bar without a newline is shown while the script runs."""
     body = f"""
     sys.{stream}.write("\\r 10%")
     while not os.path.exists("{tmp_path}/go"):
@@ -394,7 +429,7 @@ def test_shell_command_runs_in_the_code_directory_with_its_own_status(tmp_path: 
     end, stdout, _ = apart(tmp_path, body, entry_point="train.sh")
     assert stdout.decode() == f"in {tmp_path}/algo-1/code as ./train.sh for algo-1\n"
     assert end.status == 9
-    assert end.cause == "algo-1: worker failed: ended without saying why (exit status 9)"
+    assert end.cause == "algo-1: worker failed: exited without an exception (exit status 9)"
     assert not stat.S_IMODE(os.stat(tmp_path / "algo-1/code/train.sh").st_mode) & stat.S_IWOTH
 
 
@@ -509,8 +544,38 @@ def test_variables_of_the_container_reach_the_script(tmp_path: Path) -> None:
     assert ran(tmp_path, body, env=env) == f"a b {base}/model {base}/input/data/train\n"
 
 
+@pytest.mark.parametrize("place", ["default", "named"])
+def test_directories_exist_before_the_script(tmp_path: Path, place: str) -> None:
+    body = """
+    for name in ("MODEL", "OUTPUT", "OUTPUT_DATA", "OUTPUT_INTERMEDIATE", "CHECKPOINT"):
+        say(os.environ[f"SM_{name}_DIR"])
+        open(os.path.join(os.environ[f"SM_{name}_DIR"], "x"), "w").close()
+    """
+    base = tmp_path / "algo-1"
+    written = {
+        "SM_MODEL_DIR": base / "model",
+        "SM_OUTPUT_DIR": base / "output",
+        "SM_OUTPUT_DATA_DIR": base / "output" / "data",
+        "SM_OUTPUT_INTERMEDIATE_DIR": base / "output" / "intermediate",
+        "SM_CHECKPOINT_DIR": base / "checkpoints",
+    }
+    env = {}
+    if place == "named":
+        written = {name: base / "elsewhere" / name for name in written}
+        env = {name: str(path) for name, path in written.items()}
+
+    def prepare(number: int, base: Path) -> None:
+        for name in ("model", "output", "checkpoints"):
+            shutil.rmtree(base / name)
+
+    end, stdout, _ = apart(tmp_path, body, env=env, prepare=prepare)
+    assert end.status == 0, end.output
+    assert stdout.decode().split() == [str(path) for path in written.values()]
+    assert all((path / "x").exists() for path in written.values())
+
+
 def test_pipe_channel_is_neither_opened_nor_listed(tmp_path: Path) -> None:
-    """A FIFO that somebody opens would block, or lose the first reader's data."""
+    """Opening a FIFO would block, or lose the first reader's data."""
 
     def prepare(number: int, base: Path) -> None:
         (base / "input" / "data").mkdir(parents=True)

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sagemaker_mxnet_toolkit.requirements import known
 from sagemaker_mxnet_training import __version__, doctor
-from tests.cluster import eventually
+from tests.support.jobs import eventually
 
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
 BOUND = 100
@@ -101,7 +102,7 @@ def run(environ, *arguments, prefix=(), python=sys.executable):
 
 
 def diagnosed(environ):
-    """Return the exit status and the JSON, after checking that the screen says the same."""
+    """Return the exit status and the JSON, after checking that the text output agrees."""
     screen, answer = run(environ), run(environ, "--json")
     assert answer.stderr == screen.stderr == ""
     found = json.loads(answer.stdout)
@@ -110,7 +111,9 @@ def diagnosed(environ):
     assert screen.returncode == answer.returncode == (0 if found["ok"] else 1)
     for reason in found["reasons"]:
         assert joined(reason) in joined(screen.stdout)
-    assert all(len(line) <= 80 for line in screen.stdout.splitlines()), screen.stdout
+    # Only a path may be longer, which has to stay whole to be copied.
+    long = [line for line in screen.stdout.splitlines() if len(line) > 80]
+    assert all(os.sep in line and len(line.split()) <= 2 for line in long), screen.stdout
     return found, screen.stdout
 
 
@@ -120,7 +123,7 @@ def joined(text):
 
 
 def is_running(pid):
-    """Tell whether a process has not ended; where nobody reaps orphans, they stay as zombies."""
+    """Return whether a process is running; orphans that are not reaped remain as zombies."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -149,8 +152,8 @@ def test_the_real_mxnet_of_this_environment(environ):
 
 
 @needs_mxnet
-def test_a_role_of_the_kvstore_in_the_environment_does_not_run_in_the_import(environ):
-    """With these, MXNet 1.9.1 would wait in its import for a scheduler that never comes."""
+def test_kvstore_role_in_the_environment_does_not_run_on_import(environ):
+    """With these, MXNet 1.9.1 would wait in its import for a scheduler that never starts."""
     role = {"DMLC_ROLE": "server", "DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": "9"}
     counts = {"DMLC_NUM_SERVER": "1", "DMLC_NUM_WORKER": "1"}
     found = doctor.diagnose({**environ, "PYTHONPATH": SOURCE, **role, **counts}, BOUND)
@@ -162,7 +165,7 @@ def test_outside_of_any_job_no_configuration_is_no_fault(environ, tmp_path):
     before = listing(tmp_path)
     found, screen = diagnosed(environ)
     assert (found["ok"], found["configured"], found["faults"]) == (True, False, [])
-    assert "no job configured here" in screen
+    assert "not configured (no SM_" in screen
     assert len(screen.splitlines()) <= 40
     assert listing(tmp_path) == before
 
@@ -182,7 +185,7 @@ def test_facts_agree_with_those_of_the_system(environ, tmp_path):
     assert found["mxnet"]["directory"] == str(tmp_path / "good/mxnet")
 
 
-def test_the_job_that_the_configuration_describes_fits_a_screen_without_secrets(environ, tmp_path):
+def test_job_description_is_short_and_has_no_secrets(environ, tmp_path):
     parameters = {f"parameter-{number}": "x" * 200 for number in range(50)}
     parameters.update({"api_key": SECRET, "sagemaker_program": "train.py"})
     configure(tmp_path, parameters, current_group_name="group")
@@ -190,15 +193,15 @@ def test_the_job_that_the_configuration_describes_fits_a_screen_without_secrets(
     environ["DB_PASSWORD"] = SECRET
     found, screen = diagnosed(environ)
     assert (found["ok"], found["configured"]) == (True, True)
-    assert "host: algo-1 (of 2: algo-1, algo-2, leads)" in found["job"]
-    assert "  host: algo-1 (of 2: algo-1, algo-2, leads)\n" in screen
+    assert "host: algo-1 (of 2: algo-1, algo-2, leader)" in found["job"]
+    assert "  host: algo-1 (of 2: algo-1, algo-2, leader)\n" in screen
     assert "more lines: see --json" in screen
     assert len(screen.splitlines()) == 40
     assert SECRET not in screen + json.dumps(found)
     assert listing(tmp_path) == before
 
 
-def test_every_fault_of_the_configuration_is_told(environ, tmp_path):
+def test_every_configuration_error_is_reported(environ, tmp_path):
     configure(tmp_path, {"sagemaker_program": "missing.py", "api_key": SECRET}, hosts=["algo-7"])
     environ.update(SM_HPS=f'{{"password": "{SECRET}"', SAGEMAKER_MXNET_JOIN_TIMEOUT="soon")
     found, screen = diagnosed(environ)
@@ -213,7 +216,7 @@ def test_every_fault_of_the_configuration_is_told(environ, tmp_path):
 def test_variables_alone_configure_a_job(environ):
     found, _ = diagnosed({**environ, "SM_CURRENT_HOST": "algo-1"})
     assert found["configured"]
-    assert [reason for reason in found["reasons"] if "no entry point is named" in reason]
+    assert [reason for reason in found["reasons"] if "the entry point is not set" in reason]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +224,7 @@ def test_variables_alone_configure_a_job(environ):
     [
         ("raise ImportError('libcuda.so.1: cannot open')", "ImportError: .*libcuda.so.1: cannot"),
         ("import sys; sys.exit('no licence')", "SystemExit: no licence"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "died of SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
         (
             "import os, sys; print('terminate called', file=sys.stderr, flush=True); os._exit(255)",
             "status 255: terminate called",
@@ -236,8 +239,9 @@ def test_an_mxnet_that_cannot_be_imported(environ, tmp_path, code, reason):
     (told,) = found["reasons"]
     assert told.startswith(f"import mxnet fails in {sys.executable}: ")
     assert found["mxnet"]["error"] in told
+    assert known.INSTALL_MXNET in told
     assert re.search(reason, told), told
-    assert "A job could not run here:\n" in screen
+    assert "A job cannot run here:\n" in screen
     assert found["mxnet"]["version"] is None
 
 
@@ -252,7 +256,7 @@ def test_a_folder_that_is_only_called_mxnet(environ, tmp_path):
 
 
 def bare_python(tmp_path):
-    """Return a Python with nothing installed, psutil apart, which ``bare`` holds."""
+    """Return a Python with nothing installed but psutil, which is in ``bare``."""
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/psutil").symlink_to(Path(psutil.__file__).parent)
@@ -283,7 +287,7 @@ def test_an_environment_in_which_everything_is_missing(environ, tmp_path):
     assert run(environ, python=python).stdout.count("(missing)") == 3
 
 
-def test_an_mxnet_that_hangs_is_given_up_with_all_its_processes(environ, tmp_path):
+def test_hanging_mxnet_is_killed_with_its_processes(environ, tmp_path):
     note = tmp_path / "pids"
     code = (
         "import os, subprocess, sys, time\n"
@@ -292,7 +296,7 @@ def test_an_mxnet_that_hangs_is_given_up_with_all_its_processes(environ, tmp_pat
         "time.sleep(600)\n"
     )
     found = doctor.diagnose(with_mxnet(environ, tmp_path, code), import_seconds=5.0)
-    assert "does not end within 5 s" in doctor.reasons(found)[0]
+    assert "timed out after 5 s" in doctor.reasons(found)[0]
     for pid in map(int, note.read_text().split()):
         eventually(lambda pid=pid: not is_running(pid), f"the end of {pid}")
 
@@ -328,7 +332,7 @@ def test_a_full_disk(environ, tmp_path):
     assert answer.returncode == 1, answer.stderr
     (reason,) = json.loads(answer.stdout)["reasons"]
     assert reason.startswith(
-        f"no disk space at {model}: 0.1 MiB free of 0.1 MiB; expected at least"
+        f"not enough disk space at {model}: 0.1 MiB free of 0.1 MiB; expected at least"
     )
 
 

@@ -1,5 +1,6 @@
 """``sagemaker-mxnet-training export``: what it writes computes what MXNet computes."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from sagemaker_mxnet_training import export
-from sagemaker_mxnet_training.training_utils import SHAPES, SYMBOL, save
+from sagemaker_mxnet_training.training_utils import PARAMS, SHAPES, SYMBOL, save
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -53,12 +54,55 @@ def an_embedding(directory: Path) -> None:
     save(str(directory), net)
 
 
+NUMPY = """
+import sys
+import mxnet as mx
+from sagemaker_mxnet_training.training_utils import save
+mx.npx.set_np()
+net = mx.gluon.nn.HybridSequential()
+net.add(mx.gluon.nn.Dense(8, activation="relu"), mx.gluon.nn.Dense(3))
+net.initialize()
+net.hybridize()
+net(mx.np.ones((2, 4)))
+save(sys.argv[1], net)
+"""
+
+
+def of_numpy_arrays(directory: Path) -> None:
+    """Save a model under ``npx.set_np``, which holds for a whole process."""
+    subprocess.run([sys.executable, "-c", NUMPY, str(directory)], check=True, timeout=120)
+
+
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "sagemaker_mxnet_training", "export", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("build", [a_module, an_embedding, *ZOO])
+@pytest.mark.parametrize("package", ["mxnet.onnx", "mxnet.contrib.onnx"])
+@pytest.mark.parametrize(
+    "loss", ["SoftmaxOutput", "LogisticRegressionOutput", "LinearRegressionOutput"]
+)
+def test_mxnet_exports_a_module_with_a_loss(package: str, loss: str, tmp_path: Path) -> None:
+    """As AWS's scripts call it: files, the shape of the data alone, and NumPy's type."""
+    net = mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=4)
+    module = mx.mod.Module(getattr(mx.sym, loss)(net, name="output"), label_names=["output_label"])
+    labels = (1,) if loss == "SoftmaxOutput" else (1, 4)
+    module.bind([("data", (1, 8))], [("output_label", labels)])
+    module.init_params(mx.init.Xavier())
+    save(str(tmp_path), module)
+    files = [str(tmp_path / name) for name in (SYMBOL, PARAMS)]
+    path = importlib.import_module(package).export_model(
+        *files, [(1, 8)], np.float32, str(tmp_path / "model.onnx")
+    )
+    session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].name == "data"
+    data = np.random.RandomState(1).rand(1, 8).astype("float32")
+    module.forward(mx.io.DataBatch([mx.nd.array(data)]), is_train=False)
+    [found] = session.run(None, {"data": data})
+    np.testing.assert_allclose(found, module.get_outputs()[0].asnumpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [a_module, an_embedding, of_numpy_arrays, *ZOO])
 def test_an_exported_model_agrees_with_mxnet(build, tmp_path: Path) -> None:
     build(tmp_path)
     done = export.export(str(tmp_path), str(tmp_path / "model.onnx"))
@@ -73,7 +117,7 @@ def test_an_exported_model_agrees_with_mxnet(build, tmp_path: Path) -> None:
     assert session.run(None, {given.name: data})[0].shape[0] == 7
 
 
-def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
+def test_the_command_prints_what_it_wrote(tmp_path: Path) -> None:
     a_module(tmp_path)
     done = run(str(tmp_path), "--onnx", str(tmp_path / "model.onnx"))
     assert done.returncode == 0, done.stderr
@@ -81,11 +125,42 @@ def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.glob("*.onnx*")) == ["model.onnx"]
 
 
-def test_a_directory_without_a_model_is_told(tmp_path: Path) -> None:
+def test_directory_without_a_model_is_reported(tmp_path: Path) -> None:
     done = run(str(tmp_path), "--onnx", str(tmp_path / "model.onnx"))
     assert done.returncode == 1
-    assert f"{tmp_path / SYMBOL} does not exist" in done.stderr
+    assert f"there is no saved model in {tmp_path} (found: nothing)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", [SYMBOL, PARAMS])
+def test_truncated_model_is_told(tmp_path: Path, name: str) -> None:
+    """And not an operator that cannot be converted."""
+    a_module(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    done = run(str(tmp_path), "--onnx", str(tmp_path / "model.onnx"))
+    assert done.returncode == 1
+    assert f"{SYMBOL} and {PARAMS} cannot be read: " in done.stderr
+    assert done.stderr.endswith("one of them may be truncated\n")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_directory_instead_of_a_file_is_told(tmp_path: Path) -> None:
+    a_module(tmp_path)
+    done = run(str(tmp_path), "--onnx", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.endswith("is a directory; expected a file, such as model.onnx\n")
+
+
+def test_a_model_is_found_wherever_serve_finds_it(tmp_path: Path) -> None:
+    a_module(tmp_path / "my_model")
+    for name, other in ((SYMBOL, "net-symbol.json"), (PARAMS, "net-0003.params")):
+        (tmp_path / "my_model" / name).rename(tmp_path / "my_model" / other)
+    with pytest.raises(export.ExportError, match="net-shapes.json does not exist"):
+        export.export(str(tmp_path), str(tmp_path / "model.onnx"))
+    (tmp_path / "my_model" / SHAPES).rename(tmp_path / "my_model" / "net-shapes.json")
+    assert export.export(str(tmp_path), str(tmp_path / "model.onnx")).any_batch
 
 
 def test_a_model_that_onnx_computes_otherwise_is_not_written(tmp_path, monkeypatch) -> None:
@@ -95,7 +170,7 @@ def test_a_model_that_onnx_computes_otherwise_is_not_written(tmp_path, monkeypat
         return [np.full((len(data["data"]), 4), 0.25 + 2e-5, "float32")]
 
     monkeypatch.setattr(export, "_predict", otherwise)
-    with pytest.raises(export.ExportError, match="computes something else"):
+    with pytest.raises(export.ExportError, match="computes other outputs"):
         export.export(str(tmp_path), str(tmp_path / "model.onnx"))
     assert not list(tmp_path.glob("*.onnx*"))
 

@@ -11,8 +11,9 @@ import tarfile
 import pytest
 
 from sagemaker_mxnet_toolkit.code import fetch
-from sagemaker_mxnet_toolkit.processes import child_report, program
-from tests import s3_api
+from sagemaker_mxnet_toolkit.processes import program
+from sagemaker_mxnet_toolkit.settings.variables import REPORT_FD
+from tests.support import s3_api
 
 BOUND = 60.0
 
@@ -36,7 +37,7 @@ def run(source, tmp_path, **variables):
     environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environ.update(variables)
     environ["SAGEMAKER_BASE_DIR"] = str(tmp_path)
-    environ[child_report.FD_VARIABLE] = str(writer)
+    environ[REPORT_FD] = str(writer)
     try:
         done = subprocess.run(
             command(source, tmp_path),
@@ -67,7 +68,7 @@ def test_a_local_archive_is_fetched_without_anything_of_aws(tmp_path):
     assert (tmp_path / "code/train.py").read_text() == "print(1)"
 
 
-def test_a_failure_is_reported_once_with_its_cause_first_and_no_traceback(tmp_path):
+def test_failure_is_reported_once_without_traceback(tmp_path):
     source = str(tmp_path / "sourcedir.tar.gz")
     with open(source, "wb") as file:
         file.write(gzip.compress(b"no archive" * 100))
@@ -80,7 +81,7 @@ def test_a_failure_is_reported_once_with_its_cause_first_and_no_traceback(tmp_pa
     assert os.listdir(tmp_path / "code") == []
 
 
-def test_a_failure_is_printed_where_nobody_listens(tmp_path):
+def test_failure_is_printed_without_a_listener(tmp_path):
     done = subprocess.run(
         command("/gone", tmp_path),
         check=False,
@@ -140,7 +141,7 @@ def s3():
 
 
 @pytest.mark.parametrize("variable", ["S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
-def test_an_archive_on_s3_is_fetched_from_where_the_variable_says(s3, tmp_path, variable):
+def test_s3_archive_is_downloaded_from_the_configured_endpoint(s3, tmp_path, variable):
     endpoint, keys = s3
     source = "s3://code/job/source/sourcedir.tar.gz"
     status, report, output = run(source, tmp_path, **keys, **{variable: endpoint})
@@ -166,7 +167,7 @@ def test_what_is_not_on_s3_is_one_error_that_names_it(s3, tmp_path, uri, why):
     assert os.listdir(tmp_path / "code") == []
 
 
-def test_an_s3_that_nobody_serves_is_an_error_and_no_hang(tmp_path, unused_endpoint):
+def test_unreachable_s3_endpoint_fails_without_hanging(tmp_path, unused_endpoint):
     status, report, _ = run(
         "s3://code/sourcedir.tar.gz",
         tmp_path,
@@ -182,7 +183,7 @@ def test_an_s3_that_nobody_serves_is_an_error_and_no_hang(tmp_path, unused_endpo
 
 @pytest.fixture
 def unused_endpoint():
-    """A URL where nobody listens: the port is bound, so that nobody else can come to listen."""
+    """A URL without a listener: its port is bound, so that no other process can listen."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"

@@ -1,5 +1,6 @@
-"""``sagemaker-mxnet-training local``: real runs, as somebody at a terminal starts them."""
+"""``sagemaker-mxnet-training local``: real runs, started as from a terminal."""
 
+import importlib.util
 import json
 import os
 import pty
@@ -13,7 +14,8 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 import psutil
 import pytest
 
-from tests.cluster import eventually
+from tests.support import packages
+from tests.support.jobs import eventually
 
 BOUND = 60
 
@@ -94,7 +96,7 @@ with open(os.path.join(os.environ["SM_MODEL_DIR"], "made"), "w") as file:
 
 
 def seen(stdout: str) -> Dict[str, Dict[str, object]]:
-    """What ``SHOW`` printed on each host."""
+    """Return the output of ``SHOW`` on each host."""
     lines = re.findall(r"^(algo-\d+) \| (\{.*\})$", stdout, re.MULTILINE)
     return {host: json.loads(text) for host, text in lines}
 
@@ -143,13 +145,14 @@ def test_every_option(terminal: Terminal) -> None:
     told = summary(done.stdout)
     assert re.fullmatch(r"job SUCCEEDED after \d+\.\d s \(exit status 0\)", told["job"])
     assert re.fullmatch(r"phases  resolve \d+\.\d s, .*\d s", told["phases"])
-    assert told["model"] == f"model   {run_dir}/algo-1/model (made)"
+    for host in ("algo-1", "algo-2"):
+        assert f"  model   {run_dir}/{host}/model (made)\n" in done.stdout
     assert told["run"] == f"run     {run_dir}"
     assert "cause" not in told
 
 
 def test_default_is_one_host_without_parameter_server(terminal: Terminal) -> None:
-    """The source directory is the script's, the run directory one of its own below ``runs``."""
+    """The source directory is the script's; the run directory is a new one below ``runs``."""
     terminal.write("source/train.py", SHOW)
     terminal.write("source/helper.txt", "helper")
     first, second = terminal.run("source/train.py"), terminal.run("source/train.py")
@@ -164,6 +167,62 @@ def test_default_is_one_host_without_parameter_server(terminal: Terminal) -> Non
         assert (run / "algo-1" / "code" / "helper.txt").read_text() == "helper"
 
 
+def test_arguments_of_the_script_are_hyperparameters(terminal: Terminal) -> None:
+    """As with torchrun. They are passed unchanged; the command's options may follow the script."""
+    terminal.write("train.py", SHOW)
+    words = ["--epochs", "5", "--lr=1e-3", "-b", "-1", "--hosts", "2", "--no-parameter-server"]
+    words += ["--name", "two words", "--", "--hosts", "3", "--resume", "a"]
+    done = terminal.run("--hyperparameter", "depth=2", "train.py", *words)
+    assert done.returncode == 0, done.stderr
+    hosts = seen(done.stdout)
+    assert sorted(hosts) == ["algo-1", "algo-2"]
+    arguments = ["-b", "-1", "--depth", "2", "--epochs", "5", "--hosts", "3", "--lr", "1e-3"]
+    assert hosts["algo-1"]["argv"] == [*arguments, "--name", "two words", "--resume", "a"]
+    values = json.loads(str(hosts["algo-1"]["SM_HPS"]))
+    assert (values["epochs"], values["lr"], values["b"]) == (5, "1e-3", -1)
+
+
+@pytest.mark.parametrize("command", ["local", "train", "serve"])
+def test_help_has_an_example(command: str) -> None:
+    words = [sys.executable, "-m", "sagemaker_mxnet_training", command, "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "example" in done.stdout
+    assert f"sagemaker-mxnet-training {command}" in done.stdout.partition("example")[2]
+
+
+@pytest.mark.parametrize(
+    "command", ["serve", "serve --model-dir", "export --onnx m", "doctor --model-dir"]
+)
+@pytest.mark.parametrize(
+    ("directory", "told"),
+    [
+        ("runs/one", "a run directory, not a model directory; its model is in {}\n"),
+        ("runs/one/algo-1", "a run directory, not a model directory; its model is in {}\n"),
+        (
+            "runs",
+            "a directory of runs; expected a model directory, such as {}, runs/two/algo-1/model\n",
+        ),
+        ("nowhere", "there is no such directory in "),
+        ("train.py", "not a directory; expected a model directory\n"),
+    ],
+)
+def test_directory_that_is_not_that_of_a_model(
+    terminal: Terminal, command: str, directory: str, told: str
+) -> None:
+    terminal.write("train.py", "")
+    for run in ("one", "two"):
+        for name in ("model", "output"):
+            (terminal.directory / "runs" / run / "algo-1" / name).mkdir(parents=True)
+    words = [sys.executable, "-m", "sagemaker_mxnet_training", *command.split(), directory]
+    done = subprocess.run(
+        words, cwd=terminal.directory, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    prefix = f"sagemaker-mxnet-training {command.partition(' ')[0]}: {directory}: "
+    assert done.stderr.startswith(prefix)
+    assert told.format("runs/one/algo-1/model") in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -174,7 +233,7 @@ def test_default_is_one_host_without_parameter_server(terminal: Terminal) -> Non
 )
 def test_parameter_server(terminal: Terminal, words: List[str], expected: Dict[str, str]) -> None:
     terminal.write("train.py", SHOW)
-    done = terminal.run(*words, "train.py")
+    done = terminal.run("--env", "SM_LOG_LEVEL=DEBUG", *words, "train.py")
     assert done.returncode == 0, done.stderr
     hosts = seen(done.stdout)
     assert {name: host["DMLC_NUM_WORKER"] for name, host in hosts.items()} == expected
@@ -219,7 +278,7 @@ def test_role_processes_carry_host_role_and_base_directory(terminal: Terminal) -
     assert run.returncode == 0
 
 
-def test_two_runs_at_once_do_not_meet(terminal: Terminal) -> None:
+def test_concurrent_runs_are_independent(terminal: Terminal) -> None:
     """Both hold their ports at the same time."""
     terminal.write("train.py", WAIT)
     go = str(terminal.directory / "go")
@@ -258,6 +317,32 @@ while True:
 """
 
 
+def test_stop_of_one_host_is_a_stop_of_the_job(terminal: Terminal) -> None:
+    """The log and the report agree for every signal and status."""
+    terminal.write("train.py", HEAR.format(status=0))
+    run = terminal.start("--hosts", "2", "--no-parameter-server", "train.py")
+    _until_up(run, 2)
+    entrypoints = [process for process in terminal.processes() if process.ppid() == run.pid]
+    entrypoints[0].terminate()
+    stdout, _ = run.communicate(timeout=BOUND)
+    assert summary(stdout)["job"].startswith("job STOPPED")
+    assert run.returncode == 143
+
+
+def test_killed_entrypoint_is_a_failure(terminal: Terminal) -> None:
+    """Not a requested stop."""
+    terminal.write("train.py", HEAR.format(status=0))
+    run = terminal.start("train.py")
+    _until_up(run, 1)
+    (entrypoint,) = (process for process in terminal.processes() if process.ppid() == run.pid)
+    entrypoint.kill()
+    stdout, _ = run.communicate(timeout=BOUND)
+    told = summary(stdout)
+    assert told["job"].startswith("job FAILED")
+    assert told["cause"].startswith("cause   algo-1: entrypoint failed: died unexpectedly")
+    assert run.returncode == 137
+
+
 def _until_up(run: "subprocess.Popen[str]", hosts: int) -> str:
     assert run.stdout is not None
     read = ""
@@ -281,9 +366,7 @@ def test_ctrl_c_stops_everything(terminal: Terminal, number: signal.Signals) -> 
     assert "cause" not in told
     if number is not signal.SIGHUP:  # which this script knows nothing of, and dies of
         assert stdout.count(f"| heard {number.name}\n") == 2
-        assert run.returncode == 0
-    else:
-        assert run.returncode == 128 + number
+    assert run.returncode == 128 + number, "also of a script that left with status 0"
 
 
 def test_ctrl_c_of_a_script_without_a_handler(terminal: Terminal) -> None:
@@ -295,6 +378,35 @@ def test_ctrl_c_of_a_script_without_a_handler(terminal: Terminal) -> None:
     stdout, _ = run.communicate(timeout=BOUND)
     assert run.returncode == 130
     assert "job STOPPED" in stdout
+
+
+AT_IMPORT = """
+import os, pathlib, time
+if "SM_CURRENT_HOST" in os.environ and not pathlib.Path("go").exists():
+    pathlib.Path("up-" + os.environ["SM_CURRENT_HOST"]).touch()
+    while not pathlib.Path("go").exists():
+        time.sleep(0.02)
+"""
+
+
+def test_ctrl_c_before_hosts_can_take_it(terminal: Terminal) -> None:
+    """They stop the job once they can, instead of dying with a traceback of their imports."""
+    terminal.write("train.py", "print('the script runs')")
+    terminal.write("site/sitecustomize.py", AT_IMPORT)
+    run = terminal.start("--hosts", "2", "train.py", PYTHONPATH=f"{terminal.directory}/site")
+    hosts = ("algo-1", "algo-2")
+    for host in hosts:
+        eventually(lambda host=host: (terminal.directory / f"up-{host}").exists(), f"{host}")
+    run.send_signal(signal.SIGINT)
+    for process in terminal.processes():
+        eventually(lambda pid=process.pid: _is_pending(pid, signal.SIGINT), "the signal")
+    terminal.write("go", "")
+    stdout, stderr = run.communicate(timeout=BOUND)
+    assert run.returncode == 130
+    assert "job STOPPED" in stdout
+    assert "Traceback" not in stdout + stderr
+    assert "the script runs" not in stdout
+    terminal.nothing_is_left()
 
 
 def test_second_ctrl_c_kills(terminal: Terminal) -> None:
@@ -312,7 +424,7 @@ def test_second_ctrl_c_kills(terminal: Terminal) -> None:
     assert "job STOPPED" in stdout
 
 
-def test_second_ctrl_c_kills_on_a_host_that_had_no_time_for_the_first(terminal: Terminal) -> None:
+def test_second_ctrl_c_kills_a_host_that_missed_the_first(terminal: Terminal) -> None:
     """Two signals of one kind that a process has not taken yet are one to it."""
     terminal.write("train.py", HEAR.format(status=0).replace("sys.exit(0)", "pass"))
     run = terminal.start("--hosts", "2", "--no-parameter-server", "train.py")
@@ -398,7 +510,7 @@ def test_lines_are_whole_and_carry_their_host(terminal: Terminal) -> None:
 import os, sys
 print("ä" * 70000)
 sys.stdout.write("10%\\r20%\\rdone\\r\\nlast")
-print("problem", file=sys.stderr)
+print("problem\\n", end="", file=sys.stderr)  # one write: a line of the log may come between two
 sys.stdout.flush()
 os.write(1, b"\\xff\\n")
 os.write(1, b"no end")
@@ -438,8 +550,8 @@ def test_colours_on_a_terminal_only(terminal: Terminal) -> None:
     assert b"\x1b[36malgo-1 | \x1b[0mhello\r\n" in shown
 
 
-def test_nobody_reads_the_output(terminal: Terminal) -> None:
-    """``local ... | head -1``: the job goes on to its end."""
+def test_closed_output(terminal: Terminal) -> None:
+    """``local ... | head -1``: the job runs to its end."""
     terminal.write("train.py", SHOW + "\nfor _ in range(10000): print('x' * 100)\n")
     run = terminal.start("--run-dir", "run", "train.py")
     assert run.stdout is not None and run.stderr is not None
@@ -452,7 +564,7 @@ def test_nobody_reads_the_output(terminal: Terminal) -> None:
 
 
 def test_second_run_in_the_same_directory(terminal: Terminal) -> None:
-    """It replaces the code, and does not take the old result for its own."""
+    """It replaces the code, and does not report the old result."""
     (terminal.directory / "digits").mkdir()
     words = ("--run-dir", "run", "--channel", "train=digits", "train.py")
     terminal.write("train.py", "raise ValueError('boom')")
@@ -462,6 +574,160 @@ def test_second_run_in_the_same_directory(terminal: Terminal) -> None:
     assert done.returncode == 0
     assert "algo-1 | fine" in done.stdout
     assert "cause" not in summary(done.stdout)
+
+
+def test_requirements_are_installed_for_the_run_only(terminal: Terminal) -> None:
+    """The script's python and pip are the run's own, and see the caller's packages."""
+    source = terminal.directory / "source"
+    script = "set -e\npython -c 'import tiny, numpy'\npip install --no-index ./other-1.0-*.whl\n"
+    terminal.write("source/train.sh", script + "python -c 'import other, sys; print(sys.prefix)'\n")
+    terminal.write("source/requirements.txt", "./tiny-1.0-py3-none-any.whl\n")
+    for name in ("tiny", "other"):
+        packages.wheel(source, name, "1.0")
+    done = terminal.run("--run-dir", "run", "source/train.sh", PATH=os.defpath)
+    assert done.returncode == 0, done.stdout + done.stderr
+    own = terminal.directory / "run" / "venv"
+    assert f"algo-1 | {own}\n" in done.stdout
+    assert f"requirements are installed for this run only, in {own}; the packages" in done.stderr
+    assert not own.exists()
+    assert not [each for each in ("tiny", "other") if importlib.util.find_spec(each)]
+
+
+def test_success_without_a_model_is_one_warning(terminal: Terminal) -> None:
+    """Also of a script that defines ``train()`` as MXNet's first containers called it."""
+    terminal.write("train.py", "def train(hyperparameters, **_):\n    return 'a network'\n")
+    done = terminal.run("--hosts", "2", "--run-dir", "run", "train.py")
+    assert done.returncode == 0
+    (warning,) = re.findall("WARNING: .*", done.stdout + done.stderr)
+    assert f"without a model: {terminal.directory}/run/algo-1/model is empty on all" in warning
+    assert "training_utils.save(os.environ['SM_MODEL_DIR'], model)" in warning
+    assert "train.py defines train() but does not call it" in warning
+
+
+def test_model_of_another_host_is_listed(terminal: Terminal) -> None:
+    body = """
+import os
+from pathlib import Path
+if os.environ["SM_CURRENT_HOST"] == "algo-2":
+    Path(os.environ["SM_MODEL_DIR"], "made").touch()
+"""
+    terminal.write("train.py", body)
+    done = terminal.run("--hosts", "3", "--run-dir", "run", "train.py")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("  model ")]
+    run = terminal.directory / "run"
+    assert lines == [
+        f"  model   {run}/algo-1/model (empty)",
+        f"  model   {run}/algo-2/model (made)",
+    ]
+    assert "without a model" not in done.stdout + done.stderr
+
+
+def test_failed_rerun_does_not_list_the_earlier_model_as_its_own(terminal: Terminal) -> None:
+    words = ("--run-dir", "run", "train.py")
+    terminal.write("train.py", SHOW)
+    model = f"model   {terminal.directory}/run/algo-1/model"
+    assert summary(terminal.run(*words).stdout)["model"] == f"{model} (made)"
+    terminal.write("train.py", "raise ValueError('boom')")
+    told = summary(terminal.run(*words).stdout)
+    assert told["model"] == f"{model} (nothing new; of an earlier run: made)"
+    terminal.write("train.py", SHOW)
+    assert summary(terminal.run(*words).stdout)["model"] == f"{model} (made)"
+
+
+def test_rerun_with_fewer_hosts_is_reported_alone(terminal: Terminal) -> None:
+    terminal.write("train.py", "print('fine')")
+    terminal.run("--run-dir", "run", "--hosts", "2", "--no-parameter-server", "train.py")
+    terminal.run("--run-dir", "run", "train.py")
+    report = [sys.executable, "-m", "sagemaker_mxnet_training", "report", "run"]
+    done = subprocess.run(
+        report, cwd=terminal.directory, capture_output=True, text=True, check=False
+    )
+    assert "hosts   1: algo-1" in done.stdout, done.stderr
+
+
+LIST = """
+import os
+for name in sorted(os.listdir(".")):
+    if not name.startswith("."):
+        print(name, os.path.islink(name), sorted(os.listdir(name)) if os.path.isdir(name) else "")
+"""
+
+
+def test_runs_and_channels_next_to_the_script_are_not_copied(terminal: Terminal) -> None:
+    """A run does not contain earlier runs. A channel next to the script is still found."""
+    terminal.write("source/train.py", LIST)
+    terminal.write("source/out/needed.txt", "needed")
+    terminal.write("source/digits/rows.csv", "1,2")
+    words = ("--channel", "train=source/digits", "source/train.py")
+    for run in ("source/first", "source/second", "source/out/third", "source/out/fourth"):
+        done = terminal.run("--run-dir", run, *words)
+        assert done.returncode == 0, done.stderr
+        lines = [line[9:] for line in done.stdout.splitlines() if line.startswith("algo-1 | ")]
+        listed = ["digits True ['rows.csv']", "out False ['needed.txt']", "train.py False "]
+        assert lines == listed
+        assert "MB" not in done.stderr
+
+
+def test_hosts_next_to_the_script_are_not_copied(terminal: Terminal) -> None:
+    """A run directory that is the script's own, as it could be chosen once."""
+    terminal.write("source/train.py", LIST)
+    terminal.write("source/algo-2/input/config/resourceconfig.json", "{}")
+    terminal.write("source/algo-1/output/success", "")
+    done = terminal.run("--run-dir", "source", "source/train.py")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"algo-1 \| (.*)", done.stdout) == ["train.py False "]
+
+
+def test_large_copy_is_logged(terminal: Terminal) -> None:
+    terminal.write("source/train.py", LIST)
+    terminal.write("source/digits/rows.csv", "1" * 2_000_000)
+    done = terminal.run("source/train.py")
+    source = terminal.directory / "source"
+    assert f"copied 2.0 MB from {source}, 2.0 MB of it in digits; " in done.stderr
+    assert "MB" not in terminal.run("--channel", "a=source/digits", "source/train.py").stderr
+
+
+def test_lines_of_ours_are_few(terminal: Terminal) -> None:
+    """Start, join, end; the rest at a level of the log. A failure is logged in full."""
+    terminal.write("train.py", "print('a line of the script')")
+    words = ("--hosts", "2", "--no-parameter-server", "--hyperparameter", "epochs=5", "train.py")
+    done = terminal.run(*words)
+    ours = [line for line in done.stderr.splitlines() if "sagemaker-mxnet-training]" in line]
+    assert len(ours) <= 8, done.stderr
+    for text in ("starting train.py on algo-1, algo-2;", "epochs = 5", "joined", "SUCCEEDED"):
+        assert text in done.stderr
+    details = terminal.run("--env", "SM_LOG_LEVEL=DEBUG", *words).stderr
+    for text in ("entry point: train.py from", "worker: started (process", "worker: ended with"):
+        assert text in details
+        assert text not in done.stderr
+
+
+@pytest.mark.parametrize("stream", ["1", "2", "0"])
+def test_closed_stream(terminal: Terminal, stream: str) -> None:
+    """``>&-``: the job runs, and the toolkit's files do not reuse the stream's number."""
+    terminal.write("train.py", SHOW)
+    shell = f'exec "$0" -m sagemaker_mxnet_training local --run-dir run train.py {stream}>&-'
+    words = ["bash", "-c", shell, sys.executable]
+    done = subprocess.run(
+        words, cwd=terminal.directory, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("job SUCCEEDED" in done.stdout) == (stream != "1")
+    assert (terminal.directory / "run/algo-1/model/made").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "command", ["local train.py", "serve --model-dir model", "export m --onnx o"]
+)
+def test_removed_working_directory(tmp_path: Path, command: str) -> None:
+    shell = f'cd "$1" && rmdir "$1" && "$0" -m sagemaker_mxnet_training {command}'
+    words = ["bash", "-c", shell, sys.executable, str(tmp_path / "gone")]
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 HALF = """
@@ -488,7 +754,7 @@ def steps(done: "subprocess.CompletedProcess[str]") -> List[int]:
     return [int(number) for number in re.findall(r"did step (\d+)$", done.stdout, re.MULTILINE)]
 
 
-def test_resume_goes_on_and_a_run_without_it_begins_afresh(terminal: Terminal) -> None:
+def test_only_resume_continues_an_earlier_run(terminal: Terminal) -> None:
     terminal.write("train.py", HALF)
     once = {"FAIL": "1", "SAGEMAKER_MXNET_MAX_RESTARTS": "0"}
     failed = terminal.run("--run-dir", "run", "train.py", **once)
@@ -496,17 +762,22 @@ def test_resume_goes_on_and_a_run_without_it_begins_afresh(terminal: Terminal) -
     run_dir = terminal.directory / "run"
     expected = f"resume  the same command with --run-dir {run_dir} --resume"
     assert summary(failed.stdout)["resume"] == expected
-    again = steps(terminal.run("--run-dir", "run", "--resume", "train.py"))
+    resumed = terminal.run("--run-dir", "run", "--resume", "train.py")
+    assert "starting afresh" not in failed.stderr + resumed.stderr
+    again = steps(resumed)
     assert again in ([1, 2, 3, 4, 5], [2, 3, 4, 5], [3, 4, 5])  # the last one written in time
     afresh = terminal.run("--run-dir", "run", "train.py")
+    assert "starting afresh: checkpoint-" in afresh.stderr
     assert steps(afresh) == [0, 1, 2, 3, 4, 5]
     assert "resume" not in summary(afresh.stdout)
 
 
 def test_settings_of_our_own(terminal: Terminal) -> None:
     terminal.write("train.py", "pass")
-    done = terminal.run("--hyperparameter", "sagemaker_mxnet_stop_grace=7", "train.py",
-                        SAGEMAKER_MXNET_DRAIN_TIMEOUT="8")  # fmt: skip
+    done = terminal.run(
+        *("--hyperparameter", "sagemaker_mxnet_stop_grace=7", "train.py"),
+        SAGEMAKER_MXNET_DRAIN_TIMEOUT="8",
+    )
     assert "stop_grace = 7.0" in done.stderr
     assert "drain_timeout = 8.0" in done.stderr
 
@@ -522,8 +793,8 @@ def test_relative_pythonpath(terminal: Terminal) -> None:
     assert "algo-2 | found" in done.stdout
 
 
-def test_nobody_reads_it(terminal: Terminal) -> None:
-    """The job goes on, and its exit status is its own."""
+def test_closed_stdout(terminal: Terminal) -> None:
+    """The job continues, and its exit status is unchanged."""
     terminal.write("train.py", "open('finished', 'w').close()")
     process = terminal.start("--run-dir", "run", "train.py")
     assert process.stdout is not None
@@ -537,6 +808,30 @@ def test_nobody_reads_it(terminal: Terminal) -> None:
 
 # Wrong usage: exit status 2, everything that is wrong at once, nothing started, nothing left.
 
+RANKS = """
+import os, sys
+rank = os.environ["HOROVOD_RANK"]
+os.write(1, f"out {rank}\\nhalf a line {rank}".encode())
+os.write(2, f"err {rank}\\n".encode())
+assert os.environ["OMP_NUM_THREADS"] == "1"
+"""
+
+
+def test_output_of_horovod_workers_is_labelled(terminal: Terminal) -> None:
+    """By their ranks; no script here uses Horovod, of which there is only the place."""
+    terminal.write("other/horovod/__init__.py", "")
+    terminal.write("other/horovod/mxnet/mpi_lib.so", "")
+    terminal.write("ranks.py", RANKS)
+    words = ("--hosts", "2", "--processes-per-host", "2", "--env", "SM_NUM_CPUS=2", "ranks.py")
+    done = terminal.run(*words, PYTHONPATH=str(terminal.directory / "other"))
+    assert done.returncode == 0, done.stderr
+    for host, ranks in (("algo-1", (0, 1)), ("algo-2", (2, 3))):
+        for rank in ranks:
+            assert f"{host} rank {rank} | out {rank}\n" in done.stdout
+            assert f"{host} rank {rank} | half a line {rank}\n" in done.stdout
+            assert f"{host} rank {rank} | err {rank}\n" in done.stderr
+
+
 WRONG: Dict[str, Tuple[List[str], List[str]]] = {
     "no-script": ([], ["SCRIPT"]),
     "hosts-zero": (["--hosts", "0", "train.py"], ["--hosts 0", "1 to 64"]),
@@ -544,13 +839,21 @@ WRONG: Dict[str, Tuple[List[str], List[str]]] = {
     "hosts-negative": (["--hosts=-1", "train.py"], ["--hosts -1", "1 to 64"]),
     "hosts-many": (["--hosts", "65", "train.py"], ["--hosts 65", "1 to 64"]),
     "both": (["--parameter-server", "--no-parameter-server", "train.py"], ["not allowed with"]),
+    "processes": (
+        ["--processes-per-host", "none", "train.py"],
+        ["--processes-per-host none", "1 to 64"],
+    ),
+    "processes-and-server": (
+        ["--processes-per-host", "2", "--parameter-server", "train.py"],
+        ["--processes-per-host, --parameter-server", "one of them"],
+    ),
     "channel-missing": (["--channel", "train=/no/such", "train.py"], ["train=/no/such", "no such"]),
     "channel-file": (["--channel", "train=train.py", "train.py"], ["train=train.py", "directory"]),
     "channel-form": (["--channel", "digits", "train.py"], ["--channel digits", "NAME=VALUE"]),
     "channel-name": (["--channel", "a/b=digits", "train.py"], ["--channel a/b", "letters"]),
     "channel-twice": (
         ["--channel", "a=digits", "--channel", "a=.", "train.py"],
-        ["--channel a", "twice"],
+        ["--channel a", "duplicate"],
     ),
     "hyperparameter-form": (
         ["--hyperparameter", "epochs", "train.py"],
@@ -559,15 +862,30 @@ WRONG: Dict[str, Tuple[List[str], List[str]]] = {
     "env-form": (["--env", "MINE", "train.py"], ["--env MINE", "NAME=VALUE"]),
     "env-no-name": (["--env", "=x", "train.py"], ["--env", "NAME=VALUE"]),
     "script-missing": (["other.py"], ["other.py", "no such file"]),
+    "script-mistyped": (
+        ["./trian.py"],
+        ["./trian.py: no such file", "0 (did you mean train.py?)"],
+    ),
     "script-directory": (["digits"], ["digits", "a directory"]),
     "source-dir-missing": (["--source-dir", "/no/such", "train.py"], ["/no/such", "no such dir"]),
     "outside": (["--source-dir", "digits", "train.py"], ["train.py", "outside", "digits"]),
     "option": (["--no-such-option", "train.py"], ["--no-such-option"]),
+    "script-option-first": (["--epochs", "5", "train.py"], ["--epochs", "go after it"]),
+    "script-flag": (["train.py", "--fast", "--epochs", "5"], ["--fast", "expected a value"]),
+    "script-flag-last": (["train.py", "--fast"], ["--fast", "expected a value"]),
+    "script-positional": (["train.py", "swordfish"], ["the script's arguments: expected --NAME"]),
+    "script-two-values": (
+        ["train.py", "--layers", "64", "32"],
+        ["--layers: expected --NAME VALUE"],
+    ),
+    "script-dashes": (["train.py", "-lr", "1"], ["-lr", "as --lr"]),
+    "script-twice": (["train.py", "--a", "1", "--hyperparameter", "a=2"], ["duplicate"]),
     "run-dir": (["--run-dir", "train.py", "train.py"], ["--run-dir", "train.py", "directory"]),
     "run-dir-below-a-file": (
         ["--run-dir", "/dev/null/run", "train.py"],
         ["/dev/null/run", "directory"],
     ),
+    "run-dir-of-somebody": (["--run-dir", ".", "train.py"], ["--run-dir", "contains other files"]),
     "resume-what": (["--resume", "train.py"], ["--resume", "expected --run-dir"]),
     "resume-nothing": (
         ["--resume", "--run-dir", "digits", "train.py"],
@@ -592,6 +910,7 @@ def test_wrong_usage(terminal: Terminal, name: str) -> None:
 
 def test_something_else_in_the_run_directory(terminal: Terminal) -> None:
     terminal.write("train.py", "print('the script runs')")
+    terminal.write("run/algo-1/output/success", "")
     terminal.write("run/algo-2/model", "not a directory")
     done = terminal.run("--hosts", "2", "--run-dir", "run", "train.py")
     assert done.returncode == 2
@@ -600,7 +919,7 @@ def test_something_else_in_the_run_directory(terminal: Terminal) -> None:
     assert "started (process" not in done.stderr
 
 
-def test_all_wrong_usage_is_told_at_once(terminal: Terminal) -> None:
+def test_all_usage_errors_are_reported_together(terminal: Terminal) -> None:
     done = terminal.run("--hosts", "0", "--channel", "a=/no/such", "--env", "X", "other.py")
     assert done.returncode == 2
     for text in ("--hosts 0", "--channel a=/no/such", "--env X", "other.py"):
@@ -632,3 +951,85 @@ def test_a_job_that_cannot_be_described(
     assert done.returncode == 1
     assert f"{told}" in summary(done.stdout)["cause"]
     assert "the script runs" not in done.stdout
+
+
+def test_stopped_job_with_checkpoints_is_not_a_success(terminal: Terminal) -> None:
+    """Its script exits with status 0, but ``local ... && deploy`` must not deploy."""
+    terminal.write("train.py", HALF.replace("range", "").replace("* 3)", "* 100000)"))
+    run = terminal.start("--run-dir", "run", "train.py")
+    assert run.stdout is not None
+    while "did step 3" not in run.stdout.readline():
+        pass
+    run.send_signal(signal.SIGINT)
+    stdout, _ = run.communicate(timeout=BOUND)
+    assert run.returncode == 130
+    told = summary(stdout)
+    assert told["job"].startswith("job STOPPED")
+    assert told["resume"].endswith("--resume")
+
+
+CHANNELS = {
+    "key": 'import os\nos.listdir(os.environ["SM_CHANNEL_TRAIN"])\n',
+    "none": 'import os\nos.path.join(os.environ.get("SM_CHANNEL_TRAIN"), "rows.csv")\n',
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_mistyped_channel_names_those_that_exist(terminal: Terminal, name: str) -> None:
+    terminal.write("train.py", CHANNELS[name])
+    terminal.write("digits/rows.csv", "1,2")
+    words = ("--channel", "training=digits", "--channel", "test=digits", "train.py")
+    told = summary(terminal.run(*words).stdout)["cause"]
+    assert "SM_CHANNEL_TRAIN is not set: the job's channels are: test, training" in told
+
+
+PARSE = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--epochs", type=int)
+try:
+    print("ratio", 1 / parser.parse_args().epochs)
+except ZeroDivisionError:
+    raise SystemExit(4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--epochs", "ten"], "sys.exit(2): argument --epochs: invalid int value: 'ten'"),
+        (["--epoch_s", "10"], "sys.exit(2): unrecognized arguments: --epoch_s 10"),
+        (["--epochs", "0"], "sys.exit(4) after ZeroDivisionError: division by zero"),
+    ],
+)
+def test_exit_reason_is_reported(terminal: Terminal, words: List[str], told: str) -> None:
+    terminal.write("train.py", PARSE)
+    done = terminal.run("train.py", *words)
+    status = int(told[9])
+    assert done.returncode == status
+    cause = f"cause   algo-1: worker failed: {told} (exit status {status})"
+    assert summary(done.stdout)["cause"] == cause
+
+
+def test_breakpoint_on_a_terminal(terminal: Terminal) -> None:
+    terminal.write("train.py", "answer = 6 * 7\nbreakpoint()\nprint('went on')\n")
+    pid, leader = pty.fork()
+    if pid == 0:
+        os.chdir(terminal.directory)
+        words = [sys.executable, "-m", "sagemaker_mxnet_training", "local", "train.py"]
+        os.execv(sys.executable, words)
+    shown = b""
+    answers = [b"p answer + 1\n", b"continue\n"]
+    while True:
+        try:
+            block = os.read(leader, 65536)
+        except OSError:  # how a terminal says that nobody writes to it any more
+            break
+        shown += block
+        if answers and shown.count(b"(Pdb) ") == 3 - len(answers):
+            os.write(leader, answers.pop(0))
+    _, status = os.waitpid(pid, 0)
+    os.close(leader)
+    assert status == 0, shown
+    assert b"43\r\n" in shown
+    assert b"went on" in shown

@@ -1,10 +1,10 @@
-"""What SageMaker's platform adds to a plain job: groups of instances, metrics, warm pools."""
+"""Features of SageMaker's platform: groups of instances, metrics, warm pools."""
 
 import json
 import re
 from pathlib import Path
 
-from tests.cluster import job
+from tests.support.jobs import job
 
 HOSTS = ["algo-1", "algo-2", "algo-3"]
 GROUPS = [
@@ -13,10 +13,10 @@ GROUPS = [
 ]
 
 
-def test_the_kvstore_is_for_the_groups_that_the_training_is_distributed_over(
+def test_kvstore_covers_the_distribution_groups(
     tmp_path: Path,
 ) -> None:
-    """The other group's host runs the script without it, and waits for nobody but the job's end."""
+    """The other group's host runs the script without it, and waits only for the job's end."""
     body = """
         import json
         host = os.environ["SM_CURRENT_HOST"]
@@ -59,10 +59,10 @@ def test_the_kvstore_is_for_the_groups_that_the_training_is_distributed_over(
     assert "no worker used the kvstore" not in ends[0].output
     for number, end in enumerate(ends[1:], 2):
         assert f"algo-{number} of 2 pulled [2.0, 2.0, 2.0, 2.0]" in end.output
-    assert re.search(r"parameter server: on, for algo-2, algo-3", ends[0].output)
+    assert "parameter server on, for algo-2, algo-3" in ends[0].output
 
 
-def test_a_group_that_does_not_exist_is_told(tmp_path: Path) -> None:
+def test_unknown_group_is_reported(tmp_path: Path) -> None:
     resources = {"current_host": "algo-1", "hosts": HOSTS[:1], "instance_groups": GROUPS[:1]}
     parameters = {"sagemaker_distribution_instance_groups": ["train"]}
     env = {
@@ -71,7 +71,7 @@ def test_a_group_that_does_not_exist_is_told(tmp_path: Path) -> None:
     }
     with job(tmp_path, "pass", env=env) as cluster:
         (end,) = cluster.ended()
-    assert "no instance groups ['train']" in end.cause
+    assert "unknown instance groups ['train']" in end.cause
     assert "expected some of ['data']" in end.cause
 
 
@@ -83,7 +83,7 @@ METRICS = {
 """``metric_definitions`` that only match where a line begins as the script wrote it."""
 
 
-def test_regular_expressions_of_metrics_match_what_the_script_wrote(tmp_path: Path) -> None:
+def test_metric_regular_expressions_match_the_output(tmp_path: Path) -> None:
     body = """
         import logging
         import mxnet as mx
@@ -104,8 +104,8 @@ def test_regular_expressions_of_metrics_match_what_the_script_wrote(tmp_path: Pa
     assert found["own"] == ["0.5", "1.5", "2.5"]
 
 
-def test_a_second_job_in_the_same_container_is_not_the_first_ones(tmp_path: Path) -> None:
-    """How the first one ended is gone, and no process and no temporary file of ours is left."""
+def test_second_job_in_the_same_container_is_independent(tmp_path: Path) -> None:
+    """The first one leaves no failure file, process or temporary file."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     env = {"TMPDIR": str(temporary)}

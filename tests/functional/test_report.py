@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping
 import pytest
 
 from sagemaker_mxnet_toolkit.processes import usage
-from tests.cluster import job, script
+from tests.support.jobs import job, script
 
 BOUND = 100
 
@@ -156,7 +156,7 @@ def test_wrong_usage(tmp_path: Path, words: List[str]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobody_reads_it(tmp_path: Path) -> None:
+def test_report_into_a_closed_pipe(tmp_path: Path) -> None:
     """As with ``| head``: no traceback."""
     run(tmp_path, "", "--no-parameter-server")
     reader, writer = os.pipe()

@@ -21,23 +21,24 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sagemaker_mxnet_toolkit.code import preparation
 from sagemaker_mxnet_toolkit.errors import RequirementsError
 from sagemaker_mxnet_toolkit.failure import FailureKind
-from sagemaker_mxnet_toolkit.processes import child_report, program
+from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.requirements import install as requirements
 from sagemaker_mxnet_toolkit.requirements import installer, requirement_file
-from tests import packages
+from sagemaker_mxnet_toolkit.settings.variables import REPORT_FD
+from tests.support import packages
+from tests.support.leaks import no_leaks
 
 BOUND = 90.0
 
 
 @dataclass
 class Done:
-    """How the program ended, and what it said."""
+    """Result and output of the program."""
 
     status: int
     report: dict
@@ -85,7 +86,7 @@ class Environment:
         if text is not None:
             (self.code / "requirements.txt").write_text(text)
         reader, writer = os.pipe()
-        environ = {**self.variables, **variables, child_report.FD_VARIABLE: str(writer)}
+        environ = {**self.variables, **variables, REPORT_FD: str(writer)}
         arguments = ("--code-dir", str(self.code), "--entry-point", "train.py")
         process = subprocess.Popen(
             [str(self.python), *program.argv(requirements.__name__, *arguments)[1:]],
@@ -142,13 +143,12 @@ needs_mxnet = pytest.mark.skipif(
 )
 
 
-def test_what_is_missing_is_installed_and_what_pip_says_is_seen(env, index):
+def test_missing_packages_are_installed_and_pip_output_is_shown(env, index):
     done = env.run("needs-tiny  # a comment\n", PIP_INDEX_URL=index.url())
     assert (done.status, done.report) == (0, None), done.output
     assert (env.version("needs-tiny"), env.version("tiny")) == ("1.0", "1.0")
     assert "Successfully installed needs-tiny-1.0 tiny-1.0" in done.output
-    (locks,) = env.temporary.iterdir()
-    assert locks.stat().st_mode & 0o777 == 0o700, "nothing is left but the directory of the lock"
+    assert list(env.temporary.iterdir()) == []
 
 
 def test_what_is_installed_already_costs_neither_pip_nor_network(env, index):
@@ -159,7 +159,7 @@ def test_what_is_installed_already_costs_neither_pip_nor_network(env, index):
     (env.site / "runpy.py").write_text("raise SystemExit('pip was started')")
     done = env.run(text, PIP_INDEX_URL=index.url())
     assert (done.status, done.report) == (0, None), done.output
-    assert "everything is installed already" in done.output
+    assert "requirements.txt: already satisfied" in done.output
     assert len(index.requests) == before
 
 
@@ -192,7 +192,22 @@ def test_a_package_that_does_not_exist_ends_with_pips_own_reason(env, index):
     assert "Traceback" not in done.output
 
 
-def test_what_is_known_of_a_library_is_said_behind_the_cause(env, index):
+def test_versions_for_another_python_are_the_cause_if_requested(env, index, tmp_path):
+    """pip lists what it ignored as errors before the error that ended it."""
+    for number in range(9, 12):
+        wheel = packages.wheel(tmp_path / "packages", "tiny", f"9.{number}")
+        index.python[wheel.name] = "<3"
+    causes = {}
+    for line in ("tiny==9.2", "tiny>=9"):
+        done = env.run(f"{line}\n", PIP_INDEX_URL=index.url())
+        assert "ERROR: Ignored the following versions" in done.output
+        causes[line] = done.report["reason"]
+        assert causes[line].startswith("requirements.txt cannot be installed: Could not find a ver")
+    assert causes["tiny==9.2"].endswith("; No matching distribution found for tiny==9.2")
+    assert "; tiny 9.11 requires Python <3, and this is 3." in causes["tiny>=9"]
+
+
+def test_library_hint_follows_the_cause(env, index):
     done = env.run("dgl>=2\n", PIP_INDEX_URL=index.url())
     assert done.status == 1
     cause, _, remark = done.report["reason"].partition("; `dgl==1.1.1` is the last version")
@@ -200,16 +215,16 @@ def test_what_is_known_of_a_library_is_said_behind_the_cause(env, index):
     assert "DGLBACKEND=mxnet" in remark.splitlines()[0]
 
 
-def test_what_is_known_of_a_library_that_can_be_installed_is_in_the_log(env, index, tmp_path):
+def test_hint_about_an_installed_library_is_logged(env, index, tmp_path):
     packages.wheel(tmp_path / "packages", "keras-mxnet", "2.2.4.3")
     done = env.run("keras-mxnet\n", PIP_INDEX_URL=index.url())
     assert (done.status, done.report) == (0, None), done.output
-    assert "requirements.txt: keras-mxnet 2.2.4.3 is the last version; set the" in done.output
+    assert "requirements.txt: keras-mxnet 2.2.4.3 is the last version: save" in done.output
 
 
 @pytest.fixture
 def silent():
-    """A port where connections are accepted and nobody answers."""
+    """A port that accepts connections and never answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(50)
@@ -255,7 +270,7 @@ def unreadable(request, case):
         port = request.getfixturevalue("silent")
         return f"http://127.0.0.1:{port}/simple/", "timed out|didn't respond within"
     assert case == "no TLS"
-    return "http://index.invalid/simple/", "ignores a host without TLS that is not trusted"
+    return "http://index.invalid/simple/", "ignores a host without TLS unless it is trusted"
 
 
 @pytest.mark.parametrize(
@@ -267,14 +282,15 @@ def test_an_index_that_cannot_be_read_is_the_cause(env, request, case):
     with_login = url.replace("://", "://user:s3cr3t-word@")
     done = env.run("tiny\n", PIP_INDEX_URL=with_login, PIP_DEFAULT_TIMEOUT="1")
     assert (done.status, done.report["kind"]) == (1, FailureKind.REQUIREMENTS.value)
-    place = re.escape(url if case != "no TLS" else "index.invalid")
+    shown = url.replace("://", "://***@") if case != "no TLS" else "index.invalid"
+    place = re.escape(shown)
     cause = f"^requirements.txt cannot be installed: the package index {place} cannot be read: "
     assert re.search(f"{cause}.*({reason}).*; No matching distribution", done.report["reason"])
     assert "for tiny" in done.report["reason"] and "PIP_INDEX_URL" in done.report["reason"]
     assert "s3cr3t" not in done.output + str(done.report)
 
 
-def test_an_index_that_cannot_be_read_is_not_blamed_for_a_conflict(env, index):
+def test_unreadable_index_is_not_the_cause_of_a_conflict(env, index):
     nowhere = "http://127.0.0.1:9/simple/"
     done = env.run("wants-numpy\n", PIP_INDEX_URL=index.url(), PIP_EXTRA_INDEX_URL=nowhere)
     assert done.status == 1
@@ -301,37 +317,10 @@ def test_a_temporary_directory_that_cannot_be_used_is_the_cause(env, index):
     assert (done.status, done.report["kind"]) == (1, FailureKind.REQUIREMENTS.value)
     assert re.match(
         r"requirements.txt cannot be installed: .*No usable temporary directory.*; "
-        r"expected a temporary directory \(TMPDIR, or /tmp\)",
+        r"expected a writable temporary directory \(TMPDIR, or /tmp\)",
         done.report["reason"],
     )
     assert "Traceback" not in done.output
-
-
-PLANTED = {
-    "file": lambda path: path.write_text(""),
-    "link": lambda path: path.symlink_to(path.parent),
-    "open to others": lambda path: (path.mkdir(), path.chmod(0o777)),
-}
-
-
-@pytest.mark.parametrize("what", PLANTED)
-def test_a_lock_that_others_could_have_planted_is_refused(env, index, what):
-    path = env.temporary / f"sagemaker-mxnet-{os.geteuid()}"
-    PLANTED[what](path)
-    done = env.run("tiny\n", PIP_INDEX_URL=index.url())
-    assert (done.status, index.requests) == (1, [])
-    assert done.report["reason"].startswith(f"{path} is not safe to use: ")
-    assert "set TMPDIR" in done.report["reason"]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives a directory to another user")
-def test_a_directory_of_another_user_is_refused(env, index):
-    path = env.temporary / f"sagemaker-mxnet-{os.geteuid()}"
-    path.mkdir(0o700)
-    os.chown(path, 4711, 4711)
-    done = env.run("tiny\n", PIP_INDEX_URL=index.url())
-    assert done.status == 1
-    assert "owned by user 4711; expected a directory of user 0" in done.report["reason"]
 
 
 def test_a_flaky_index_is_asked_again(env, index):
@@ -349,29 +338,29 @@ def test_a_numpy_that_mxnet_cannot_import_ends_before_pip_starts(env, index, lin
     assert (env.version("tiny"), index.requests) == (None, [])
 
 
-def test_a_range_of_numpy_that_mxnet_cannot_import_ends_before_anything_is_installed(env, index):
+def test_incompatible_numpy_fails_before_installation(env, index):
     packages.wheel(index.folder, "numpy", "0.9")
     done = env.run("tiny\nnumpy<1.0\n", PIP_INDEX_URL=index.url())
     assert done.status == 1
-    for part in ("numpy<1.0", "numpy>1.16.0,<3", "change what does not go with that"):
+    for part in ("numpy<1.0", "numpy>1.16.0,<3", "change requirements that conflict"):
         assert part in done.report["reason"]
     assert env.version("tiny") is None
 
 
 @needs_mxnet
 @pytest.mark.parametrize("line", ["mxnet==1.8.0", "mxnet-cu112<1.9", "mxnet>=2"])
-def test_another_mxnet_than_the_images_ends_before_anything_is_installed(env, index, line):
+def test_other_mxnet_fails_before_installation(env, index, line):
     done = env.run(f"{line}\ntiny\n", PIP_INDEX_URL=index.url())
     assert done.status == 1
     assert done.report["reason"].startswith(
         f"{line} (requirements.txt, line 1) cannot be installed"
     )
-    assert "change the line or remove it" in done.report["reason"]
+    assert "change or remove the line" in done.report["reason"]
     assert (env.version("tiny"), index.requests) == (None, [])
 
 
 @needs_mxnet
-def test_the_images_mxnet_may_be_named_whatever_its_metadata_says_of_numpy(env, index):
+def test_image_mxnet_may_be_required_despite_its_numpy_metadata(env, index):
     env.mxnet.unlink()
     text = "mxnet==1.9.1\nmxnet-cu112\ntiny\n"
     done = env.run(text, PIP_INDEX_URL=index.url())
@@ -379,13 +368,45 @@ def test_the_images_mxnet_may_be_named_whatever_its_metadata_says_of_numpy(env, 
     assert not any("mxnet" in path for path in index.requests)
 
 
-def test_numpy_stays_and_the_conflict_says_how_to_move_it(env, index):
-    done = env.run("wants-numpy\n", PIP_INDEX_URL=index.url())
+def test_no_newer_numpy_than_installed_unless_it_is_named(env, index):
     installed = importlib.metadata.version("numpy")
+    packages.wheel(index.folder, "numpy", "2.9")
+    packages.wheel(index.folder, "wants-new-numpy", "1.0", requires=["numpy>=2.9"])
+    done = env.run("wants-new-numpy\n", PIP_INDEX_URL=index.url())
     assert done.status == 1
-    for part in ("Cannot install", "depends on numpy<1.0", f"numpy=={installed}", "name that one"):
+    kept = ("depends on numpy>=2.9", f"numpy>1.16.0,<3,<={installed}", "newer NumPy")
+    for part in ("Cannot install", *kept):
         assert part in done.report["reason"]
-    assert env.version("wants-numpy") is None
+    assert env.version("wants-new-numpy") is None
+
+
+def test_older_numpy_that_a_package_needs_is_installed(env, index):
+    packages.wheel(index.folder, "numpy", "1.19.99")
+    packages.wheel(index.folder, "wants-old-numpy", "1.0", requires=["numpy<1.20"])
+    done = env.run("wants-old-numpy\n", PIP_INDEX_URL=index.url())
+    assert (done.status, env.version("numpy")) == (0, "1.19.99"), done.output
+
+
+def test_older_numpy_without_a_wheel_is_not_built(env, index, tmp_path):
+    packages.sdist(index.folder, tmp_path / "build", "numpy", "1.19.99")
+    packages.wheel(index.folder, "wants-old-numpy", "1.0", requires=["numpy<1.20"])
+    done = env.run("wants-old-numpy\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    assert "numpy<1.20" in done.report["reason"]
+    assert not any(path.endswith(".tar.gz") for path in index.requests)
+
+
+@needs_mxnet
+def test_package_that_requires_mxnet_is_installed_next_to_numpy_2(env, index):
+    """MXNet's metadata asks for ``numpy<2``."""
+    packages.wheel(index.folder, "numpy", "2.0.99")
+    packages.wheel(index.folder, "wants-mxnet", "1.0", requires=["mxnet>=1.6", "numpy"])
+    assert env.run("numpy==2.0.99\n", PIP_INDEX_URL=index.url()).status == 0
+    done = env.run("wants-mxnet\n", PIP_INDEX_URL=index.url())
+    assert (done.status, env.version("wants-mxnet")) == (0, "1.0"), done.output
+    assert env.version("numpy") == "2.0.99"
+    assert "ERROR" not in done.output
+    assert not any("/mxnet" in path for path in index.requests)
 
 
 def test_another_numpy_that_the_file_names_is_installed(env, index):
@@ -402,9 +423,9 @@ def test_a_package_after_which_mxnet_cannot_be_imported_is_named(env, index):
     done = env.run("shadow\n", PIP_INDEX_URL=index.url())
     assert done.status == 1
     reason = done.report["reason"]
-    assert reason.startswith("mxnet cannot be imported any more after installing requirements.txt")
+    assert reason.startswith("mxnet cannot be imported after installing requirements.txt")
     assert "ImportError: this is another mxnet" in reason
-    assert "changed: shadow (none) -> 3.1" in reason
+    assert "changed packages: shadow (none) -> 3.1" in reason
 
 
 def test_wheels_and_paths_are_relative_to_the_source_directory(env, index):
@@ -412,11 +433,60 @@ def test_wheels_and_paths_are_relative_to_the_source_directory(env, index):
     (env.code / "more").mkdir()
     packages.wheel(env.code / "wheels", "local", "1.0")
     packages.wheel(env.code / "wheels", "found", "1.0")
+    packages.wheel(env.code, "beside", "1.0")
     (env.code / "more" / "other.txt").write_text("tiny==1.0\n")
-    text = "./wheels/local-1.0-py3-none-any.whl\n--find-links wheels\nfound\n-r more/other.txt\n"
-    done = env.run(text, PIP_INDEX_URL=index.url())
+    text = "./wheels/local-1.0-py3-none-any.whl\n--find-links=wheels\nfound\n-r more/other.txt\n"
+    done = env.run(f"{text}--find-links .\nbeside\n", PIP_INDEX_URL=index.url())
     assert done.status == 0, done.output
-    assert [env.version(name) for name in ("local", "found", "tiny")] == ["1.0"] * 3
+    assert [env.version(name) for name in ("local", "found", "tiny", "beside")] == ["1.0"] * 4
+
+
+def test_requirements_in_utf_16_are_read(env, index):
+    """As PowerShell's ``pip freeze > requirements.txt`` writes them."""
+    (env.code / "requirements.txt").write_bytes("tiny==1.0\r\nneeds-tiny\r\n".encode("utf-16"))
+    done = env.run(PIP_INDEX_URL=index.url())
+    assert done.status == 0, done.output
+    assert [env.version(name) for name in ("needs-tiny", "tiny")] == ["1.0"] * 2
+
+
+BUILDS = {
+    "the last line": "raise SystemExit('libfoo.h is missing: install libfoo-dev')",
+    "before the compiler's status": """print("a.c:1:10: fatal error: libfoo.h is missing")
+    raise SystemExit("error: command '/usr/bin/gcc' failed with exit code 1")""",
+}
+
+
+@pytest.mark.parametrize("where", BUILDS)
+@pytest.mark.parametrize("log", [False, True])
+def test_build_error_is_the_cause(env, index, tmp_path, where, log):
+    packages.sdist(index.folder, tmp_path / "build", "source", "1.0", check=BUILDS[where])
+    variables = {"PIP_LOG": str(tmp_path / "pip.log")} if log else {}
+    done = env.run("source\n", PIP_INDEX_URL=index.url(), **variables)
+    assert done.status == 1
+    cause = "requirements.txt cannot be installed: Preparing metadata (pyproject.toml) failed: "
+    assert done.report["reason"].startswith(cause)
+    assert "libfoo.h is missing" in done.report["reason"][len(cause) :].split(";")[0]
+    assert "libfoo.h is missing" in done.output and "libfoo.h is missing" in done.report["detail"]
+
+
+def test_index_without_a_builds_dependency_is_the_cause(env, index, tmp_path):
+    packages.sdist(env.code, tmp_path / "build", "source", "1.0", build_requires=["tool"])
+    nowhere = "http://127.0.0.1:9/simple/"
+    done = env.run("./source-1.0.tar.gz\n", PIP_INDEX_URL=nowhere)
+    assert done.status == 1
+    cause = f"requirements.txt cannot be installed: the package index {nowhere} cannot be read: "
+    assert done.report["reason"].startswith(f"{cause}Connection refused; ")
+
+
+@pytest.mark.parametrize("scheme", ["", "git+"])
+def test_certificate_that_is_not_trusted_names_its_variable(env, tls, scheme):
+    if scheme and not shutil.which("git"):
+        pytest.skip("needs git")
+    path = "x.git" if scheme else "files/tiny-2.0-py3-none-any.whl"
+    done = env.run(f"tiny @ {scheme}https://localhost:{tls.port}/{path}\n")
+    assert done.status == 1
+    assert re.search("certificate verif(y|ication) failed", done.report["reason"])
+    assert "set PIP_CERT (for git: GIT_SSL_CAINFO)" in done.report["reason"]
 
 
 def test_hashes_are_demanded_and_checked(env, index):
@@ -446,7 +516,7 @@ def test_a_package_is_installed_with_its_dependencies(env, index, tmp_path):
     assert [env.version(name) for name in ("trainer", "needs-tiny", "tiny")] == ["1.0"] * 3
 
 
-def test_a_package_whose_dependency_mxnet_forbids_ends_with_the_conflict(env, index, tmp_path):
+def test_package_in_conflict_with_mxnet_fails(env, index, tmp_path):
     files = packages.source_files(tmp_path, "trainer", "1.0", requires=["numpy<1.0"])
     for name, data in files.items():
         (env.code / name).write_bytes(data)
@@ -460,7 +530,7 @@ def test_a_package_whose_dependency_mxnet_forbids_ends_with_the_conflict(env, in
 
 
 @pytest.mark.parametrize("place", ["variable", "file", "extra", "interpolated"])
-def test_credentials_reach_the_index_and_nobody_else(env, index, tmp_path, place):
+def test_credentials_reach_the_index_and_no_output(env, index, tmp_path, place):
     """A source distribution makes pip start others of its kind, and hand them its index."""
     index.login = ("user", "s3cr3t-word")
     packages.wheel(index.folder, "tool", "1.0")
@@ -481,8 +551,6 @@ def test_credentials_reach_the_index_and_nobody_else(env, index, tmp_path, place
     assert (done.status, env.version("source")) == (0, "1.0"), done.output
     assert any("tool" in path for path in index.requests)
     assert "s3cr3t" not in done.output
-    assert any(b"pip" in line for line in index.command_lines)
-    assert not any(b"s3cr3t" in line for line in index.command_lines)
 
 
 def test_credentials_are_in_no_failure(env, index):
@@ -493,17 +561,16 @@ def test_credentials_are_in_no_failure(env, index):
     assert "s3cr3t" not in done.output + str(done.report)
 
 
-def test_the_users_own_netrc_still_counts(env, index, tmp_path):
+def test_the_users_netrc_is_used(env, index, tmp_path):
     index.login = ("me", "my-own-word")
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password my-own-word\n")
     (tmp_path / ".netrc").chmod(0o600)
-    other = "https://user:word@other.invalid/simple/"
-    done = env.run("tiny\n", PIP_INDEX_URL=index.url(), PIP_FIND_LINKS=other)
+    done = env.run("tiny\n", PIP_INDEX_URL=index.url())
     assert (done.status, env.version("tiny")) == (0, "2.0"), done.output
 
 
 def test_two_hosts_with_one_python_install_one_after_the_other(env, index, tmp_path):
-    """The first is held inside its build until the second has said that it waits."""
+    """The first blocks in its build until the second has logged that it waits."""
     go = tmp_path / "go"
     check = f"""import os, time
     limit = time.monotonic() + {BOUND}
@@ -524,11 +591,11 @@ def test_two_hosts_with_one_python_install_one_after_the_other(env, index, tmp_p
     assert ended.status == 0, ended.output
     ended = env.finish(second)
     assert (ended.status, ended.report) == (0, None)
-    assert "everything is installed already" in ended.output
+    assert "requirements.txt: already satisfied" in ended.output
     assert sum(path.endswith("slow-1.0.tar.gz") for path in index.requests) == 1
 
 
-def test_a_stop_leaves_no_credentials_on_the_disk(env, index, tmp_path):
+def test_a_stop_leaves_no_temporary_files(env, index, tmp_path):
     index.login = ("user", "s3cr3t-word")
     started = tmp_path / "started"
     check = f"""import time
@@ -540,19 +607,19 @@ def test_a_stop_leaves_no_credentials_on_the_disk(env, index, tmp_path):
     while not started.exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
-    assert list(env.temporary.glob("sagemaker-mxnet-*/netrc"))
+    assert list(env.temporary.glob("sagemaker-mxnet-*/requirements.txt"))
     os.killpg(process.pid, signal.SIGTERM)
     assert env.finish(process).status == 128 + signal.SIGTERM
-    assert not list(env.temporary.glob("sagemaker-mxnet-*/netrc"))
+    assert not list(env.temporary.glob("sagemaker-mxnet-*"))
 
 
 def test_an_installation_that_takes_too_long_is_ended(index, tmp_path):
     lines = requirement_file.parse("tiny\n", {})
     request = installer.Installation(str(tmp_path), lines, False, ())
     environ = {**os.environ, "PIP_INDEX_URL": index.url(), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    with pytest.raises(RequirementsError, match="takes too long; expected"):
-        installer.run(request, environ, deadline=time.monotonic())
-    assert psutil.Process().children() == []
+    with no_leaks():
+        with pytest.raises(RequirementsError, match="installing requirements.txt timed out"):
+            installer.run(request, environ, deadline=time.monotonic())
 
 
 def test_nothing_is_needed_without_a_file_or_a_package(env):
@@ -612,20 +679,19 @@ def codeartifact(tls, certificate):
 ARN = "arn:aws:codeartifact:us-east-1:123456789012:repository/team/"
 
 
-def test_a_codeartifact_repository_is_the_index_and_its_token_is_not_seen(env, index, codeartifact):
+def test_codeartifact_repository_is_the_index_and_its_token_is_hidden(env, index, codeartifact):
     tls, variables = codeartifact
     nowhere = "http://127.0.0.1:9/simple/"
     done = env.run("tiny\n", CA_REPOSITORY_ARN=f"{ARN}models", PIP_INDEX_URL=nowhere, **variables)
     assert (done.status, env.version("tiny")) == (0, "2.0"), done.output
     assert tls.requests[0] == "/models/simple/tiny/"
     assert "t0ken" not in done.output
-    assert not any(b"t0ken" in line for line in tls.command_lines)
 
 
 @pytest.mark.parametrize("arn", [f"{ARN}gone", "arn:nonsense"])
-def test_a_codeartifact_repository_that_cannot_be_had_says_why(env, codeartifact, arn):
+def test_unavailable_codeartifact_repository_is_explained(env, codeartifact, arn):
     done = env.run("tiny\n", CA_REPOSITORY_ARN=arn, **codeartifact[1])
     assert done.status == 1
-    assert f"CA_REPOSITORY_ARN={arn} cannot be had: " in done.report["reason"]
+    assert f"CA_REPOSITORY_ARN={arn} is not available: " in done.report["reason"]
     assert ("no such repository" if "gone" in arn else "invalid") in done.report["reason"]
     assert env.version("tiny") is None

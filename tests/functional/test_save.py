@@ -1,4 +1,4 @@
-"""Models saved by real MXNet and read back with its own loader compute the very same numbers."""
+"""Models saved and loaded with real MXNet compute exactly the same numbers."""
 
 import errno
 import json
@@ -115,7 +115,7 @@ class Scale(mx.gluon.HybridBlock):
         return F.broadcast_mul(x, weight)
 
 
-def test_a_block_with_convolution_and_batch_norm_comes_back_bit_identical(tmp_path):
+def test_convolution_and_batch_norm_round_trip_bit_identical(tmp_path):
     net = nn.HybridSequential(prefix="mynet_")
     with net.name_scope():
         net.add(nn.Conv2D(4, 3), nn.BatchNorm(), nn.Activation("relu"), nn.Dense(5))
@@ -136,7 +136,7 @@ def test_a_block_with_convolution_and_batch_norm_comes_back_bit_identical(tmp_pa
     assert auxs["mynet_batchnorm0_running_mean"].asnumpy().any()
 
 
-def test_a_block_of_dense_layers_comes_back_as_a_module_too(tmp_path):
+def test_dense_block_also_loads_as_a_module(tmp_path):
     net = nn.HybridSequential()
     net.add(nn.Dense(16, activation="tanh"), nn.Dense(3))
     x = random(4, 7)
@@ -145,7 +145,7 @@ def test_a_block_of_dense_layers_comes_back_as_a_module_too(tmp_path):
     assert_same(outputs_of(load_as_module(tmp_path), x), [expected.asnumpy()])
 
 
-def test_a_block_with_two_inputs_and_two_outputs_comes_back_bit_identical(tmp_path):
+def test_block_with_two_inputs_and_outputs_round_trips(tmp_path):
     x, y = random(4, 7), random(4, 3)
     net, expected = hybridized(Siamese(), x, y)
     save(str(tmp_path), net)
@@ -178,7 +178,7 @@ def test_half_precision_is_kept(tmp_path):
     assert_same([load_as_block(tmp_path, ["data"])(x).asnumpy()], [expected.asnumpy()])
 
 
-def test_a_block_of_numpy_arrays_comes_back_bit_identical(tmp_path):
+def test_numpy_block_round_trips(tmp_path):
     """Under ``npx.set_np`` on both sides: MXNet refuses to read a file of the other kind."""
     mx.npx.set_np()
     try:
@@ -232,7 +232,7 @@ def convolutional_symbol():
     return mx.sym.SoftmaxOutput(net, name="softmax")
 
 
-def test_a_module_that_was_fitted_comes_back_bit_identical(tmp_path):
+def test_fitted_module_round_trips(tmp_path):
     images = random(16, 1, 8, 8)
     batches = mx.io.NDArrayIter({"image": images}, mx.nd.zeros((16,)), batch_size=4)
     module = mx.mod.Module(convolutional_symbol(), data_names=["image"])
@@ -245,7 +245,7 @@ def test_a_module_that_was_fitted_comes_back_bit_identical(tmp_path):
     assert_same(outputs_of(again, images[:4]), expected)
 
 
-def test_a_module_with_two_inputs_and_two_outputs_comes_back_bit_identical(tmp_path):
+def test_module_with_two_inputs_and_outputs_round_trips(tmp_path):
     left, right = mx.sym.var("left"), mx.sym.var("right")
     hidden = mx.sym.FullyConnected(left, num_hidden=6) * mx.sym.FullyConnected(right, num_hidden=6)
     symbol = mx.sym.Group([mx.sym.relu(hidden), mx.sym.FullyConnected(hidden, num_hidden=2)])
@@ -259,18 +259,38 @@ def test_a_module_with_two_inputs_and_two_outputs_comes_back_bit_identical(tmp_p
     assert_same(outputs_of(load_as_module(tmp_path), x, y), expected)
 
 
-def test_a_bucketing_module_saves_its_current_bucket(tmp_path):
+def test_bucketing_module_saves_its_default_bucket(tmp_path):
+    """With all weights as they are now, also those that the last batch's bucket lacks."""
+
     def symbol_of(length):
         hidden = mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=4, flatten=False)
-        return mx.sym.sum(hidden, axis=1), ["data"], []
+        output = mx.sym.sum(hidden, axis=1)
+        if length == 10:
+            output = mx.sym.broadcast_add(output, mx.sym.var("long_bias", shape=(1, 4)))
+        return mx.sym.MakeLoss(output), ["data"], []
 
     module = mx.mod.BucketingModule(symbol_of, default_bucket_key=10)
-    module.bind([("data", (2, 10, 3))], for_training=False)
-    module.init_params()
+    module.bind([("data", (2, 10, 3))])
+    module.init_params(mx.init.One())
+    module.init_optimizer(optimizer_params={"learning_rate": 1.0})
+
+    def forward(length, train):
+        x = mx.nd.ones((2, length, 3))
+        shapes = [("data", x.shape)]
+        batch = mx.io.DataBatch([x], bucket_key=length, provide_data=shapes)
+        module.forward(batch, is_train=train)
+        return x
+
+    for length in (10, 4):
+        forward(length, True)
+        module.backward()
+        module.update()
+    module.get_params()  # which thereafter count as those of all buckets
     save(str(tmp_path), module)
     assert shapes(tmp_path) == {"data": (2, 10, 3)}
-    x = random(2, 10, 3)
-    module.forward(mx.io.DataBatch([x], bucket_key=10, provide_data=[("data", (2, 10, 3))]))
+    assert mx.nd.load(str(tmp_path / PARAMS))["arg:long_bias"].asnumpy().tolist() == [[-1.0] * 4]
+    assert module.symbol.list_arguments().count("long_bias") == 0, "the bucket stays the last one"
+    x = forward(10, False)
     assert_same(outputs_of(load_as_module(tmp_path), x), [module.get_outputs()[0].asnumpy()])
 
 
@@ -303,13 +323,14 @@ def not_hybridized():
     [
         (unbound, ValueError, r"not bound.*call module\.bind\(data_shapes=\.\.\.\)"),
         (without_parameters, ValueError, r"no parameters.*call module\.init_params\(\)"),
-        (never_ran, ValueError, r"no graph yet: call block\.hybridize\(\) and then run it once"),
+        (never_ran, ValueError, r"no graph yet: call block\.hybridize\(\) and then call it once"),
         (not_hybridized, ValueError, r"no graph yet: call block\.hybridize\(\)"),
         (nn.Sequential, TypeError, r"gluon.*Sequential: expected.*derive it from HybridBlock"),
+        (str, TypeError, r"cannot save a builtins\.str.*with the directory first"),
         (dict, TypeError, r"cannot save a builtins\.dict: expected a bound mx\.mod\.Module"),
     ],
 )
-def test_a_model_that_is_not_ready_says_what_to_do_first(tmp_path, make, error, what_to_do):
+def test_unready_model_error_says_what_to_do(tmp_path, make, error, what_to_do):
     with pytest.raises(error, match=what_to_do):
         save(str(tmp_path / "model"), make())
     assert not (tmp_path / "model").exists()
@@ -350,7 +371,7 @@ def run(program, *arguments):
     )
 
 
-def test_shapes_that_nobody_noted_are_empty_and_a_warning_says_what_to_do(tmp_path):
+def test_unknown_shapes_are_empty_with_a_warning(tmp_path):
     done = run("import mxnet as mx\n" + SAVE_DENSE, tmp_path)
     assert done.returncode == 0, done.stderr
     assert shapes(tmp_path) == {"data": ()}
@@ -373,7 +394,7 @@ def value_of(directory):
     return weight.asnumpy().reshape(-1)[0], weight.shape, shapes(directory)
 
 
-def test_saving_again_replaces_the_model_and_keeps_what_else_is_there(tmp_path):
+def test_saving_again_replaces_only_the_model(tmp_path):
     (tmp_path / "labels.txt").write_text("cat")
     save(str(tmp_path), dense(1.0, 10))
     save(tmp_path, dense(2.0, 20))
@@ -381,23 +402,20 @@ def test_saving_again_replaces_the_model_and_keeps_what_else_is_there(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([*FILES, "labels.txt"])
 
 
-# A saver of ever other models, which dies at its argv[2]th step on a path in the model directory.
+# Saves one model after another, and dies at its argv[2]th step on a path in the model directory.
 KILLED = """
-import os, signal, sys, threading
+import os, signal, sys
 import mxnet as mx
 from sagemaker_mxnet_training.training_utils import save
-directory, last = sys.argv[1], int(sys.argv[2])
-
-def dense(units):
-    net = mx.gluon.nn.Dense(units, in_units=300)
-    net.initialize(mx.init.Constant(units))
-    net.hybridize()
-    net(mx.nd.ones((units, 300)))
-    return net
-
-save(directory, dense(10))
-new = dense(20)
+directory, last, first = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "first"
 taken = 0
+
+def dense(value):
+    net = mx.gluon.nn.Dense(UNITS, in_units=300)
+    net.initialize(mx.init.Constant(value))
+    net.hybridize()
+    net(mx.nd.ones((1, 300)))
+    return net
 
 def step(event, arguments):
     global taken
@@ -406,40 +424,52 @@ def step(event, arguments):
         if taken == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
+if not first:
+    save(directory, dense(1))
+new = dense(2)
 sys.addaudithook(step)
+print("saving", flush=True)
 save(directory, new)
 print(taken)
 """
 
 
-def test_a_killed_save_leaves_the_old_model_or_the_new_and_the_next_clears_up(tmp_path):
-    total = int(run(KILLED, tmp_path / "whole", 0).stdout)
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_killed_save_leaves_whole_files(tmp_path, which):
+    """A first save is complete or absent; of a second one the parameters come first."""
+    program = KILLED.replace("UNITS", "10")
+    total = int(run(program, tmp_path / "whole", 0, which).stdout.split()[-1])
     seen = set()
-    for number, last in enumerate(range(1, total + 1, max(1, total // 4))):
+    for number, last in enumerate(range(1, total + 1, max(1, total // 8))):
         directory = tmp_path / str(number)
-        assert run(KILLED, directory, last).returncode == -signal.SIGKILL
-        value, shape, inputs = value_of(directory)
-        assert (shape, inputs) == ((value, 300), {"data": (value, 300)}), f"step {last}"
-        seen.add(value)
+        assert run(program, directory, last, which).returncode == -signal.SIGKILL
+        if (directory / SYMBOL).exists():
+            value, *rest = value_of(directory)
+            assert rest == [(10, 300), {"data": (1, 300)}], f"step {last}"
+            seen.add(value)
+        else:
+            seen.add(None)
         save(str(directory), dense(3.0, 30))
         assert value_of(directory)[0] == 3.0
         assert sorted(os.listdir(directory)) == FILES
-        assert not any(os.path.islink(directory / name) for name in FILES)
-    assert seen == {10.0, 20.0}
+    assert seen == ({None, 2.0} if which == "first" else {1.0, 2.0})
 
 
-def test_a_save_killed_while_mxnet_writes_leaves_the_old_model(tmp_path):
-    program = KILLED.replace("dense(20)", "dense(400000)").replace("print(taken)", "")
-    program = program.replace("sys.addaudithook(step)", "print('saving', flush=True)")
+def test_save_killed_while_mxnet_writes_leaves_the_old_model(tmp_path):
+    program = KILLED.replace("UNITS", "400000")
+    save(str(tmp_path), dense(1.0))
     child = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path), "0"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, str(tmp_path), "0", "first"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     guard = threading.Timer(100, child.kill)
     guard.start()
     try:
         assert child.stdout.readline() == "saving\n"
-        new = tmp_path / ".replacing" / "new" / PARAMS
-        while child.poll() is None and not (new.exists() and new.stat().st_size):
+        while child.poll() is None and not any(
+            path.stat().st_size for path in tmp_path.glob(f".{PARAMS}.*")
+        ):
             pass
         assert child.poll() is None, "the save was over before it could be killed"
     finally:
@@ -447,13 +477,20 @@ def test_a_save_killed_while_mxnet_writes_leaves_the_old_model(tmp_path):
         child.wait()
         child.stdout.close()
         guard.cancel()
-    assert value_of(tmp_path) == (10.0, (10, 300), {"data": (10, 300)})
+    assert value_of(tmp_path) == (1.0, (1000, 300), {"data": (1, 300)})
     save(str(tmp_path), dense(3.0))
     assert sorted(os.listdir(tmp_path)) == FILES
 
 
+def test_save_replaces_links_that_lead_nowhere(tmp_path):
+    for name in FILES:
+        (tmp_path / name).symlink_to(tmp_path / ".replacing" / "current" / name)
+    save(str(tmp_path), dense(3.0))
+    assert value_of(tmp_path)[0] == 3.0
+
+
 @pytest.mark.parametrize("missing", [500_000, 100])
-def test_a_full_disk_is_an_error_with_the_path_and_the_old_model_stays(tmp_path, missing):
+def test_full_disk_error_names_the_path_and_keeps_the_old_model(tmp_path, missing):
     """The last 4 KB are a case of their own: MXNet does not notice that they are not written."""
     save(str(tmp_path / "probe"), dense(2.0))
     room = os.path.getsize(tmp_path / "probe" / PARAMS) - missing
@@ -485,7 +522,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.root
 @pytest.mark.parametrize("filler", [0, 1_000_000])
-def test_a_disk_that_is_really_full_says_so(small_disk, filler):
+def test_full_disk_is_reported(small_disk, filler):
     save(str(small_disk / "model"), dense(1.0, 10))
     (small_disk / "filler").write_bytes(bytes(filler))
     with pytest.raises(OSError, match=r"No space left on device: '.*model-") as caught:
@@ -506,7 +543,7 @@ def test_an_operator_that_failed_is_reported_as_itself(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_directory_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
+def test_error_names_a_directory_that_cannot_be_created(tmp_path):
     (tmp_path / "model").write_text("a file")
     with pytest.raises(OSError, match="model"):
         save(str(tmp_path / "model"), dense(1.0, 10))

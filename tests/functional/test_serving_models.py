@@ -3,12 +3,12 @@
 import gc
 import io
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 
 import psutil
 import pytest
@@ -17,22 +17,25 @@ mx = pytest.importorskip("mxnet", reason="MXNet is not installed")
 import numpy as np  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
-from sagemaker_mxnet_serving import function_handler  # noqa: E402
-from sagemaker_mxnet_serving.errors import ModelMemoryError  # noqa: E402
-from sagemaker_mxnet_serving.executors import SIZES, split  # noqa: E402
-from sagemaker_mxnet_serving.loading import device  # noqa: E402
-from sagemaker_mxnet_serving.media_types import CSV, JSON, NPY  # noqa: E402
-from sagemaker_mxnet_serving.messages import Request  # noqa: E402
-from sagemaker_mxnet_serving.service import ModelError, ModelSettings, load  # noqa: E402
+from sagemaker_mxnet_serving.inference import Request  # noqa: E402
+from sagemaker_mxnet_serving.model_info import ModelMemoryError  # noqa: E402
+from sagemaker_mxnet_serving.worker import function_handler  # noqa: E402
+from sagemaker_mxnet_serving.worker.executors import SIZES, split  # noqa: E402
+from sagemaker_mxnet_serving.worker.loading import device  # noqa: E402
+from sagemaker_mxnet_serving.worker.media_types import CSV, JSON, NPY  # noqa: E402
+from sagemaker_mxnet_serving.worker.service import ModelError, ModelSettings, load  # noqa: E402
 from sagemaker_mxnet_toolkit.failure import FailureKind  # noqa: E402
 from sagemaker_mxnet_toolkit.model_files import PARAMS, SHAPES, SYMBOL  # noqa: E402
 from sagemaker_mxnet_training.training_utils import save  # noqa: E402
+from tests.support.leaks import no_leaks  # noqa: E402
 
 COLUMNS, CLASSES = 6, 4
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
+    monkeypatch.chdir(os.getcwd())  # loading a model enters its directory
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)
     monkeypatch.delenv("SM_CURRENT_HOST", raising=False)
     monkeypatch.delenv("SM_HOSTS", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -114,7 +117,7 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("first", [1, 4, 8])
-def test_any_number_of_rows_comes_back_whole_and_in_order(tmp_path, first):
+def test_any_number_of_rows(tmp_path, first):
     """Defect 3 of the peer: of a model bound at 4 rows, 5 rows have 2 answers, and 4 have none."""
     reference = saved(tmp_path, first)
     ready = service(tmp_path)
@@ -131,7 +134,7 @@ def test_any_number_of_rows_comes_back_whole_and_in_order(tmp_path, first):
 
 
 @pytest.mark.parametrize("sizes", [SIZES, (1,), (4,), (1, 2, 4, 8)])
-def test_rows_are_split_into_batches_with_little_padding(sizes):
+def test_batches_have_little_padding(sizes):
     for rows in range(1, 150):
         batches = split(rows, sizes)
         assert sum(count for count, _ in batches) == rows
@@ -142,7 +145,7 @@ def test_rows_are_split_into_batches_with_little_padding(sizes):
 
 
 @pytest.mark.parametrize("first", [1, 4, 8])
-def test_images_take_their_shape_in_every_content_type(tmp_path, first):
+def test_images_in_every_content_type(tmp_path, first):
     net = network(nn.Conv2D(4, 3), nn.BatchNorm(), nn.Activation("relu"), nn.Dense(3))
     reference = saved(tmp_path, first, (3, 8, 8), net)
     ready = service(tmp_path)
@@ -153,7 +156,7 @@ def test_images_take_their_shape_in_every_content_type(tmp_path, first):
             same(numbers(response), reference(array))
 
 
-def test_the_first_dimension_can_be_set(tmp_path):
+def test_first_dimension_of_the_setting(tmp_path):
     reference = saved(tmp_path, 1)
     ready = service(tmp_path, first_dimension=4)
     assert ready.describe()["rows"] == "any number, in batches of 4"
@@ -162,7 +165,70 @@ def test_the_first_dimension_can_be_set(tmp_path):
         same(numbers(*answer(ready, request(array))), reference(array))
 
 
-def test_a_graph_with_its_batch_size_built_in(tmp_path):
+def mlp():
+    return network(nn.Dense(8, activation="relu"), nn.Dense(3))
+
+
+def convolutional():
+    return network(nn.Conv2D(4, 3, padding=1), nn.GlobalAvgPool2D(), nn.Dense(3))
+
+
+BOUND_BY_SCRIPT = """
+import mxnet as mx
+def model_fn(model_dir):
+    symbol, args, auxs = mx.model.load_checkpoint(model_dir + "/model", 0)
+    module = mx.mod.Module(symbol, data_names=["data"], label_names=None)
+    module.bind([("data", (1, 1, 8, 8))], for_training=False)
+    module.set_params(args, auxs)
+    return module
+"""
+
+
+@pytest.mark.parametrize("first", [1, 4])
+@pytest.mark.parametrize(
+    ("net", "shapes"),
+    [
+        # As AWS's notebooks send images of MNIST: without channels.
+        (mlp, [(16, 8, 8), (1, 8, 8), (2, 64), (5, 4, 16)]),
+        (convolutional, [(2, 1, 12, 10), (1, 1, 3, 3), (3, 1, 8, 8)]),
+    ],
+)
+def test_shapes_that_the_graph_takes(tmp_path, net, shapes, first):
+    reference = saved(tmp_path, first, (1, 8, 8), net())
+    write = "def output_fn(prediction, accept): return prediction.asnumpy().tolist()\n"
+    for script in (None, BOUND_BY_SCRIPT, write, BOUND_BY_SCRIPT + write):
+        ready = service(tmp_path, script)
+        for shape in shapes:
+            array = random(*shape)
+            for content_type in (JSON, NPY):
+                same(numbers(*answer(ready, request(array, content_type))), reference(array))
+        for wrong in ((1, 5, 5), (8, 8), (2, 2, 9, 9)):
+            for content_type in (JSON, NPY):
+                (response,) = answer(ready, request(random(*wrong), content_type))
+                assert (response.status, b"rows, 1, 8, 8" in response.body) == (400, True)
+        sys.modules.pop("inference", None)
+
+
+def test_rows_are_reshaped_to_the_saved_shape(tmp_path):
+    net = network(nn.Conv2D(4, 3), nn.Dense(3))
+    reference = saved(tmp_path, 1, (1, 8, 8), net)
+    ready = service(tmp_path)
+    for shape in ((16, 8, 8), (1, 8, 8), (3, 64)):
+        array = random(*shape)
+        for content_type in (JSON, NPY):
+            expected = reference(array.reshape(-1, 1, 8, 8))
+            same(numbers(*answer(ready, request(array, content_type))), expected)
+
+
+def test_requests_of_other_shapes_are_batched_by_shape(tmp_path):
+    reference = saved(tmp_path, 1, (1, 8, 8), convolutional())
+    ready = service(tmp_path, max_batch=8)
+    arrays = [random(rows, 1, side, side) for rows, side in ((1, 8), (2, 9), (1, 9), (40, 7))]
+    for response, array in zip(answer(ready, *map(request, arrays)), arrays):
+        same(numbers(response), reference(array))
+
+
+def test_graph_with_a_constant_batch_size(tmp_path):
     data = mx.sym.var("data")
     hidden = mx.sym.reshape(mx.sym.FullyConnected(data, num_hidden=6, name="fc"), shape=(4, 6))
     module = mx.mod.Module(mx.sym.softmax(hidden), data_names=["data"], label_names=None)
@@ -191,7 +257,7 @@ def test_no_memory_beyond_the_rows_is_read(tmp_path):
     assert answer(ready, request(random(4)))[0].status == 200
     for rows in (1, 3, 5):
         (response,) = answer(ready, request(random(rows)))
-        assert (response.status, b"cannot take" in response.body) == (400, True)
+        assert (response.status, b"does not support" in response.body) == (400, True)
 
 
 class OverRows(mx.gluon.HybridBlock):
@@ -216,13 +282,13 @@ class Mean(mx.gluon.HybridBlock):
 
 
 @pytest.mark.parametrize("block", [OverRows, FirstToAll, Mean])
-def test_outputs_that_do_not_belong_to_rows(tmp_path, block):
+def test_outputs_without_one_row_per_input_row(tmp_path, block):
     net = block()
     net.hybridize()
     reference = saved(tmp_path, 3, net=net)
     ready = service(tmp_path, max_batch=8)
     assert not ready.batchable
-    assert "as they come" in ready.describe()["rows"]
+    assert "in one batch" in ready.describe()["rows"]
     for rows in (1, 2, 3, 5, 40):
         array = random(rows)
         same(numbers(*answer(ready, request(array))), reference(array))
@@ -233,7 +299,7 @@ def test_outputs_that_do_not_belong_to_rows(tmp_path, block):
 
 
 @pytest.mark.parametrize("block", [OverRows, FirstToAll])
-def test_rows_that_depend_on_each_other_are_noticed_without_batching_too(tmp_path, block):
+def test_dependent_rows_are_detected_without_batching(tmp_path, block):
     net = block()
     net.hybridize()
     reference = saved(tmp_path, 1, net=net)
@@ -256,7 +322,7 @@ class Tokens(mx.gluon.HybridBlock):
         return self.lstm(self.embedding(x))
 
 
-def test_tokens_that_depend_on_each_other_are_noticed(tmp_path):
+def test_dependent_tokens_are_detected(tmp_path):
     net = Tokens()
     net.initialize(mx.init.Uniform(1))
     net.hybridize()
@@ -268,6 +334,63 @@ def test_tokens_that_depend_on_each_other_are_noticed(tmp_path):
 
 
 # Models
+
+LABELLED = """
+import collections, json
+import mxnet as mx
+Batch = collections.namedtuple("Batch", ["data"])
+"""
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [
+        "def transform_fn(model, body, content_type, accept):\n"
+        "    model.forward(Batch([mx.nd.array(json.loads(body))]))\n"
+        "    return model.get_outputs()[0].asnumpy().tolist()\n",
+        "def transform_fn(model, body, content_type, accept):\n"
+        "    data = mx.nd.array(json.loads(body))\n"
+        "    model.reshape([('data', data.shape)])\n"
+        "    model.forward(mx.io.DataBatch([data]), is_train=False)\n"
+        "    return model.get_outputs()[0].asnumpy().tolist()\n",
+        "def input_fn(body, content_type): return mx.nd.array(json.loads(body))\n",
+        "def input_fn(body, content_type):\n"
+        "    return mx.io.NDArrayIter(mx.nd.array(json.loads(body)), batch_size=1)\n",
+        "def input_fn(body, content_type):\n"
+        "    data = mx.nd.array(json.loads(body))\n"
+        "    return mx.io.NDArrayIter(data, mx.nd.zeros(len(data)), batch_size=len(data))\n",
+        "def predict_fn(data, model): return model.predict(data)\n",
+    ],
+)
+@pytest.mark.parametrize("size", [None, 1])
+def test_module_with_a_label_in_a_script(tmp_path, functions, size):
+    symbol = mx.sym.SoftmaxOutput(
+        mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=3, name="fc"), name="softmax"
+    )
+    module = mx.mod.Module(symbol)
+    module.bind([("data", (32, COLUMNS))], [("softmax_label", (32,))])
+    module.init_params(mx.init.Xavier())
+    save(str(tmp_path), module)
+    ready = service(tmp_path, LABELLED + functions, first_dimension=size)
+    padded = np.concatenate([random(40), np.zeros((24, COLUMNS), "float32")])
+    expected = module.predict(mx.io.NDArrayIter(padded, batch_size=32)).asnumpy()
+    for rows in (1, 3, 40, 1):
+        same(numbers(*answer(ready, request(padded[:rows]))), expected[:rows])
+    for wrong in (random(1, 7), random(2, 5)):
+        assert answer(ready, request(wrong))[0].status in (400, 500)
+    same(numbers(*answer(ready, request(padded[:3]))), expected[:3])
+
+
+def test_module_is_bound_for_one_row(tmp_path):
+    saved(tmp_path, 32)
+    script = (
+        "def transform_fn(model, body, content_type, accept):\n"
+        "    return [each.shape for each in model.data_shapes]\n"
+    )
+    for size, shape in ((None, [1, 6]), (4, [4, 6])):
+        ready = service(tmp_path, script, first_dimension=size)
+        assert json.loads(answer(ready, Request("r", b"", ""))[0].body) == [shape]
+        sys.modules.pop("inference")
 
 
 class Siamese(mx.gluon.HybridBlock):
@@ -334,7 +457,7 @@ def test_half_precision(tmp_path):
     assert answer(ready, request(np.full((1, COLUMNS), 1e6), NPY))[0].status == 400
 
 
-def test_a_module_with_a_label(tmp_path):
+def test_module_with_a_label(tmp_path):
     symbol = mx.sym.SoftmaxOutput(
         mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=3, name="fc"), name="softmax"
     )
@@ -368,51 +491,72 @@ def model_fn(model_dir):
 
 
 NUMPY = """
-import sys
+import os, sys
 import mxnet as mx
+from mxnet.gluon import nn
 from sagemaker_mxnet_training.training_utils import save
 mx.npx.set_np()
 
 class Block(mx.gluon.HybridBlock):
     def __init__(self):
         super().__init__()
-        self.dense = mx.gluon.nn.Dense(4)
+        self.dense = nn.Dense(4)
 
     def hybrid_forward(self, F, x):
         return F.np.tanh(self.dense(x))
 
-net = Block()
-net.initialize(mx.init.Xavier())
-net.hybridize()
-print(net(mx.np.full((3, 6), 0.5)).asnumpy().tolist())
-save(sys.argv[1], net)
+layers = nn.HybridSequential()
+layers.add(nn.Dense(8, activation="relu"), nn.Dropout(0.5), nn.Dense(4))
+for name, net in (("np operator", Block()), ("no np operator", layers)):
+    net.initialize(mx.init.Xavier())
+    net.hybridize()
+    print(net(mx.np.full((3, 6), 0.5)).asnumpy().tolist())
+    save(os.path.join(sys.argv[1], name), net)
 """
 
 ANSWERING = """
 import json, sys
-from sagemaker_mxnet_serving.messages import Request
-from sagemaker_mxnet_serving.service import ModelSettings, load
-ready = load(ModelSettings(sys.argv[1]))
-ready.warm_up()
-body = json.dumps([[0.5] * 6] * 3).encode()
-print(ready.predict([Request("r", body, "application/json")])[0].body.decode())
+from sagemaker_mxnet_serving.inference import Request
+from sagemaker_mxnet_serving.worker.service import ModelSettings, load
+for name in sys.argv[1:]:
+    ready = load(ModelSettings(name))
+    ready.warm_up()
+    body = json.dumps([[0.5] * 6] * 3).encode()
+    print(ready.predict([Request("r", body, "application/json")])[0].body.decode())
+"""
+
+NUMPY_SCRIPT = """
+from mxnet import np, npx
+npx.set_np()
+def output_fn(prediction, accept):
+    assert isinstance(prediction, np.ndarray)
+    return prediction
 """
 
 
-def test_a_model_of_numpy_arrays(tmp_path):
-    lines = []
-    for program in (NUMPY, ANSWERING):  # set_np holds for a whole process
+def test_models_of_numpy_arrays(tmp_path):
+    """MXNet marks them in the file of the parameters; the operators may be the usual ones."""
+    names = [tmp_path / "np operator", tmp_path / "no np operator"]
+
+    def run(program, *arguments):  # set_np holds for a whole process
         done = subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path)],
+            [sys.executable, "-c", program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             timeout=120,
             check=True,
         )
-        lines.append(np.array(json.loads(done.stdout.splitlines()[-1]), "float32"))
-    same(lines[1], lines[0])
+        return [np.array(json.loads(line), "float32") for line in done.stdout.splitlines()]
+
+    expected = run(NUMPY, tmp_path)
+    for name, right in zip(names, expected):
+        same(run(ANSWERING, name)[0], right)
+        (name / "code").mkdir()
+        (name / "code" / "inference.py").write_text(NUMPY_SCRIPT)
+    for found, right in zip(run(ANSWERING, *names), expected):
+        same(found, right)
 
 
-def test_a_gluon_block_of_the_scripts(tmp_path):
+def test_gluon_block_of_a_script(tmp_path):
     net = network()
     net(mx.nd.zeros((1, COLUMNS)))
     net.save_parameters(str(tmp_path / "net.params"))
@@ -430,8 +574,143 @@ def test_a_gluon_block_of_the_scripts(tmp_path):
     same(numbers(right), expected)
 
 
+SIAMESE = """
+import json
+import mxnet as mx
+class Siamese(mx.gluon.HybridBlock):
+    def __init__(self):
+        super().__init__(prefix="siamese_")
+        with self.name_scope():
+            self.left = mx.gluon.nn.Dense(5, in_units=2)
+            self.right = mx.gluon.nn.Dense(5, in_units=4)
+            self.scale = self.params.get("scale", shape=(1,))
+    def hybrid_forward(self, F, x, y, bias=None, scale=None):
+        found = F.broadcast_mul(self.left(x) * self.right(y), scale)
+        return found if bias is None else F.broadcast_add(found, bias)
+def model_fn(model_dir):
+    mx.random.seed(3)
+    net = Siamese()
+    net.initialize(mx.init.Uniform(1))
+    return net
+"""
+ARRAYS = "    x, y = (mx.nd.array(rows) for rows in json.loads(body))\n"
+
+
+def siamese(tmp_path):
+    names = {"__name__": "siamese"}
+    exec(SIAMESE, names)
+    return names["model_fn"](None)
+
+
+def test_block_with_several_inputs(tmp_path):
+    net = siamese(tmp_path)
+    ready = service(tmp_path, SIAMESE, max_batch=4)
+    assert [each["name"] for each in ready.describe()["inputs"]] == ["x", "y", "bias"]
+    x, y = random(3, 2), random(3, 4)
+    bias = random(3, 1)
+    expected = net(mx.nd.array(x), mx.nd.array(y)).asnumpy()
+    biased = net(mx.nd.array(x), mx.nd.array(y), mx.nd.array(bias)).asnumpy()
+    named = {"y": y.tolist(), "x": x.tolist()}
+    bodies = [named, [x.tolist(), y.tolist()], {**named, "bias": None}]
+    bodies += [{**named, "bias": bias.tolist()}, [x.tolist(), y.tolist(), bias.tolist()]]
+    requests = [Request("r", json.dumps(each).encode(), JSON) for each in bodies]
+    for responses in (answer(ready, *requests), [answer(ready, each)[0] for each in requests]):
+        for response, right in zip(responses, [expected] * 3 + [biased] * 2):
+            same(numbers(response), right)
+    for wrong in ({"x": x.tolist()}, [x.tolist()], {**named, "z": [1]}):
+        (response,) = answer(ready, Request("r", json.dumps(wrong).encode(), JSON))
+        assert (response.status, b"y" in response.body) == (400, True)
+    assert answer(ready, request(x, CSV))[0].status == 415
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "[x, y]",
+        "(x, y)",
+        "{'y': y, 'x': x}",
+        "(x.asnumpy(), y.asnumpy())",
+        "mx.io.NDArrayIter([x, y], batch_size=2)",
+        "mx.io.NDArrayIter({'y': y, 'x': x}, batch_size=2)",
+        "mx.io.DataBatch([x, y])",
+        "iter([x, y])",
+    ],
+)
+def test_several_inputs_of_an_input_fn(tmp_path, returned):
+    net = siamese(tmp_path)
+    script = f"def input_fn(body, content_type):\n{ARRAYS}    return {returned}\n"
+    x, y = random(3, 2), random(3, 4)
+    (response,) = answer(
+        service(tmp_path, SIAMESE + script),
+        Request("r", json.dumps([x.tolist(), y.tolist()]).encode(), JSON),
+    )
+    same(numbers(response), net(mx.nd.array(x), mx.nd.array(y)).asnumpy())
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "mx.io.NDArrayIter(data, batch_size=2)",
+        "mx.io.NDArrayIter(data, mx.nd.zeros(len(data)), batch_size=1)",
+        "mx.io.NDArrayIter({'data': data}, batch_size=8)",
+        "mx.io.DataBatch([data])",
+        "{'data': data}",
+        "data.asnumpy()",
+    ],
+)
+def test_one_input_of_an_input_fn(tmp_path, returned):
+    """The document of SageMaker's MXNet containers has an ``NDArrayIter`` for a Gluon net too."""
+    net = network()
+    net(mx.nd.zeros((1, COLUMNS)))
+    net.save_parameters(str(tmp_path / "net.params"))
+    script = (
+        "import json\ndef input_fn(body, content_type):\n"
+        f"    data = mx.nd.array(json.loads(body))\n    return {returned}\n"
+    )
+    ready = service(tmp_path, GLUON + script)
+    for rows in (1, 5):
+        array = random(rows)
+        same(numbers(*answer(ready, request(array))), net(mx.nd.array(array)).asnumpy())
+
+
+def test_blocks_of_other_kinds(tmp_path):
+    net = Siamese()
+    net.initialize(mx.init.Xavier())
+    net.hybridize()
+    x, y = random(2, 3), random(2, 2)
+    net(mx.nd.array(x), mx.nd.array(y))
+    net.export(str(tmp_path / "siamese"))
+    exported = (
+        "import mxnet as mx\ndef model_fn(model_dir):\n"
+        "    return mx.gluon.SymbolBlock.imports(model_dir + '/siamese-symbol.json',\n"
+        "        ['data0', 'data1'], model_dir + '/siamese-0000.params')\n"
+    )
+    plain = (
+        "import mxnet as mx\nclass Pairs(mx.gluon.Block):\n"
+        "    def forward(self, pair):\n        a, b = pair\n        return {'sum': [a + b]}\n"
+        "def model_fn(model_dir): return Pairs()\n"
+        "def input_fn(body, content_type): return [mx.nd.ones(2), mx.nd.ones(2)]\n"
+    )
+    recurrent = (
+        "import mxnet as mx\ndef model_fn(model_dir):\n"
+        "    net = mx.gluon.rnn.LSTM(4, layout='NTC')\n    net.initialize()\n    return net\n"
+    )
+    ready = service(tmp_path, exported)
+    text = json.dumps({"data0": x.tolist(), "data1": y.tolist()}).encode()
+    first, second = json.loads(answer(ready, Request("r", text, JSON))[0].body)
+    expected = net(mx.nd.array(x), mx.nd.array(y))
+    same(np.array(first, "float32"), expected[0].asnumpy())
+    same(np.array(second, "float32"), expected[1].asnumpy())
+    sys.modules.pop("inference")
+    (response,) = answer(service(tmp_path, plain), Request("r", b"", JSON))
+    assert response.body == b'{"sum":[[2.0,2.0]]}'
+    sys.modules.pop("inference")
+    found = numbers(*answer(service(tmp_path, recurrent), request(random(2, 3, 5), NPY, JSON)))
+    assert found.shape == (2, 3, 4)
+
+
 @pytest.mark.parametrize("first", [1, 4, 8])
-def test_a_module_of_the_scripts(tmp_path, first):
+def test_module_of_a_script(tmp_path, first):
     reference = saved(tmp_path, first)
     script = """
 import mxnet as mx
@@ -453,7 +732,7 @@ def model_fn(model_dir):
 # Batches of requests
 
 
-def test_requests_that_are_there_together_get_their_own_rows(tmp_path):
+def test_batched_requests_get_their_own_rows(tmp_path):
     reference = saved(tmp_path)
     ready = service(tmp_path, max_batch=16)
     assert ready.batchable
@@ -477,7 +756,7 @@ def test_requests_that_are_there_together_get_their_own_rows(tmp_path):
     assert answer(ready) == []
 
 
-def test_a_bad_request_changes_nothing_for_the_next(tmp_path):
+def test_bad_request_does_not_affect_the_next(tmp_path):
     """Defect 4 of the peer: the executor stays in the shape of the bad request."""
     reference = saved(tmp_path, 4)
     ready = service(tmp_path)
@@ -508,7 +787,7 @@ def pre_model_fn(model_dir):
 """
 
 
-def test_an_operator_that_fails_harms_no_other_request(tmp_path, capfd):
+def test_failing_operator_does_not_affect_other_requests(tmp_path, capfd):
     code = tmp_path / "code"
     code.mkdir()
     (code / "inference.py").write_text(FAILING)
@@ -530,7 +809,7 @@ def test_an_operator_that_fails_harms_no_other_request(tmp_path, capfd):
         assert capfd.readouterr().err.count("request id-5") == 1
 
 
-def test_the_pickle_in_an_npy_body_is_not_read(tmp_path):
+def test_pickle_in_an_npy_body_is_rejected(tmp_path):
     """Defect 5 of the peer: it is executed, as root."""
     saved(tmp_path)
     witness = tmp_path / "witness"
@@ -546,7 +825,7 @@ def test_the_pickle_in_an_npy_body_is_not_read(tmp_path):
     assert not witness.exists()
 
 
-def test_bad_requests_leave_no_memory_behind(tmp_path):
+def test_bad_requests_leak_no_memory(tmp_path):
     saved(tmp_path)
     ready = service(tmp_path)
     bad = [
@@ -570,7 +849,7 @@ def test_bad_requests_leave_no_memory_behind(tmp_path):
     assert resident() - first < 2**20
 
 
-def test_a_gpu_is_used_where_there_is_one(tmp_path):
+def test_gpu_is_used_if_there_is_one(tmp_path):
     """Defect 19 of the peer: it never is."""
     assert device(ModelSettings(str(tmp_path), use_gpu=True)) == mx.gpu(0)
     assert device(ModelSettings(str(tmp_path))) == mx.cpu()
@@ -581,12 +860,12 @@ def test_a_gpu_is_used_where_there_is_one(tmp_path):
 DATA = "import json, mxnet as mx, numpy as np\n"
 
 
-def test_functions_get_what_the_documents_say(tmp_path):
+def test_arguments_of_functions(tmp_path):
     reference = saved(tmp_path, 4)
     script = DATA + (
         "def predict_fn(data, model):\n"
         "    assert type(data) is mx.io.NDArrayIter, type(data)\n"
-        "    assert type(model) is mx.mod.Module, type(model)\n"
+        "    assert isinstance(model, mx.mod.Module), type(model)\n"
         "    return model.predict(data)\n"
         "def output_fn(prediction, accept):\n"
         "    assert isinstance(prediction, mx.nd.NDArray)\n"
@@ -602,7 +881,7 @@ def test_functions_get_what_the_documents_say(tmp_path):
             same(np.array(json.loads(response.body)["a/b"], "float32"), reference(array))
 
 
-def test_each_function_can_be_exchanged_alone(tmp_path):
+def test_each_function_can_be_replaced_alone(tmp_path):
     reference = saved(tmp_path, 4)
     array = random(5)
     scripts = [
@@ -627,7 +906,7 @@ def test_each_function_can_be_exchanged_alone(tmp_path):
         sys.modules.pop("inference")
 
 
-def test_a_block_of_the_scripts_gets_an_ndarray(tmp_path):
+def test_block_of_a_script_gets_an_ndarray(tmp_path):
     net = network()
     net(mx.nd.zeros((1, COLUMNS)))
     net.save_parameters(str(tmp_path / "net.params"))
@@ -644,7 +923,7 @@ def test_a_block_of_the_scripts_gets_an_ndarray(tmp_path):
             same(found, net(mx.nd.array(array)).asnumpy())
 
 
-def test_bodies_are_text_for_json_and_csv_and_bytes_otherwise(tmp_path):
+def test_bodies_are_text_for_json_and_csv(tmp_path):
     script = (
         "def model_fn(model_dir): return None\n"
         "def transform_fn(model, body, content_type, accept):\n"
@@ -662,12 +941,15 @@ def test_bodies_are_text_for_json_and_csv_and_bytes_otherwise(tmp_path):
         (response,) = answer(ready, Request("r", text, content_type))
         assert json.loads(response.body) == [kind, length, content_type, JSON]
     (response,) = answer(ready, Request("r", b"\xff", JSON, "a/b"))
-    assert (response.status, b"not UTF-8" in response.body) == (400, True)
+    assert (response.status, b"not valid UTF-8" in response.body) == (400, True)
 
 
 def test_results_of_functions(tmp_path):
     script = (
+        "import collections\n"
+        "import mxnet as mx\n"
         "import numpy as np\n"
+        "Pair = collections.namedtuple('Pair', 'label score')\n"
         "def model_fn(model_dir): return None\n"
         "def transform_fn(model, body, content_type, accept):\n"
         "    return eval(body)\n"
@@ -683,6 +965,25 @@ def test_results_of_functions(tmp_path):
         ("('<p>', 'text/html')", "", b"<p>", "text/html"),
         ("({'a': 1}, 'application/x')", "", b'{"a":1}', "application/x"),
         ("(1, 2)", "", b"[1,2]", JSON),
+        ("('a,b', None)", "", b"a,b", CSV),
+        ("([1], None)", "", b"[1]", JSON),
+        ("(b'x', None)", "image/png", b"x", "image/png"),
+        ("Pair('cat', 0.5)", "", b'["cat",0.5]', JSON),
+        ("Pair('cat', 'dog')", "", b'["cat","dog"]', JSON),
+        ("Pair('cat', None)", "", b'["cat",null]', JSON),
+        ("Pair('<p>', 'text/html')", "", b"<p>", "text/html"),
+        ("('<p>', 'text/html', 200)", "", b"<p>", "text/html"),
+        ("('a', 'b', 200)", "", b'["a","b",200]', JSON),
+        ("2**70", "", b"1180591620717411303424", JSON),
+        ("type('F', (float,), {})(1.5)", "", b"1.5", JSON),
+        ("type('S', (str,), {})('a')", "", b"a", CSV),
+        ("np.float32(0.1)", "", b"0.10000000149011612", JSON),
+        ("{'a': mx.nd.ones(2), 'b': mx.np.ones(1)}", "", b'{"a":[1.0,1.0],"b":[1.0]}', JSON),
+        ("[mx.nd.ones(1), mx.nd.ones(2)]", "", b"[[1.0],[1.0,1.0]]", JSON),
+        ("(i for i in range(3))", "", b"[0,1,2]", JSON),
+        ("(i for i in 'ab')", "", b"ab", CSV),
+        ("iter([b'a', b'b'])", "image/png", b"ab", "image/png"),
+        ("iter([])", "", b"[]", JSON),
         ("None", "", b"null", JSON),
     ):
         (response,) = answer(ready, Request("r", text.encode(), CSV, accept))
@@ -690,7 +991,51 @@ def test_results_of_functions(tmp_path):
         assert response.content_type == content_type
 
 
-def test_a_context_carries_headers_both_ways(tmp_path):
+@pytest.mark.parametrize(
+    "functions",
+    [
+        "async def input_fn(body, content_type):\n"
+        "    await asyncio.sleep(0)\n"
+        "    return mx.nd.array(json.loads(body))\n",
+        "async def predict_fn(data, model):\n"
+        "    await asyncio.sleep(0)\n"
+        "    return model.predict(data)\n",
+        "lock = asyncio.Lock()\n"
+        "async def output_fn(prediction, accept):\n"
+        "    async with lock:\n"
+        "        return json.dumps(prediction.asnumpy().tolist())\n",
+        "async def transform_fn(model, body, content_type, accept):\n"
+        "    return model.predict(mx.nd.array(json.loads(body)))\n",
+        "def output_fn(prediction, accept):\n"
+        "    yield '['\n"
+        "    yield ','.join(str(row.asnumpy().tolist()) for row in prediction)\n"
+        "    yield ']'\n",
+        "def predict_fn(data, model):\n    yield from model.predict(data).asnumpy().tolist()\n",
+        "async def predict_fn(data, model):\n"
+        "    for row in model.predict(data).asnumpy():\n"
+        "        yield row.tolist()\n",
+    ],
+)
+def test_async_functions_and_generators(tmp_path, functions):
+    reference = saved(tmp_path)
+    ready = service(tmp_path, "import asyncio, json\nimport mxnet as mx\n" + functions)
+    for rows in (1, 3):
+        array = random(rows)
+        same(numbers(*answer(ready, request(array))), reference(array))
+
+
+def test_async_model_fn(tmp_path):
+    script = (
+        "async def model_fn(model_dir): return 'model'\n"
+        "async def transform_fn(model, body, content_type, accept): 1 / (model != body)\n"
+    )
+    ready = service(tmp_path, script)
+    assert answer(ready, Request("r", b"other", JSON))[0].body == b"null"
+    (response,) = answer(ready, Request("r", b"model", JSON))
+    assert response.body.startswith(b"transform_fn raised ZeroDivisionError")
+
+
+def test_headers_of_the_context(tmp_path):
     script = (
         "def model_fn(model_dir, context): return context.model_dir\n"
         "def transform_fn(model, body, content_type, accept, context):\n"
@@ -708,7 +1053,7 @@ def test_a_context_carries_headers_both_ways(tmp_path):
     }
 
 
-def test_functions_of_the_start_are_called_once_and_in_order(tmp_path):
+def test_functions_of_the_start_are_called_in_order(tmp_path):
     saved(tmp_path)
     script = (
         "calls = []\n"
@@ -725,7 +1070,7 @@ def test_functions_of_the_start_are_called_once_and_in_order(tmp_path):
         assert json.loads(response.body) == ["pre_model_fn", "model_fn", "model_warmup_fn model"]
 
 
-def test_a_warm_up_function_gets_the_saved_model(tmp_path):
+def test_warm_up_function_gets_the_saved_model(tmp_path):
     reference = saved(tmp_path)
     script = (
         "import mxnet as mx\n"
@@ -739,7 +1084,7 @@ def test_a_warm_up_function_gets_the_saved_model(tmp_path):
 # Errors
 
 
-def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(tmp_path, capfd):
+def test_error_of_a_function_is_only_logged(tmp_path, capfd):
     saved(tmp_path)
     for name, arguments in (
         ("input_fn", "body, content_type"),
@@ -753,7 +1098,7 @@ def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(tmp_pat
         (response,) = answer(ready, request(random(1), name="id-7"))
         assert (response.status, response.headers) == (500, {})
         text = response.body.decode()
-        assert f"{name} raised KeyError; request id-7" in text
+        assert f"{name} raised KeyError; see the container's log for request id-7" in text
         assert "secret" not in text
         assert "/" not in text
         # Without what libmxnet.so says of its own work, if it says it in this process.
@@ -765,7 +1110,7 @@ def test_an_error_of_a_function_is_told_to_the_log_and_not_to_the_caller(tmp_pat
         sys.modules.pop("inference")
 
 
-def test_a_default_that_fails_is_named(tmp_path, monkeypatch):
+def test_failing_default_is_named(tmp_path, monkeypatch):
     saved(tmp_path)
     ready = service(tmp_path, "def output_fn(prediction, accept): pass\n")
 
@@ -778,7 +1123,7 @@ def test_a_default_that_fails_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [None, 422, 200, "422", 600])
-def test_an_error_of_the_scripts_own_kind(tmp_path, status):
+def test_error_class_of_a_script(tmp_path, status):
     """A subclass that does not call ``super().__init__`` has the status of its class."""
     saved(tmp_path)
     script = (
@@ -799,7 +1144,7 @@ def test_an_error_of_the_scripts_own_kind(tmp_path, status):
     assert (response.status, response.body) == (expected, b"send a cat\n")
 
 
-def test_a_script_can_answer_with_its_own_status(tmp_path, capfd):
+def test_status_of_a_script(tmp_path, capfd):
     saved(tmp_path)
     script = (
         "from sagemaker_mxnet_serving import InferenceError\n"
@@ -813,17 +1158,17 @@ def test_a_script_can_answer_with_its_own_status(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_result_that_cannot_be_written(tmp_path, capfd):
+def test_result_that_cannot_be_encoded(tmp_path, capfd):
     script = (
         "def model_fn(model_dir): return None\n"
         "def transform_fn(model, body, content_type, accept): return object()\n"
     )
     (response,) = answer(service(tmp_path, script), Request("id-8", b"", ""))
     assert response.status == 500
-    assert b"raised TypeError; request id-8" in response.body
+    assert b"raised TypeError; see the container" in response.body
 
 
-def test_a_module_that_failed_predicts_again(tmp_path):
+def test_module_predicts_after_a_failure(tmp_path):
     """MXNet leaves a Module in the shape of the batch that it could not predict."""
     reference = saved(tmp_path, 4)
     script = DATA + (
@@ -840,7 +1185,7 @@ def test_a_module_that_failed_predicts_again(tmp_path):
         assert numbers(*answer(ready, request(array))).tobytes() == expected.tobytes()
 
 
-def test_mistakes_have_their_own_status(tmp_path):
+def test_status_of_errors(tmp_path):
     saved(tmp_path)
     ready = service(tmp_path)
     array = random(1)
@@ -862,11 +1207,11 @@ def test_mistakes_have_their_own_status(tmp_path):
     [
         ("def model_fn(model_dir): raise OSError('weights')", r"model_fn of .* raised OSError"),
         ("def model_fn(model_dir): exit(3)", r"model_fn of .* raised SystemExit"),
-        ("def model_fn(model_dir): return 5", r"nothing predicts with a int"),
+        ("def model_fn(model_dir): return 5", r"^int from model_fn of .* cannot predict"),
         (
             "import mxnet as mx\n"
             "def model_fn(model_dir): return mx.mod.Module(mx.sym.var('data'), label_names=None)",
-            r"expected one that is bound",
+            r"is not bound or has no parameters",
         ),
         (
             "def transform_fn(model, body, content_type, accept): pass\n"
@@ -893,7 +1238,7 @@ def test_scripts_that_cannot_be_served(tmp_path, script, words):
     ],
 )
 @pytest.mark.parametrize("function", ["model_fn(model_dir)", "model_warmup_fn(model_dir, model)"])
-def test_want_of_memory_is_told_apart(tmp_path, function, error):
+def test_lack_of_memory(tmp_path, function, error):
     saved(tmp_path)
     script = f"import mxnet as mx\ndef {function}: raise {error}\n"
     with pytest.raises(ModelMemoryError, match="not enough memory") as caught:
@@ -901,17 +1246,64 @@ def test_want_of_memory_is_told_apart(tmp_path, function, error):
     assert caught.value.kind is FailureKind.OUT_OF_MEMORY
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"no model-symbol.json and no model-0000.params"):
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"no saved model in .*, or a script .* defines model_fn"):
         service(tmp_path)
     saved(tmp_path)
+    (tmp_path / PARAMS).unlink()
+    with pytest.raises(ModelError, match=r"no model-0000.params for model-symbol.json in .*found:"):
+        service(tmp_path)
+
+
+def test_models_that_mxnet_saves(tmp_path):
+    """Without shapes, inputs are what has no parameter, and is not the label of a loss."""
+    (tmp_path / "exported").mkdir()
+    net = network()
+    array = random(3)
+    expected = net(mx.nd.array(array)).asnumpy()
+    net.export(str(tmp_path / "exported" / "resnet"), 5)
+    same(numbers(*answer(service(tmp_path / "exported"), request(array))), expected)
+    (tmp_path / "checkpoint").mkdir()
+    data = mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=CLASSES, name="fc")
+    module = mx.mod.Module(mx.sym.SoftmaxOutput(data, name="softmax"))
+    module.bind([("data", (8, COLUMNS))], [("softmax_label", (8,))])
+    module.init_params(mx.init.Xavier())
+    for epoch in (1, 2):
+        module.save_checkpoint(str(tmp_path / "checkpoint" / "net"), epoch)
+    (tmp_path / "checkpoint" / "net-0001.params").write_bytes(b"not read")
+    args, _ = module.get_params()
+    logits = array @ args["fc_weight"].asnumpy().T + args["fc_bias"].asnumpy()
+    expected = mx.nd.softmax(mx.nd.array(logits)).asnumpy()
+    ready = service(tmp_path / "checkpoint")
+    assert ready.describe()["inputs"] == [{"name": "data", "shape": None, "dtype": "float32"}]
+    for content_type in (JSON, CSV, NPY):
+        same(numbers(*answer(ready, request(array, content_type))), expected)
+    script = "def output_fn(prediction, accept): return prediction.asnumpy().tolist()\n"
+    same(numbers(*answer(service(tmp_path / "checkpoint", script), request(array))), expected)
+
+
+@pytest.mark.parametrize("shapes", ["[]", '[{"name": "data", "shape": []}]'])
+def test_block_saved_without_shapes(tmp_path, shapes):
+    reference = saved(tmp_path)
+    (tmp_path / SHAPES).write_text(shapes)
+    ready = service(tmp_path)
+    for rows in (3, 1, 40):
+        array = random(rows)
+        same(numbers(*answer(ready, request(array))), reference(array))
+    assert answer(ready, request(random(2, 7)))[0].status == 400
+
+
+def test_parameters_lost_without_shapes(tmp_path):
+    saved(tmp_path)
     (tmp_path / SHAPES).unlink()
-    with pytest.raises(ModelError, match=r"no model-shapes.json in .*found: model-0000.params"):
+    params = mx.nd.load(str(tmp_path / PARAMS))
+    mx.nd.save(str(tmp_path / PARAMS), dict(list(params.items())[1:]))
+    with pytest.raises(ModelError, match=r"has no values of .*weight"):
         service(tmp_path)
 
 
 @pytest.mark.parametrize("name", [SYMBOL, PARAMS, SHAPES])
-def test_a_file_cut_short_is_named(tmp_path, name):
+def test_truncated_file_is_named(tmp_path, name):
     saved(tmp_path / "whole")
     content = (tmp_path / "whole" / name).read_bytes()
     for size in (0, 1, 20, len(content) // 2, len(content) - 1):
@@ -927,10 +1319,8 @@ def test_a_file_cut_short_is_named(tmp_path, name):
     "shapes",
     [
         "{}",
-        "[]",
         "[1]",
         '[{"name": "data"}]',
-        '[{"name": "data", "shape": []}]',
         '[{"name": "data", "shape": [0, 6]}]',
         '[{"name": "data", "shape": ["a", 6]}]',
         '[{"name": "data", "shape": [1, 7]}]',
@@ -957,8 +1347,8 @@ def test_parameters_that_do_not_fit(tmp_path):
 FORKED = """
 import json, os, sys
 import numpy as np
-from sagemaker_mxnet_serving.messages import Request
-from sagemaker_mxnet_serving.service import ModelSettings, load
+from sagemaker_mxnet_serving.inference import Request
+from sagemaker_mxnet_serving.worker.service import ModelSettings, load
 ready = load(ModelSettings(sys.argv[1]))
 ready.warm_up()
 readers = []
@@ -977,7 +1367,7 @@ for _ in readers:
 """
 
 
-def test_workers_that_are_forked_after_the_first_prediction_answer(tmp_path):
+def test_workers_forked_after_the_first_prediction(tmp_path):
     reference = saved(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", FORKED, str(tmp_path)],
@@ -992,18 +1382,17 @@ def test_workers_that_are_forked_after_the_first_prediction_answer(tmp_path):
             same(np.array(json.loads(text), "float32"), expected)
 
 
-def test_loading_starts_no_thread_and_writes_nothing(tmp_path):
+def test_loading_starts_no_thread_and_writes_no_file(tmp_path):
     saved(tmp_path)
-    threads = threading.active_count()
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "inference.py").write_text("def pre_model_fn(model_dir): pass\n")
     before = sorted(tmp_path.rglob("*"))
-    service(tmp_path)
-    assert threading.active_count() == threads
+    with no_leaks():
+        service(tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_description_is_json(tmp_path):
+def test_description_is_json(tmp_path):
     saved(tmp_path, 4)
     description = json.loads(json.dumps(service(tmp_path).describe()))
     assert description["inputs"] == [{"name": "data", "shape": [None, 6], "dtype": "float32"}]

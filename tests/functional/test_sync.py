@@ -1,4 +1,4 @@
-"""Intermediate output arrives on a real S3 API, all of it, and the copying ends when told."""
+"""Intermediate output is uploaded completely to a real S3 API, and the upload can be stopped."""
 
 import http.server
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_training.roles import sync
-from tests import s3_api
+from tests.support import jobs, s3_api
 
 BOUND = 60.0
 
@@ -44,7 +44,7 @@ def wait(condition, what):
 
 
 @pytest.mark.parametrize("variable", ["S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
-def test_files_arrive_while_the_job_runs_and_the_last_ones_before_the_end(s3, tmp_path, variable):
+def test_files_are_uploaded_during_and_at_the_end_of_the_job(s3, tmp_path, variable):
     endpoint, client = s3
     prefix = variable.lower()
     directory = tmp_path / "output" / "intermediate"
@@ -58,7 +58,7 @@ def test_files_arrive_while_the_job_runs_and_the_last_ones_before_the_end(s3, tm
 
     process = start(tmp_path, f"s3://results/{prefix}", **{variable: endpoint})
     try:
-        assert process.stderr.readline().startswith("[sagemaker-mxnet-training] copying ")
+        assert process.stderr.readline().startswith("[sagemaker-mxnet-training] uploading ")
         (directory / "early.txt").write_text("early")
         wait(lambda: stored("early.txt") == b"early", "the copy of a file")
         assert process.poll() is None
@@ -73,19 +73,38 @@ def test_files_arrive_while_the_job_runs_and_the_last_ones_before_the_end(s3, tm
         process.wait()
 
 
+def test_intermediate_files_of_a_short_script_arrive(s3, tmp_path):
+    """The directory exists, and is watched, before the script begins."""
+    endpoint, client = s3
+    body = """
+    with open(os.environ["SM_OUTPUT_INTERMEDIATE_DIR"] + "/first.txt", "w") as file:
+        file.write("first")
+    """
+    with jobs.job(
+        tmp_path,
+        body,
+        env={**s3_api.CREDENTIALS, "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL_S3": endpoint},
+        hyperparameters={"sagemaker_s3_output": "s3://results/short"},
+    ) as job:
+        (end,) = job.ended()
+    assert end.status == 0, end.output
+    keys = [each["Key"] for each in client.list_objects_v2(Bucket="results")["Contents"]]
+    assert "short/output/intermediate/first.txt" in keys
+
+
 def test_a_directory_that_the_platform_copies_is_left_alone(tmp_path):
     (tmp_path / "output" / "intermediate").mkdir(parents=True)
     process = start(tmp_path, "s3://results/x")
     output, errors = process.communicate(timeout=BOUND)
     assert (process.returncode, output) == (0, "")
-    assert "nothing to copy to s3://results/x" in errors
+    assert "not uploading to s3://results/x" in errors
 
 
 def test_a_url_that_is_none_is_an_error_with_the_setting(tmp_path):
     process = start(tmp_path, "ftp://results/x")
     _, errors = process.communicate(timeout=BOUND)
     assert process.returncode == 1
-    assert errors.startswith("intermediate output cannot be copied to ftp://results/x")
+    assert errors.startswith("intermediate output cannot be uploaded to ftp://results/x")
     assert "sagemaker_s3_output" in errors and "Traceback" not in errors
 
 
@@ -114,12 +133,12 @@ def signatures():
     server.server_close()
 
 
-def test_the_region_of_the_job_takes_precedence_over_that_of_the_environment(tmp_path, signatures):
+def test_job_region_takes_precedence_over_the_environment(tmp_path, signatures):
     """A hyperparameter may say it. Requests are signed for one region, and refused in others."""
     url, found = signatures
     process = start(tmp_path, "s3://results/x", "--region", "eu-west-1", S3_ENDPOINT_URL=url)
     try:
-        assert process.stderr.readline().startswith("[sagemaker-mxnet-training] copying ")
+        assert process.stderr.readline().startswith("[sagemaker-mxnet-training] uploading ")
         (tmp_path / "output/intermediate/a.txt").write_text("a")
         wait(lambda: found, "a request")
         assert "/eu-west-1/s3/" in found[0]

@@ -11,13 +11,13 @@ from typing import Any, Callable, Dict, List, Mapping, Tuple
 
 import pytest
 
-from tests.cluster import job
+from tests.support.jobs import job
 
 Way = Tuple[Tuple[str, ...], Mapping[str, str]]
 
 
 def outer(module: str) -> Way:
-    """sagemaker-training's own ``train``, as an image of somebody's own starts it."""
+    """sagemaker-training's ``train``, as a custom image starts it."""
     program = "from sagemaker_training.cli.train import main; main()"
     return ("-c", program), {"SAGEMAKER_TRAINING_MODULE": f"{module}:main"}
 
@@ -102,7 +102,7 @@ def test_failure(tmp_path: Path, way: str, described: str) -> None:
 
 @every_way
 def test_stop(tmp_path: Path, way: str, described: str) -> None:
-    """A stop is no failure, and no success either."""
+    """A stop is neither a failure nor a success."""
     with started(tmp_path, way, described, 'say("up"); wait_for_ever()', hosts=2) as cluster:
         cluster.wait_for("^up")
         cluster[2].kill("entrypoint", signal.SIGTERM)
@@ -131,12 +131,13 @@ def test_a_job_that_cannot_be_described(tmp_path: Path, way: str, described: str
     with started(tmp_path, way, described, "say('no')", env=env) as cluster:
         (end,) = cluster.ended()
     assert end.status == 1
-    assert end.cause.startswith("algo-9: entrypoint failed: configuration: this host, 'algo-9'")
+    assert end.cause.startswith("algo-9: entrypoint failed: configuration: ")
+    assert "this host, 'algo-9', is not among the hosts" in end.cause
     assert "Traceback" not in end.output
 
 
 def test_the_outer_program_may_hold_processes_of_its_own(tmp_path: Path) -> None:
-    """What it started before us is neither swept nor reaped by us: its own S3 sync is such."""
+    """Processes that it started earlier, such as its S3 sync, are neither killed nor reaped."""
     program = (
         "import subprocess\n"
         "own = subprocess.Popen(['sh', '-c', 'exec sleep 60'])\n"
@@ -182,7 +183,7 @@ def test_the_console_script_is_the_same_program(tmp_path: Path) -> None:
 
 
 def test_a_first_word_that_is_no_subcommand_is_executed(tmp_path: Path) -> None:
-    """In the place of the entrypoint: same arguments, same status, no process of ours around it."""
+    """It replaces the entrypoint: same arguments, same status, no process around it."""
     script = 'echo "$@" $PPID; exit 7'
     done = program("sh", "-c", script, "name", "two words", "--help", cwd=tmp_path)
     assert done.returncode == 7
@@ -235,6 +236,72 @@ def test_usage(tmp_path: Path, words: List[str], status: int) -> None:
     assert done.returncode == status
     assert "sagemaker-mxnet-training" in (done.stderr if status else done.stdout)
     assert not list(tmp_path.iterdir()), "wrong usage leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serve", "--prot", "80"], "unrecognized argument --prot (did you mean --port?)"),
+        (["serve", "--prot=80"], "unrecognized argument --prot=80 (did you mean --port?)"),
+        (["doctor", "--jsn"], "unrecognized argument --jsn (did you mean --json?)"),
+        (["doctor", "model", "--json"], "argument --json: not allowed with argument DIR"),
+        (["local", "--host", "2", "train.py"], "the script go after it) (did you mean --hosts?)"),
+        (["report"], "the following arguments are required: RUN_DIR"),
+        (["train", "train.py"], "on this machine: sagemaker-mxnet-training local SCRIPT)"),
+        (["serve", "one", "two"], "unrecognized argument two"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_argument_is_reported_in_one_line(
+    tmp_path: Path, words: List[str], said: str
+) -> None:
+    done = program(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.endswith(f"; see sagemaker-mxnet-training {words[0]} --help\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+INTERRUPT = """
+import os, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == os.environ["INTERRUPTED_IMPORT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "said"),
+    [
+        (["train"], "sagemaker_mxnet_training.training", "the job was STOPPED"),
+        (["local", "train.py"], "sagemaker_mxnet_training.local", ""),
+        (["local", "train.py"], "sagemaker_mxnet_training.training", "job STOPPED"),
+        (["report", "."], "sagemaker_mxnet_training.report.command", ""),
+        (["doctor"], "sagemaker_mxnet_training.doctor", ""),
+    ],
+    ids=["train", "local", "host-of-local", "report", "doctor"],
+)
+def test_ctrl_c_while_a_command_starts(
+    tmp_path: Path, words: List[str], module: str, said: str
+) -> None:
+    """There is no traceback of what it interrupted."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT)
+    (tmp_path / "train.py").write_text("print('the script runs')")
+    done = program(
+        *words,
+        cwd=tmp_path,
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        INTERRUPTED_IMPORT=module,
+        SAGEMAKER_BASE_DIR=str(tmp_path / "ml"),
+        SM_MODULE_DIR=str(tmp_path),
+        SM_USER_ENTRY_POINT="train.py",
+    )
+    assert done.returncode == 130
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "the script runs" not in done.stdout
 
 
 # Importing.

@@ -4,14 +4,13 @@ import concurrent.futures
 import contextlib
 import json
 import socket
-import urllib.request
 from pathlib import Path
 from typing import Iterator
 
 import pytest
 
-from tests.cluster import eventually, free_port
-from tests.serving.server import Served, serving, write_model
+from tests.support.jobs import eventually, free_port
+from tests.support.real_server import Served, serving, write_model
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +20,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield server.healthy()
 
 
-def test_an_answer_and_its_id(served: Served) -> None:
+def test_response_and_its_id(served: Served) -> None:
     answer = served.invoke(b"hello")
     assert (answer.status, answer.body) == (200, b"hello")
-    assert answer.headers["x-request-id"] in eventually(
-        lambda: answer.headers["x-request-id"] in served.log and served.log, "an access-log line"
-    )
+    served.wait_for_log(answer.headers["x-request-id"])
     assert served.invoke(b"hello", **{"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
 
 
@@ -36,12 +33,12 @@ def test_ping_is_empty_and_in_no_log(served: Served) -> None:
     assert (answer.status, answer.body) == (200, b"")
     assert served.ask("GET", "/ping?from=here").status == 200
     served.invoke(b"x", **{"X-Request-Id": "after-ping"})
-    eventually(lambda: "after-ping" in served.log, "an access-log line")
+    served.wait_for_log("after-ping")
     assert "/ping" not in served.log
     assert served.log.count("after-ping") == 1
 
 
-def test_the_model_is_loaded_once_and_shared(served: Served) -> None:
+def test_model_is_loaded_once_and_shared(served: Served) -> None:
     """Defect 20 of the peer: each worker loads the model twice."""
     loaded = {served.invoke(b"loaded").body for _ in range(8)}
     assert loaded == {str(served.model_process().pid).encode()}
@@ -66,7 +63,7 @@ def test_execution_parameters(served: Served) -> None:
         ("GET", "/", 404, b"expected /ping"),
     ],
 )
-def test_mistakes_are_told_in_words(
+def test_errors_name_what_was_expected(
     served: Served, method: str, path: str, status: int, words: bytes
 ) -> None:
     """Defect 17 of the peer: every mistake is a 500."""
@@ -75,7 +72,7 @@ def test_mistakes_are_told_in_words(
     assert words in answer.body
 
 
-def test_a_body_that_is_too_large_is_refused_in_words(served: Served) -> None:
+def test_body_that_is_too_large_returns_413(served: Served) -> None:
     """Defect 11 of the peer: 413 without a word."""
     answer = served.invoke(b"x" * (8 * 1024 * 1024 + 1))
     assert answer.status == 413
@@ -88,7 +85,7 @@ def test_a_body_that_is_too_large_is_refused_in_words(served: Served) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_large_answers_are_answers(served: Served) -> None:
+def test_large_responses(served: Served) -> None:
     """Defect 11 of the peer: an answer above 6.5 MB kills the worker."""
     before = served.workers()
     answer = served.invoke(b"long 50000000")
@@ -96,20 +93,20 @@ def test_large_answers_are_answers(served: Served) -> None:
     assert served.workers() == before
 
 
-def test_an_exception_stays_in_the_log(served: Served) -> None:
-    """Defects 10 and 16 of the peer: tracebacks and texts to callers, and cut up in the log."""
+def test_exception_is_only_logged(served: Served) -> None:
+    """Defects 10 and 16 of the peer: tracebacks and texts to clients, and cut up in the log."""
     answer = served.invoke(b"raise treasure")
     assert answer.status == 500
     assert b"ValueError" in answer.body
     assert b"hidden" not in answer.body and b"Traceback" not in answer.body
     assert "hidden" not in str(answer.headers)
-    eventually(lambda: "hidden-treasure" in served.log, "the exception in the log")
+    served.wait_for_log("hidden-treasure")
 
 
-def test_many_callers_at_once_are_all_answered(served: Served) -> None:
+def test_many_clients_at_once(served: Served) -> None:
     """Defect 13 of the peer: of 140 requests at once, 40 are refused."""
     with concurrent.futures.ThreadPoolExecutor(140) as pool:
-        bodies = [f"caller {number}".encode() for number in range(140)]
+        bodies = [f"client {number}".encode() for number in range(140)]
         answers = list(pool.map(served.invoke, bodies))
     assert [answer.body for answer in answers] == bodies
 
@@ -141,7 +138,7 @@ def test_a_thousand_connections(served: Served) -> None:
         b"GET / HTTP/1.1\r\n" + b"a: " + b"b" * 2_000_000,
     ],
 )
-def test_what_is_no_request_harms_nobody(served: Served, data: bytes) -> None:
+def test_malformed_requests_do_not_affect_others(served: Served, data: bytes) -> None:
     with served.connect() as connection:
         with contextlib.suppress(OSError):
             connection.sendall(data)
@@ -151,7 +148,7 @@ def test_what_is_no_request_harms_nobody(served: Served, data: bytes) -> None:
     assert served.invoke(b"next").body == b"next"
 
 
-def test_half_a_body_and_a_caller_that_goes_away(served: Served) -> None:
+def test_disconnect_after_half_a_body(served: Served) -> None:
     before = served.workers()
     for data in (
         b"POST /invocations HTTP/1.1\r\nContent-Length: 1000\r\n\r\nhalf",
@@ -159,12 +156,12 @@ def test_half_a_body_and_a_caller_that_goes_away(served: Served) -> None:
     ):
         with served.connect() as connection:
             connection.sendall(data)
-    eventually(lambda: served.log.count(" 499 ") >= 2, "two callers gone in the access log")
+    eventually(lambda: served.log.count(" 499 ") >= 2, "two clients gone in the access log")
     assert served.invoke(b"next").body == b"next"
     assert served.workers() == before
 
 
-def test_slow_callers_hold_no_worker(served: Served) -> None:
+def test_slow_clients_block_no_worker(served: Served) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(50):
             slow = stack.enter_context(served.connect())
@@ -172,16 +169,7 @@ def test_slow_callers_hold_no_worker(served: Served) -> None:
         assert served.invoke(b"fast").body == b"fast"
 
 
-def test_requests_that_do_not_end_are_ended(served: Served) -> None:
-    with served.connect() as head, served.connect() as body:
-        head.sendall(b"POST /invocations HTTP/1.1\r\nContent-")
-        body.sendall(b"POST /invocations HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf")
-        for connection in (head, body):
-            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
-            assert connection.recv(1000) == b""
-
-
-def test_a_second_server_on_the_port_says_who_has_it(served: Served, tmp_path: Path) -> None:
+def test_taken_port_names_its_process(served: Served, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     with serving(model, port=served.port) as second:
         assert second.ended() == 1
@@ -189,7 +177,7 @@ def test_a_second_server_on_the_port_says_who_has_it(served: Served, tmp_path: P
     assert served.invoke(b"mine").body == b"mine"
 
 
-def test_batches_are_split_where_functions_of_the_user_take_part(tmp_path: Path) -> None:
+def test_no_batches_for_functions_of_a_script(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     variables = {
         "SAGEMAKER_MXNET_SERVING_BATCH_SIZE": "4",
@@ -202,7 +190,7 @@ def test_batches_are_split_where_functions_of_the_user_take_part(tmp_path: Path)
             assert [each.body for each in pool.map(served.invoke, bodies)] == bodies
 
 
-def test_metrics_have_a_port_of_their_own(tmp_path: Path) -> None:
+def test_metrics_port(tmp_path: Path) -> None:
     port = free_port()
     model = write_model(tmp_path / "model")
     variables = {
@@ -212,22 +200,16 @@ def test_metrics_have_a_port_of_their_own(tmp_path: Path) -> None:
     with serving(model, "--workers", "1", **variables) as served:
         served.healthy().invoke(b"x", **{"X-Request-Id": "counted"})
         served.invoke(b"exit")
-        metrics = _get(port)
+        metrics = served.metrics(port)
         assert 'sagemaker_mxnet_serving_requests_total{status="200"} 1.0' in metrics
         assert 'sagemaker_mxnet_serving_requests_total{status="500"} 1.0' in metrics
         assert "sagemaker_mxnet_serving_batch_requests_count" in metrics
         restarts = 'sagemaker_mxnet_serving_restarts_total{process="worker"} 2.0'
-        eventually(lambda: restarts in _get(port), "two restarts")
-        line = next(each for each in served.lines if '"id":"counted"' in each)
-        assert json.loads(line)["status"] == 200
+        eventually(lambda: restarts in served.metrics(port), "two restarts")
+        assert json.loads(served.wait_for_log('"id":"counted"'))["status"] == 200
 
 
-def _get(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        return str(answer.read().decode())
-
-
-def test_each_worker_loads_the_model_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_load_in_workers(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     with serving(model, "--workers", "2", SAGEMAKER_MXNET_SERVING_LOAD_IN_WORKERS="true") as served:
         served.healthy()
@@ -239,14 +221,14 @@ def test_each_worker_loads_the_model_where_that_is_asked_for(tmp_path: Path) -> 
         assert served.invoke(b"next").body == b"next"
 
 
-def test_nothing_is_written_into_the_model_directory(served: Served) -> None:
+def test_model_directory_is_not_written(served: Served) -> None:
     child = served.model_process()
     options = json.loads(child.cmdline()[-1])
     found = {path.name for path in Path(options["model"]["model_dir"]).rglob("*")}
     assert found == {"code", "inference.py"}
 
 
-def test_a_header_of_the_script_cannot_begin_another(tmp_path: Path) -> None:
+def test_header_of_the_script_has_no_newline(tmp_path: Path) -> None:
     script = (
         "def model_fn(model_dir):\n    return None\n\n"
         "def transform_fn(model, body, content_type, accept):\n"

@@ -4,18 +4,20 @@ import concurrent.futures
 import contextlib
 import http.client
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Iterator, List
 
 import psutil
 import pytest
 
-from tests.cluster import eventually
-from tests.serving.server import SCRIPT, Served, serving, write_model
+from tests.support.jobs import eventually, free_port
+from tests.support.real_server import SCRIPT, Served, serving, write_model
 
 
 @pytest.fixture(scope="module")
@@ -39,77 +41,224 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("word", [b"exit", b"crash"])
-def test_a_script_that_ends_its_process_fails_its_request_alone(
-    served: Served, word: bytes
-) -> None:
+def test_script_that_exits_fails_only_its_request(served: Served, word: bytes) -> None:
     """Defect 12 of the peer: the next request waits for the model to be loaded again."""
     loaded = served.invoke(b"loaded").body
     answer = served.invoke(word, **{"X-Request-Id": f"over-{word.decode()}"})
     assert answer.status == 500
-    assert b"died over this request" in answer.body
-    eventually(lambda: f"over request over-{word.decode()}" in served.log, "its name in the log")
+    assert b"died while processing this request" in answer.body
+    served.wait_for_log(f"while processing request over-{word.decode()}")
     assert served.healthy().invoke(b"loaded").body == loaded
 
 
-def test_what_a_worker_has_forked_does_not_keep_its_requests(served: Served) -> None:
+def test_child_of_a_dead_worker_does_not_keep_its_requests(served: Served) -> None:
     """The child holds the worker's end of the connection open, which tells of no end then."""
     answer = served.invoke(b"leave 600")
-    assert (answer.status, b"died over this request" in answer.body) == (500, True)
+    assert (answer.status, b"died while processing this request" in answer.body) == (500, True)
     assert served.healthy().invoke(b"next").body == b"next"
 
 
-def test_a_request_whose_worker_was_killed_is_tried_once_more(
-    served: Served, tmp_path: Path
-) -> None:
+POOL = """
+import concurrent.futures, os
+
+def model_fn(model_dir):
+    pool = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="mine")
+    list(pool.map(abs, range(100)))
+    if "SHUT_DOWN" in os.environ:
+        pool.shutdown()
+        pool = None
+    return pool, os.getpid()
+
+def transform_fn(model, body, content_type, accept):
+    pool, loaded = model
+    return str(pool.submit(lambda: loaded).result() if pool else loaded)
+"""
+
+
+@pytest.mark.parametrize("variables", [{}, {"SHUT_DOWN": "1"}])
+def test_threads_that_the_script_starts(tmp_path: Path, variables: "dict[str, str]") -> None:
+    """A worker that is forked from a process with a pool would wait for its threads forever."""
+    stay = not variables
+    script = write_model(tmp_path / "model", POOL)
+    with serving(script, "--workers", "2", OMP_NUM_THREADS=1, **variables) as served:
+        assert (int(served.healthy().invoke(b"").body) in served.workers()) is stay
+        line = served.wait_for_log("workers: 2 that ")
+        assert ("2 that each load the model" in line) is stay
+        workers = served.workers()
+        served.model_process().kill()
+        eventually(lambda: all(map(gone, workers)), "the end of its workers")
+        assert (int(served.healthy().invoke(b"").body) in served.workers()) is stay
+        if stay:
+            served.wait_for_log("the script has started threads (mine_0, mine_1)")
+        assert served.log.count("the script has started threads") == stay
+
+
+OPENMP = """
+import ctypes, mxnet as mx
+
+def model_fn(model_dir):
+    ctypes.CDLL("libgomp.so.1").omp_set_num_threads(4)
+    net = mx.gluon.nn.Dense(512)
+    net.initialize()
+    net(mx.nd.ones((64, 2048))).wait_to_read()
+    return net
+"""
+
+
+def test_threads_of_openmp_are_counted(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", OPENMP)
+    code = (
+        "from sagemaker_mxnet_serving.worker import service\n"
+        f"model = service.load(service.ModelSettings(model_dir={str(model)!r}))\n"
+        "print(model.started_threads())"
+    )
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "MXNET_ENGINE_TYPE": "NaiveEngine"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert "such as OpenMP's" in done.stdout, done.stderr
+
+
+NO_PROCESSES = """
+import errno, os
+
+fork = os.fork
+
+def limited():
+    if os.path.exists(os.environ["MARKER"]):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    return fork()
+
+os.fork = limited
+"""
+
+
+def test_lack_of_processes_is_temporary(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    model = write_model(tmp_path / "model", NO_PROCESSES + SCRIPT)
+    with serving(model, "--workers", "1", OMP_NUM_THREADS=1, MARKER=marker) as served:
+        served.healthy()
+        marker.touch()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(served.invoke, b"exit")
+            served.wait_for_log("limit on processes")
+            assert served.ping() == 503
+            marker.unlink()
+            assert answer.result().status == 500, "it ends its second worker too"
+        assert served.healthy().invoke(b"next").body == b"next"
+
+
+def test_lack_of_processes_at_the_start(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", NO_PROCESSES + SCRIPT)
+    with serving(model, "--workers", "1", OMP_NUM_THREADS=1, MARKER=tmp_path) as served:
+        assert served.ended() == 1
+        assert "a worker cannot be started: the limit on processes" in served.lines[-1]
+
+
+FORKS = """
+import os
+
+def model_fn(model_dir):
+    if os.fork() == 0 and os.environ.get("CHILD_FAILS"):
+        raise RuntimeError("in the child of model_fn")
+    return os.getpid()
+
+def transform_fn(model, body, content_type, accept):
+    if os.fork() == 0 and body.endswith(b"0"):
+        raise SystemExit("in the child")
+    return bytes(body)
+"""
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OMP_NUM_THREADS": "1"},
+        {"OMP_NUM_THREADS": "1", "CHILD_FAILS": "1"},
+        {"SAGEMAKER_MXNET_SERVING_LOAD_IN_WORKERS": "true", "CHILD_FAILS": "1"},
+    ],
+)
+def test_script_that_forks_and_returns_twice(tmp_path: Path, variables: "dict[str, str]") -> None:
+    """The child would answer for the worker, or load for the model process."""
+    with serving(write_model(tmp_path / "model", FORKS), "--workers", "1", **variables) as served:
+        served.healthy()
+        sent = [b"%d" % number for number in range(40)]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(served.invoke, sent))
+        assert [(each.status, each.body) for each in answers] == [(200, body) for body in sent]
+        served.wait_for_log("ending the child")
+        assert "starting another one" not in served.log
+
+
+def test_request_of_a_killed_worker_is_retried(served: Served, tmp_path: Path) -> None:
     answer = served.invoke(b"once " + os.fsencode(tmp_path / "tried"))
     assert (answer.status, answer.body) == (200, b"twice")
 
 
-def test_an_overdue_worker_is_killed_and_its_caller_told(tmp_path: Path) -> None:
+def test_request_survives_a_worker_that_had_not_read_it(served: Served, tmp_path: Path) -> None:
+    """Of workers that are killed together, the front loses one after another."""
+    first = int(served.invoke(b"worker").body)
+    second = eventually(
+        lambda: next((pid for pid in served.workers() if pid != first and not gone(pid)), None),
+        "another worker",
+    )
+    os.kill(second, signal.SIGSTOP)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(served.invoke, b"once " + os.fsencode(tmp_path / "tried"))
+        served.wait_for_log(f"worker {first} ended with status 7 while processing request")
+        with contextlib.suppress(ProcessLookupError):  # the server kills it after 2 s
+            os.kill(second, signal.SIGKILL)
+        assert (answer.result().status, answer.result().body) == (200, b"twice")
+
+
+def test_overdue_worker_is_killed_and_returns_504(tmp_path: Path) -> None:
     variables = {"SAGEMAKER_MODEL_SERVER_TIMEOUT": "2"}
     with serving(write_model(tmp_path / "model"), "--workers", "1", **variables) as served:
         answer = served.healthy().invoke(b"hang")
         assert answer.status == 504
         assert b"longer than the server allows" in answer.body
-        eventually(lambda: "takes longer than 2 s for a request" in served.log, "its name")
+        served.wait_for_log("takes longer than 2 s for a request")
         assert served.healthy().invoke(b"next").body == b"next"
 
 
-def test_a_stopped_worker_is_killed_and_its_request_answered(served: Served) -> None:
+def test_stopped_worker_is_killed_and_its_request_answered(served: Served) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(served.invoke, b"sleep 0.5")
         for pid in served.workers():
             os.kill(pid, signal.SIGSTOP)
         assert answer.result().status == 200
-    eventually(lambda: "is stopped by a signal" in served.log, "its name in the log")
+    served.wait_for_log("was stopped by a signal")
 
 
-def test_workers_killed_under_load_lose_no_request(served: Served) -> None:
-    before = set(served.workers())
+@pytest.mark.parametrize("victims", ["workers", "model process"])
+def test_kills_under_load_lose_no_request(served: Served, victims: str) -> None:
+    """All die at once: no request is lost because it meets one dead worker after another."""
     stop = threading.Event()
-    answers: List[int] = []
+    answers: List[List[int]] = [[] for _ in range(4)]
 
-    def load() -> None:
+    def load(statuses: List[int]) -> None:
         while not stop.is_set():
-            answers.append(served.invoke(b"worker").status)
+            statuses.append(served.invoke(b"worker").status)
 
-    threads = [threading.Thread(target=load) for _ in range(4)]
+    threads = [threading.Thread(target=load, args=(each,)) for each in answers]
     for thread in threads:
         thread.start()
-    for _ in range(5):
-        alive = served.workers()
-        count = len(answers)
-        os.kill(alive[0], signal.SIGKILL)
-        eventually(lambda pid=alive[0]: gone(pid), "the end of the worker")
-        eventually(lambda count=count: len(answers) > count + 20, "answers after it")
+    for _ in range(4):
+        workers = served.workers()
+        for pid in workers if victims == "workers" else [served.model_process().pid]:
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda pids=workers: all(map(gone, pids)), "the end of the workers")
+        # Two answers to each client: no request has met more than this round of kills.
+        before = [len(each) for each in answers]
+        eventually(
+            lambda before=before: all(len(a) >= n + 2 for a, n in zip(answers, before)),
+            "answers after it",
+        )
     stop.set()
     for thread in threads:
         thread.join()
-    assert Counter(answers) == {200: len(answers)}
-    assert set(served.healthy().workers()) != before
+    assert {status for each in answers for status in each} == {200}
 
 
-def test_a_model_process_that_dies_is_started_again_and_loses_no_request(served: Served) -> None:
+def test_dead_model_process_is_restarted_without_losing_requests(served: Served) -> None:
     first = served.model_process()
     workers = served.workers()
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -120,7 +269,7 @@ def test_a_model_process_that_dies_is_started_again_and_loses_no_request(served:
     assert served.healthy().model_process().pid != first.pid
 
 
-def test_a_ping_needs_no_worker(served: Served) -> None:
+def test_ping_needs_no_worker(served: Served) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(served.invoke, b"sleep 0.5") for _ in range(8)]
         while not all(each.done() for each in answers):
@@ -129,28 +278,63 @@ def test_a_ping_needs_no_worker(served: Served) -> None:
 
 
 def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
-    """Defect 9 of the peer: SIGTERM resets the requests that are under way."""
-    with serving(write_model(tmp_path / "model"), "--workers", "2") as served:
+    """Defect 9 of the peer: SIGTERM resets the requests that are in progress."""
+    port, gate = free_port(), tmp_path / "gate"
+    variables = {"SAGEMAKER_MXNET_SERVING_METRICS_PORT": port}
+    with serving(write_model(tmp_path / "model"), "--workers", "2", **variables) as served:
         served.healthy()
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            answers = [pool.submit(served.invoke, b"sleep 1.5") for _ in range(8)]
+            answers = [pool.submit(served.invoke, b"wait " + os.fsencode(gate)) for _ in range(8)]
+            queued = "sagemaker_mxnet_serving_queue_length 6.0"
+            eventually(lambda: queued in served.metrics(port), "two predictions, six in the queue")
             half = served.connect()
-            half.sendall(b"POST /invocations HTTP/1.1\r\nContent-Length: 5\r\n\r\nha")
-            eventually(
-                lambda: len(psutil.Process(served.process.pid).net_connections("tcp")) >= 10,
-                "all connections",
+            half.sendall(
+                b"POST /invocations HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
             )
-            time.sleep(0.2)  # until their heads are read, which nothing outside shows
+            assert half.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
             served.process.terminate()
-            eventually(lambda: "stopping; requests under way" in served.log, "the stop")
+            served.wait_for_log("stopping; requests in progress")
             assert served.ping() == 503
             refused = served.invoke(b"late")
             assert (refused.status, b"stopping" in refused.body) == (503, True)
-            half.sendall(b"lf!")
+            half.sendall(b"half!")
+            gate.touch()
             assert half.recv(1000).startswith(b"HTTP/1.1 200 ")
             half.close()
             assert [each.result().status for each in answers] == [200] * 8
         assert served.ended() == 0
+
+
+def test_response_that_is_being_read_during_a_stop(tmp_path: Path) -> None:
+    size = 20_000_000
+    request = b"POST /invocations HTTP/1.1\r\nX-Request-Id: %s\r\nContent-Length: 13\r\n\r\nlong %d"
+    with serving(write_model(tmp_path / "model"), "--workers", "1") as served:
+        served.healthy()
+        with served.connect() as gone_midway:
+            gone_midway.sendall(request % (b"gone", size))
+            assert gone_midway.recv(1000).startswith(b"HTTP/1.1 200 ")
+        eventually(lambda: re.search(r" 499 .* gone$", served.log, re.M), "its line in the log")
+        with served.connect() as client:
+            client.sendall(request % (b"slow", size))
+            taken = client.recv(1000)
+            served.process.terminate()
+            served.wait_for_log("requests in progress: 1")
+            until = time.monotonic() + 3  # longer than what is only flushed has
+            while time.monotonic() < until:
+                taken += client.recv(1000)
+                time.sleep(0.01)
+            with client.makefile("rb") as rest:
+                taken += rest.read()
+        assert len(taken.partition(b"\r\n\r\n")[2]) == size
+        assert served.ended() == 0
+        assert re.search(rf" 200 .*{size}.* slow$", served.log, re.M)
+
+
+def test_hangup_stops_the_server(tmp_path: Path) -> None:
+    with serving(write_model(tmp_path / "model"), "--workers", "1") as served:
+        served.healthy().process.send_signal(signal.SIGHUP)
+        assert served.ended() == 0
+        assert "stopping; requests in progress: 0" in served.log
 
 
 def test_idle_connections_do_not_delay_a_stop(tmp_path: Path) -> None:
@@ -174,13 +358,13 @@ def test_a_killed_server_leaves_nothing(tmp_path: Path) -> None:
 FAILING = {
     "raises": ("raise RuntimeError('no such luck')", "no such luck"),
     "exits": ("os._exit(9)", "ended with status 9"),
-    "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "died of SIGKILL"),
+    "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
 }
 
 
 @pytest.mark.parametrize("name", sorted(FAILING))
 @pytest.mark.parametrize("variables", [{}, {"SAGEMAKER_MXNET_SERVING_LOAD_IN_WORKERS": "true"}])
-def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_cause(
+def test_failed_load_ends_the_server_with_its_cause(
     tmp_path: Path, name: str, variables: "dict[str, str]"
 ) -> None:
     """Defects 2 and 7 of the peer: it stays, and says that it is healthy."""
@@ -212,7 +396,7 @@ def test_a_requirement_that_cannot_be_installed(tmp_path: Path) -> None:
         assert "no-such-package-of-anybody" in served.lines[-1]
 
 
-def test_settings_with_faults_are_all_told(tmp_path: Path) -> None:
+def test_all_faults_in_settings_are_logged(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     wrong = {"SAGEMAKER_MODEL_SERVER_WORKERS": "x", "SAGEMAKER_MODEL_SERVER_TIMEOUT": "y"}
     with serving(model, **wrong) as served:
@@ -220,11 +404,13 @@ def test_settings_with_faults_are_all_told(tmp_path: Path) -> None:
         assert all(name in served.log for name in wrong)
 
 
-def test_a_model_that_is_loading_is_not_healthy_and_can_be_stopped(tmp_path: Path) -> None:
+def test_loading_model_is_unhealthy_and_can_be_stopped(tmp_path: Path) -> None:
     """Defect 7 of the peer: a ping is healthy before the model has been loaded."""
-    script = SCRIPT.replace('return {"loaded"', 'print("here", flush=True); time.sleep(600) #')
+    script = SCRIPT.replace(
+        'return {"loaded"', 'print("model_fn called", flush=True); time.sleep(600) #'
+    )
     with serving(write_model(tmp_path / "model", script)) as served:
-        eventually(lambda: "here" in served.lines, "the load")
+        served.wait_for_log("model_fn called")
         assert served.ping() == 503
         answer = served.invoke(b"early")
         assert (answer.status, b"not loaded yet" in answer.body) == (503, True)
@@ -246,7 +432,7 @@ def test_the_front_has_no_mxnet_in_it(served: Served) -> None:
     assert "libmxnet" in model
 
 
-def test_workers_that_cannot_start_any_more_end_the_server(tmp_path: Path) -> None:
+def test_failing_worker_starts_end_the_server(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     script = SCRIPT.replace(
         'return {"loaded"',

@@ -1,15 +1,18 @@
 """Multi-model endpoints: models that come and go by requests."""
 
 import concurrent.futures
+import contextlib
+import http.client
 import json
+import os
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple
 
 import psutil
 import pytest
 
-from tests.cluster import eventually
-from tests.serving.server import SCRIPT, Answer, Served, serving, write_model
+from tests.support.jobs import eventually
+from tests.support.real_server import SCRIPT, Answer, Served, serving, write_model
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def invoke(served: Served, name: str, body: bytes) -> Answer:
     return served.ask("POST", f"/models/{name}/invoke", body, kind)
 
 
-def test_a_model_from_its_load_to_its_end(multi: Tuple[Served, Path]) -> None:
+def test_load_invoke_and_unload(multi: Tuple[Served, Path]) -> None:
     """Defect 14 of the peer: ``code/`` cannot be imported."""
     served, base = multi
     assert invoke(served, "a", b"x").status == 404
@@ -50,7 +53,7 @@ def test_a_model_from_its_load_to_its_end(multi: Tuple[Served, Path]) -> None:
     assert served.ping() == 200
 
 
-def test_a_broken_model_is_told_and_is_its_own_failure(multi: Tuple[Served, Path]) -> None:
+def test_broken_model_fails_only_itself(multi: Tuple[Served, Path]) -> None:
     """Defect 14 of the peer: 200 for a model that is broken."""
     served, base = multi
     assert load(served, "good", base / "two/model").status == 200
@@ -64,15 +67,13 @@ def test_a_broken_model_is_told_and_is_its_own_failure(multi: Tuple[Served, Path
 
 
 @pytest.mark.parametrize("variables", [{}, {"SAGEMAKER_MXNET_SERVING_LOAD_IN_WORKERS": "true"}])
-def test_a_model_that_memory_ends_under_is_a_507(
-    tmp_path: Path, variables: "dict[str, str]"
-) -> None:
+def test_load_without_memory_returns_507(tmp_path: Path, variables: "dict[str, str]") -> None:
     hungry = SCRIPT.replace("return {", "raise MemoryError() #")
     write_model(tmp_path / "hungry" / "model", hungry)
     with serving(tmp_path, SAGEMAKER_MULTI_MODEL="true", **variables) as served:
         answer = load(served.healthy(), "hungry", "hungry/model")
         assert (answer.status, b"not enough memory" in answer.body) == (507, True)
-        eventually(lambda: "model_fn" in served.log, "where that was, in the log")
+        served.wait_for_log("model_fn")
 
 
 def test_lists_have_pages(multi: Tuple[Served, Path]) -> None:
@@ -101,19 +102,19 @@ def test_lists_have_pages(multi: Tuple[Served, Path]) -> None:
         ("nul", "two\u0000", 400),
     ],
 )
-def test_names_and_places_that_escape(
+def test_names_and_urls_outside_of_the_directory(
     multi: Tuple[Served, Path], name: str, url: str, status: int
 ) -> None:
     """Defect 14 of the peer: ``/etc`` is a model."""
     assert load(multi[0], name, url).status == status
 
 
-def test_a_name_may_hold_a_slash(multi: Tuple[Served, Path]) -> None:
+def test_name_with_a_slash(multi: Tuple[Served, Path]) -> None:
     served, _ = multi
     assert load(served, "a/../b", "two/model").status == 200
     assert invoke(served, "a%2F..%2Fb", b"hello").body == b"hello"
     answer = invoke(served, "a/../b", b"hello")
-    assert (answer.status, b"not '/models/a/../b/invoke'" in answer.body) == (404, True)
+    assert (answer.status, b"'/models/a/../b/invoke' does not exist" in answer.body) == (404, True)
     assert served.ask("DELETE", "/models/a%2F..%2Fb").status == 200
 
 
@@ -131,7 +132,7 @@ def transform_fn(model, body, content_type, accept):
 """
 
 
-def test_an_unload_is_not_told_as_a_stop(multi: Tuple[Served, Path], tmp_path: Path) -> None:
+def test_unload_is_not_logged_as_a_stop(multi: Tuple[Served, Path], tmp_path: Path) -> None:
     served, base = multi
     write_model(base / "busy" / "model", BUSY)
     assert load(served, "busy", "busy/model").status == 200
@@ -152,6 +153,20 @@ def test_an_unload_is_not_told_as_a_stop(multi: Tuple[Served, Path], tmp_path: P
         assert (answers[0].result().status, unload.result().status) == (200, 200)
 
 
+def test_archive_one_directory_deeper(multi: Tuple[Served, Path]) -> None:
+    served, base = multi
+    deep = base / "deep" / "model" / "my_model"
+    deep.mkdir(parents=True)
+    (deep / "word.txt").write_text("deeper")
+    (deep / "inference.py").write_text(
+        "WORD = open('word.txt').read()\n"
+        "def model_fn(model_dir): return model_dir\n"
+        "def transform_fn(model, body, content_type, accept): return f'{model} {WORD}'\n"
+    )
+    assert load(served, "deep", "deep/model").status == 200
+    assert invoke(served, "deep", b"").body == f"{deep} deeper".encode()
+
+
 def test_a_link_does_not_escape(multi: Tuple[Served, Path]) -> None:
     served, base = multi
     (base / "link").symlink_to("/etc")
@@ -163,7 +178,7 @@ def test_bodies_that_name_no_model(multi: Tuple[Served, Path], body: bytes) -> N
     assert multi[0].ask("POST", "/models", body).status == 400
 
 
-def test_a_model_larger_than_the_memory_is_refused(multi: Tuple[Served, Path]) -> None:
+def test_model_larger_than_the_memory_is_rejected(multi: Tuple[Served, Path]) -> None:
     served, base = multi
     huge = write_model(base / "huge" / "model")
     with open(huge / "weights", "wb") as file:
@@ -171,3 +186,31 @@ def test_a_model_larger_than_the_memory_is_refused(multi: Tuple[Served, Path]) -
     answer = load(served, "huge", huge)
     assert answer.status == 507
     assert b"memory" in answer.body
+
+
+def test_failed_load_releases_the_name(tmp_path: Path) -> None:
+    write_model(tmp_path / "one" / "model")
+    limit = 80
+    prefix = ("prlimit", f"--nofile={limit}:{limit}")
+    with serving(tmp_path, prefix=prefix, SAGEMAKER_MULTI_MODEL="true") as served:
+        client = http.client.HTTPConnection("127.0.0.1", served.healthy().port, timeout=60)
+        client.connect()
+
+        def load_one() -> Tuple[int, bytes]:
+            body = json.dumps({"model_name": "one", "url": "one/model"}).encode()
+            client.request("POST", "/models", body)
+            answer = client.getresponse()
+            return answer.status, answer.read()
+
+        with contextlib.ExitStack() as idle:
+            for _ in range(limit):
+                idle.enter_context(served.connect())
+            files = f"/proc/{served.process.pid}/fd"
+            eventually(lambda: len(os.listdir(files)) == limit, "all files in use")
+            status, text = load_one()
+            assert (status, b"limit on open files" in text) == (500, True)
+            client.request("GET", "/models")
+            assert json.loads(client.getresponse().read()) == {"models": []}
+        eventually(lambda: len(os.listdir(files)) < limit // 2, "files that are free again")
+        assert load_one()[0] == 200
+        client.close()

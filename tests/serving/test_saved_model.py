@@ -1,7 +1,8 @@
-"""A model that training has saved, asked by many callers at once."""
+"""A model that training has saved, asked by many clients at once."""
 
 import concurrent.futures
 import http.client
+import importlib.util
 import io
 import itertools
 import json
@@ -22,9 +23,9 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.cluster import eventually, free_port
-from tests.packages import wheel
-from tests.serving.server import Answer, serving
+from tests.support.jobs import eventually, free_port
+from tests.support.packages import wheel
+from tests.support.real_server import Answer, serving
 
 SAVE = """
 import sys
@@ -83,7 +84,7 @@ def test_every_caller_gets_its_own_rows(model_dir: Path, variables: "dict[str, s
         assert together is bool(variables)
 
 
-def test_a_saved_model_alone_answers_every_documented_type(model_dir: Path) -> None:
+def test_saved_model_without_a_script(model_dir: Path) -> None:
     """Defects 1 and 2 of the peer: as pip installs it, and without a script, nothing answers."""
     with serving(model_dir, "--workers", "1") as served:
         served.healthy()
@@ -96,6 +97,10 @@ def test_a_saved_model_alone_answers_every_documented_type(model_dir: Path) -> N
         npy_type = {"Content-Type": "application/x-npy", "Accept": "application/x-npy"}
         answer = served.ask("POST", "/invocations", array.getvalue(), npy_type)
         assert np.load(io.BytesIO(answer.body)).tolist() == [[321.0]]
+        wrong = served.ask("POST", "/invocations", b"[[1, 2]]", json_type)
+        assert (wrong.status, b"has 2 entries, expected 3" in wrong.body) == (400, True)
+        served.wait_for_log("is rejected with 400: JSON: the list at [0] has 2 entries")
+        assert "infer_shape" not in served.log, "which MXNet prints"
 
 
 # Of the whole file system only /tmp can be written to.
@@ -103,15 +108,16 @@ READ_ONLY_ROOT = (
     *("unshare", "--mount", "--", "sh", "-c"),
     'mount --bind /tmp /tmp && mount -o remount,ro,bind / && exec "$0" "$@"',
 )
+OTHER_UID = 65534
 # The capability lets that user read the tests' interpreter, wherever it is; not write anything.
 OTHER_USER = (
-    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *("setpriv", f"--reuid={OTHER_UID}", f"--regid={OTHER_UID}", "--clear-groups"),
     *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
 )
 
 
 def is_allowed(prefix: Sequence[str]) -> bool:
-    """Tell whether this machine lets us run programs that way."""
+    """Return whether programs can be run in this way on this machine."""
     done = subprocess.run([*prefix, "true"], capture_output=True, check=False, timeout=30)
     return done.returncode == 0
 
@@ -121,7 +127,7 @@ def is_allowed(prefix: Sequence[str]) -> bool:
     [OTHER_USER, (*READ_ONLY_ROOT, *OTHER_USER)],
     ids=["another user", "another user, read-only root"],
 )
-def test_nothing_but_tmp_needs_to_be_writable(model_dir: Path, prefix: Sequence[str]) -> None:
+def test_only_tmp_is_writable(model_dir: Path, prefix: Sequence[str]) -> None:
     """Defect 15 of the peer: on a read-only root, or as another user, it dies."""
     if shutil.which(prefix[0]) is None or not is_allowed(prefix):
         pytest.skip(f"this machine does not allow {prefix[0]}")
@@ -139,7 +145,33 @@ def test_nothing_but_tmp_needs_to_be_writable(model_dir: Path, prefix: Sequence[
         assert sorted(model.rglob("*")) == before
 
 
-def test_requirements_are_installed_where_only_tmp_can_be_written(model_dir: Path) -> None:
+def require(model: Path) -> None:
+    """Give a model a script that needs a package, and the package."""
+    (model / "code").mkdir()
+    required = wheel(model / "code", "doubling_of_a_test", "1.0", code="FACTOR = 2\n")
+    (model / "code" / "requirements.txt").write_text(f"./{required.name}\n")
+    (model / "code" / "inference.py").write_text(
+        "from doubling_of_a_test import FACTOR\n"
+        "def predict_fn(data, model):\n"
+        "    return FACTOR * model.predict(data)\n"
+    )
+
+
+def test_requirements_stay_out_of_the_callers_environment(model_dir: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    require(model)
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    with serving(model, "--workers", "1", TMPDIR=str(folder)) as served:
+        served.healthy()
+        kind = {"Content-Type": "application/json"}
+        assert served.ask("POST", "/invocations", b"[[1, 2, 3]]", kind).body == b"[[642.0]]"
+        assert f"installed for this server only, in {folder}" in served.log
+    assert list(folder.iterdir()) == []
+    assert importlib.util.find_spec("doubling_of_a_test") is None
+
+
+def test_requirements_with_only_tmp_writable(model_dir: Path) -> None:
     """Defect 15 of the peer: on a read-only root, or as another user, it dies."""
     prefix = (*READ_ONLY_ROOT, *OTHER_USER)
     if shutil.which(prefix[0]) is None or not is_allowed(prefix):
@@ -147,19 +179,15 @@ def test_requirements_are_installed_where_only_tmp_can_be_written(model_dir: Pat
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         os.chmod(folder, 0o755)
         model = Path(shutil.copytree(model_dir, Path(folder) / "model"))
-        (model / "code").mkdir()
-        required = wheel(model / "code", "doubling_of_a_test", "1.0", code="FACTOR = 2\n")
-        (model / "code" / "requirements.txt").write_text(f"./{required.name}\n")
-        (model / "code" / "inference.py").write_text(
-            "from doubling_of_a_test import FACTOR\n"
-            "def predict_fn(data, model):\n"
-            "    return FACTOR * model.predict(data)\n"
-        )
+        require(model)
         with serving(model, "--workers", "1", prefix=prefix, HOME="/nonexistent") as served:
             served.healthy()
             kind = {"Content-Type": "application/json"}
             assert served.ask("POST", "/invocations", b"[[1, 2, 3]]", kind).body == b"[[642.0]]"
-    assert not list(Path("/tmp").glob("sagemaker-mxnet-packages-*"))
+    # Those of root belong to servers of other tests, which run at the same time.
+    name = "sagemaker-mxnet-packages-*"
+    find = ["find", "/tmp", "-maxdepth", "1", "-name", name, "-uid", str(OTHER_UID)]
+    assert subprocess.run(find, stdout=subprocess.PIPE, check=False).stdout == b""
 
 
 FULL_DIRECTORY = (
@@ -169,9 +197,7 @@ FULL_DIRECTORY = (
 )
 
 
-def test_a_full_temporary_directory_harms_no_model_that_needs_none(
-    model_dir: Path, tmp_path: Path
-) -> None:
+def test_full_temporary_directory_without_requirements(model_dir: Path, tmp_path: Path) -> None:
     if shutil.which("unshare") is None or not is_allowed(("unshare", "--mount", "--")):
         pytest.skip("this machine does not allow unshare")
     with serving(model_dir, "--workers", "1", prefix=FULL_DIRECTORY, TMPDIR=tmp_path) as served:
@@ -187,44 +213,45 @@ LOAD_SECONDS = float(os.environ.get("SERVING_LOAD_SECONDS", "6"))
 """How long workers are killed under load."""
 
 
-def test_workers_killed_under_load_give_no_wrong_answer(model_dir: Path) -> None:
+def test_workers_killed_under_load_give_no_wrong_response(model_dir: Path) -> None:
     """One is killed every second: its request is tried again, or is a 500, and no other fails."""
     stop = threading.Event()
     outcomes: Counter[str] = Counter()
     with serving(model_dir, "--workers", "2") as served:
         served.healthy()
 
-        def load(caller: int) -> None:
+        def load(client: int) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
             kind = {"Content-Type": "application/json"}
             for number in itertools.count():
                 if stop.is_set():
                     break
-                row = [caller, number % 1000, number // 1000]
+                row = [client, number % 1000, number // 1000]
                 connection.request("POST", "/invocations", json.dumps([row]).encode(), kind)
                 answer = connection.getresponse()
                 body = answer.read()
                 if answer.status == 200:
-                    right = json.loads(body) == [[caller + 10.0 * row[1] + 100.0 * row[2]]]
+                    right = json.loads(body) == [[client + 10.0 * row[1] + 100.0 * row[2]]]
                     outcomes["right" if right else "wrong"] += 1
                 else:
-                    died = answer.status == 500 and b"died over this request" in body
+                    died = answer.status == 500 and b"died while processing this request" in body
                     outcomes["died" if died else f"{answer.status} {body!r}"] += 1
             connection.close()
 
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            callers = [pool.submit(load, number) for number in range(4)]
+            clients = [pool.submit(load, number) for number in range(4)]
             killed: Set[int] = set()
             while len(killed) < LOAD_SECONDS and not stop.wait(1):
                 victim = eventually(lambda: set(served.workers()) - killed, "a worker").pop()
                 os.kill(victim, signal.SIGKILL)
                 killed.add(victim)
             stop.set()
-            for caller in callers:
-                caller.result()
+            for client in clients:
+                client.result()
         kills = len(killed)
         eventually(
-            lambda: served.healthy().log.count("died of SIGKILL") == kills, "the ends in the log"
+            lambda: served.healthy().log.count("was killed by SIGKILL") == kills,
+            "the ends in the log",
         )
     print(f"{kills} workers were killed: {dict(outcomes)}")
     assert set(outcomes) <= {"right", "died"}
@@ -233,17 +260,21 @@ def test_workers_killed_under_load_give_no_wrong_answer(model_dir: Path) -> None
 
 
 @pytest.mark.parametrize("script", [None, "raise ValueError('not today')\n"])
-def test_the_doctor_says_whether_a_model_could_be_served(
-    model_dir: Path, tmp_path: Path, script: Optional[str]
-) -> None:
+def test_doctor_of_a_model(model_dir: Path, tmp_path: Path, script: Optional[str]) -> None:
     model = Path(shutil.copytree(model_dir, tmp_path / "model"))
     if script is not None:
         (model / "code").mkdir()
         (model / "code" / "inference.py").write_text(script)
-    command = [sys.executable, "-m", "sagemaker_mxnet_training", "doctor", "--model-dir"]
+    command = [sys.executable, "-m", "sagemaker_mxnet_training", "doctor"]
     env = {**os.environ, "SM_NUM_GPUS": "two"}  # no job could run; that is not what is asked
     done = subprocess.run(
-        [*command, str(model)], stdout=subprocess.PIPE, text=True, check=False, timeout=120, env=env
+        [*command, "model"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=120,
+        env=env,
     )
     assert "SM_NUM_GPUS" in done.stdout
     if script is None:

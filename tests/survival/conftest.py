@@ -4,8 +4,8 @@ from typing import Callable, Dict, List, Tuple
 
 import pytest
 
-from tests.cluster import Ended
 from tests.endings.conftest import limited  # noqa: F401
+from tests.support.jobs import Ended
 
 from .runs import Env, run
 

@@ -43,7 +43,7 @@ def say(*words):
     if words[0] == "step":
         # A due checkpoint is left out while another one is written.
         if not any(place.startswith((f"{attempt}:write", "*:write")) for place in HOLDS | FAILS):
-            checkpoint._run._writer.settle()
+            checkpoint._manager._writer.join()
         reached(f"step {words[1]}")
 
 
@@ -57,9 +57,10 @@ def halved(chunks, moment):
 if worker:
     say("attempt", attempt, "resumes", os.environ.get("SAGEMAKER_MXNET_RESUME", "nothing"), ".")
     reached("import")
-    from sagemaker_mxnet_training.checkpoints import archive
+    from sagemaker_mxnet_training.checkpoints import checkpoint_file
+    from sagemaker_mxnet_training.checkpoints.checkpoint_file import CheckpointFile
 
-    read, write, verify = archive.Archive.chunks, archive.write, archive.Archive.verify
+    read, write, verify = CheckpointFile.chunks, checkpoint_file.write, CheckpointFile.verify
     written, verified = [], []
 
     def held_chunks(self, name):
@@ -76,8 +77,8 @@ if worker:
         moment = f"write {len(written)}"
         write(file, ((name, halved(chunks, moment)) for name, chunks in members))
 
-    archive.Archive.chunks, archive.Archive.verify = held_chunks, held_verify
-    archive.write = held_write
+    CheckpointFile.chunks, CheckpointFile.verify = held_chunks, held_verify
+    checkpoint_file.write = held_write
 """
 
 END = """

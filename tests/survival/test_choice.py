@@ -1,4 +1,4 @@
-"""Which checkpoint a job goes on from."""
+"""The checkpoint from which a job resumes."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import List
 import pytest
 
 from sagemaker_mxnet_training.checkpoints import catalog
-from tests.cluster import Ended
+from tests.support.jobs import Ended
 
 from .conftest import Whole
 from .runs import compare, kill, losses, matrix, resumed_at, run, start
@@ -58,10 +58,10 @@ def test_damage_of_the_named_one_ends_the_job(path: Path) -> None:
     assert "CheckpointError" in end.cause and newest in end.cause
 
 
-def test_one_of_other_servers_is_refused(path: Path) -> None:
+def test_checkpoint_of_other_servers_is_rejected(path: Path) -> None:
     with start(path, "gluon", 1, {**ENV, "KVSTORE": "dist_sync"}) as cluster:
         end = cluster[1].ended()
-    assert "holds the optimizer of 0 servers" in end.cause
+    assert "contains the optimizer of 0 servers" in end.cause
 
 
 @pytest.mark.parametrize("hosts", matrix([1, 2], [2]))
@@ -76,6 +76,6 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     ends = run(tmp_path, "module", hosts, env)
-    assert f"{newest.name} is damaged and not used" in ends[0].output
+    assert f"skipping damaged {newest.name}: " in ends[0].output
     compare(whole("module", hosts, env), ends, 4, cut)
     assert resumed_at(ends[0]) == older.step

@@ -63,7 +63,7 @@ def test_while_checkpoints_are_written(tmp_path: Path, whole: Whole, step: int) 
 
 
 @pytest.mark.skipif(not FULL, reason="a part of the full matrix")
-def test_asynchronous_training_goes_on(tmp_path: Path) -> None:
+def test_asynchronous_training_resumes(tmp_path: Path) -> None:
     env = {"KVSTORE": "dist_async", "OPTIMIZER": "adam"}
     kill(tmp_path, "gluon", 2, env, 13)
     again = run(tmp_path, "gluon", 2, env)

@@ -1,4 +1,7 @@
-"""Jobs whose processes and hosts are killed at random, for as long as ``SURVIVAL_MINUTES`` says.
+"""Jobs whose processes and hosts are killed at random, for ``SURVIVAL_MINUTES``.
+
+A host that is lost fails the job. All hosts are started again then, as Compose does with a restart
+policy, and the next job resumes from the checkpoints.
 
 ``SURVIVAL_SEED`` repeats the choices of a run, though not the moments at which they are made.
 """
@@ -14,10 +17,10 @@ from typing import Optional, Set, Tuple
 import pytest
 
 from sagemaker_mxnet_training.checkpoints import catalog
-from tests.cluster import Cluster, Host, job
+from tests.support.jobs import Cluster, Host, job
 
 from .conftest import Whole
-from .runs import losses
+from .runs import OnFailure, losses
 from .scripts import SCRIPTS
 
 MINUTES = float(os.environ.get("SURVIVAL_MINUTES", "0"))
@@ -25,13 +28,13 @@ BETWEEN = 20.0
 """Seconds between two kills, on average."""
 
 ENV = {"KVSTORE": "dist_sync", "OPTIMIZER": "adam", "EPOCHS": "60", "EVERY": "8"}
-ALLOWED = {"SAGEMAKER_MXNET_MAX_RESTARTS": "1000", "SAGEMAKER_MXNET_REJOIN_TIMEOUT": "60"}
+ALLOWED = {"SAGEMAKER_MXNET_MAX_RESTARTS": "1000"}
 ROLES = ("worker", "server", "scheduler", "entrypoint")
 Victim = Tuple[int, str]
 
 
 class Killer:
-    """Kills somebody now and then, while a job runs.
+    """Kills processes at random while a job runs.
 
     The same failure twice without a checkpoint in between ends a job, as it should: nobody is
     killed again before there is one.
@@ -45,15 +48,16 @@ class Killer:
         self.cluster = cluster
         self.chance = chance
         self.killed = 0
+        self._policy = OnFailure(cluster, 1000)
         self._spared: Set[Victim] = set()
         self._starts = 0
         self._newest: Optional[str] = None
         self._seen = 0.0
 
     def run(self) -> None:
-        """Go on until the job has ended."""
+        """Continue until a job has succeeded."""
         due = self._next()
-        while any(host.ended_at is None for host in self.cluster.hosts):
+        while not self._policy.apply():
             self._look()
             if time.monotonic() >= due:
                 due = self._next()
@@ -92,7 +96,6 @@ class Killer:
         host = self.cluster[number]
         if role == "entrypoint":
             self.cluster.lose(number)
-            self.cluster.start_again(number)
         else:
             pids = self._pids(host, role)
             try:

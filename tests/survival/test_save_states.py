@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import job
+from tests.support.jobs import job
 
 TRAINER = """
 import mxnet as mx

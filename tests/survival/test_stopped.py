@@ -1,9 +1,12 @@
-"""A job that is asked to stop writes a checkpoint, and the next one goes on from there."""
+"""A job that is asked to stop writes a checkpoint, and the next one resumes from it."""
 
+import signal
 from pathlib import Path
 from typing import Dict
 
 import pytest
+
+from tests.support.jobs import job
 
 from .conftest import Whole
 from .runs import FULL, compare, losses, matrix, resumed_at, run, stop
@@ -20,7 +23,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("kind, hosts, kvstore", matrix(CASES, [("module", 1, "device")]))
-def test_the_next_job_goes_on(
+def test_the_next_job_resumes(
     tmp_path: Path, whole: Whole, kind: str, hosts: int, kvstore: str
 ) -> None:
     env = {**STOPPED, "KVSTORE": kvstore}
@@ -59,10 +62,48 @@ def test_a_kvstore_of_its_own_and_parameters_that_have_been_used(
 def test_processes_that_load_data_are_there_up_to_the_last_step(
     tmp_path: Path, whole: Whole, hosts: int
 ) -> None:
-    """Else the script would wait for a batch that never comes, and write nothing."""
+    """Otherwise the script would wait for a batch that never arrives, and write nothing."""
     env = {**STOPPED, "KVSTORE": "dist_sync", "PAUSE": "0", "LOADERS": "2"}
     cut = stop(tmp_path, "gluon", hosts, env, 13)
     compare(whole("gluon", hosts, env), run(tmp_path, "gluon", hosts, env), 13, cut)
+
+
+STARTING = """
+import mxnet as mx
+from mxnet import gluon
+from sagemaker_mxnet_training.checkpoints import Checkpoint
+
+if host == "algo-2":
+    say("loading")
+    wait_for_ever()
+net = gluon.nn.Dense(1, in_units=4)
+net.initialize()
+trainer = gluon.Trainer(net.collect_params(), "adam", kvstore="dist_sync")
+threads = len(os.listdir("/proc/self/task"))
+
+def tell():
+    while len(os.listdir("/proc/self/task")) < threads + 4:
+        time.sleep(0.05)
+    say("waiting in MXNet")
+
+threading.Thread(target=tell, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("waiting", ["Checkpoint(net, trainer)", "mx.kv.create('dist_sync')"])
+def test_stop_while_another_host_starts(
+    tmp_path: Path, number: signal.Signals, waiting: str
+) -> None:
+    """The first host waits in MXNet for the other, which the same signal ends immediately."""
+    with job(tmp_path, f"{STARTING}\n{waiting}\n", 2, parameter_server=True) as cluster:
+        cluster[1].wait_for("^waiting in MXNet")
+        cluster[2].wait_for("^loading")
+        cluster[1].kill("entrypoint", number)
+        ends = cluster.ended(60)  # less than stop_grace
+    assert [end.failure for end in ends] == [None, None]
+    assert ends[1].status == 128 + number
+    assert ends[0].status in (0, 128 + number)
 
 
 @pytest.mark.skipif(not FULL, reason="a part of the full matrix")

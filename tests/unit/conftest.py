@@ -1,4 +1,4 @@
-"""What holds for all unit tests."""
+"""Fixtures of all unit tests."""
 
 from hypothesis import settings
 

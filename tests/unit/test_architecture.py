@@ -8,11 +8,16 @@ import pytest
 
 SOURCES = Path(__file__).parents[2] / "src"
 
-# The command line names every command, and imports none before it is given.
-COMMAND_LINE = ("sagemaker_mxnet_training/cli.py", "sagemaker_mxnet_serving")
+MAIN = SOURCES / "sagemaker_mxnet_training" / "__main__.py"
+"""``python -m sagemaker_mxnet_training``: a program, which nothing imports."""
 
 # A package imports itself, and what stands here.
 ALLOWED = {
+    "sagemaker_mxnet_cli": {
+        "sagemaker_mxnet_toolkit",
+        "sagemaker_mxnet_training",
+        "sagemaker_mxnet_serving",
+    },
     "sagemaker_mxnet_toolkit": set(),
     "sagemaker_mxnet_training": {"sagemaker_mxnet_toolkit"},
     "sagemaker_mxnet_serving": {"sagemaker_mxnet_toolkit"},
@@ -22,13 +27,13 @@ ALLOWED = {
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Yield the names of all modules that a file imports, wherever in it."""
+    """Yield the full names of all that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_every_package_has_a_rule() -> None:
@@ -40,11 +45,49 @@ def test_packages_import_only_what_they_stand_on(package: str) -> None:
     wrong = sorted(
         (str(path.relative_to(SOURCES)), name.partition(".")[0])
         for path in (SOURCES / package).rglob("*.py")
+        if path != MAIN
         for name in imported(path)
         if name.startswith("sagemaker_mxnet_")
         and name.partition(".")[0] not in ALLOWED[package] | {package}
     )
-    assert [each for each in wrong if each != COMMAND_LINE] == []
+    assert wrong == []
+
+
+def test_python_m_starts_the_command_line() -> None:
+    assert list(imported(MAIN)) == ["sagemaker_mxnet_cli.command_line.main"]
+
+
+def test_checkpoints_import_nothing_above_them() -> None:
+    """Scripts and kvstore servers use them; hosts and roles stand above."""
+    package = "sagemaker_mxnet_training"
+    found = {
+        name
+        for path in (SOURCES / package / "checkpoints").rglob("*.py")
+        for name in imported(path)
+        if name.startswith(package) and not name.startswith(f"{package}.checkpoints")
+    }
+    assert found == set()
+
+
+SERVING = SOURCES / "sagemaker_mxnet_serving"
+
+# Of the modules beside the two rooms, only programs see into both.
+SERVING_PROGRAMS = {"serve.py", "check.py"}
+
+
+@pytest.mark.parametrize(
+    ("room", "others"), [("front", {"worker"}), ("worker", {"front"}), ("", {"front", "worker"})]
+)
+def test_rooms_of_serving_do_not_import_each_other(room: str, others: "set[str]") -> None:
+    paths = (SERVING / room).rglob("*.py") if room else SERVING.glob("*.py")
+    wrong = {
+        (str(path.relative_to(SERVING)), name)
+        for path in paths
+        for name in imported(path)
+        if path.name not in SERVING_PROGRAMS
+        and any(f"{name}.".startswith(f"{SERVING.name}.{other}.") for other in others)
+    }
+    assert wrong == set()
 
 
 CLASS_LINES, FUNCTION_LINES = 250, 60

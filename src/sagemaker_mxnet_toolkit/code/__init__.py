@@ -1,1 +1,1 @@
-"""The user's code: fetched, unpacked, and what its entry point is."""
+"""The user's code: fetch it, unpack it, and find its entry point."""

@@ -1,25 +1,28 @@
-"""Brings the user's code into the code directory.
+"""Fetches the user's code into the code directory.
 
-The source is a directory, a gzip-compressed tar archive or one on S3. It is laid out completely in
-a folder of its own inside the code directory, which may be a mount, and only then moved into
-place: a broken source leaves nothing there.
+The source is a directory, a gzip-compressed tar archive, or such an archive on S3. It is copied or
+unpacked into a staging directory inside the code directory (which may be a mount), and then moved
+into place, so that a corrupt source leaves nothing there.
 
-What a fetch put into the code directory is recorded there, and replaced by the next fetch. What
-anybody else put there is neither run, nor mixed with the fetched code, nor deleted: it is an
-error. (The toolkits before us skip the fetch instead, and run other code than was sent:
-sagemaker-training-toolkit #85 and #222.)
+The files of a fetch are recorded, and the next fetch replaces them. Other files in the code
+directory are an error. (sagemaker-training skips the fetch instead, and runs other code than was
+sent: sagemaker-training-toolkit #85 and #222.)
 
 A module for ``processes.program``, with the arguments ``--source SOURCE --code-dir DIRECTORY
---setting TEXT [--region REGION]``. The code for S3 is sagemaker-training's, which makes directories
-below ``SAGEMAKER_BASE_DIR`` when imported.
+--setting TEXT [--region REGION] [--channel DIRECTORY]...``. Downloads from S3 use
+sagemaker-training, which creates directories below ``SAGEMAKER_BASE_DIR`` when imported.
 """
 
+import argparse
 import json
 import os
+import shutil
 import stat
-from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+import tempfile
+from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
-from sagemaker_mxnet_toolkit.code import s3
+from sagemaker_mxnet_toolkit.atomic_files import remove_leftovers, write_text
+from sagemaker_mxnet_toolkit.code.archive import unpack
 from sagemaker_mxnet_toolkit.errors import CodeError
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_toolkit.progress import progress, write_line
@@ -28,44 +31,52 @@ RECORD = ".sagemaker_mxnet_source.json"
 """File in the code directory: ``{"source": <text>, "entries": [<name>, ...]}``."""
 
 _STAGING = ".sagemaker_mxnet_fetch"
-_NOBODYS = frozenset({RECORD, _STAGING, _STAGING + ".json", "lost+found"})
-_LEFT_OUT = frozenset({".git", ".hg", ".svn", "__pycache__"})
+_NOT_CODE = frozenset({RECORD, _STAGING, "lost+found"})
+_IGNORED = frozenset({".git", ".hg", ".svn", "__pycache__"})
+_LOGGED_BYTES = 10**6  # the size of larger directories is logged
 _SOURCES = "expected a directory, a .tar.gz or s3://BUCKET/KEY"
 
 
 def fetch(
-    source: str, code_dir: str, setting: str = "the setting", region: Optional[str] = None
+    source: str,
+    code_dir: str,
+    setting: str = "the setting",
+    region: Optional[str] = None,
+    channels: Collection[str] = (),
 ) -> None:
-    """Bring the code into the code directory, replacing what an earlier fetch put there.
+    """Fetch the code into the code directory, replacing that of an earlier fetch.
 
-    Of a directory, version control folders, ``__pycache__``, virtual environments, sockets and
-    FIFOs are left out, and the part that holds the code directory itself.
+    When a directory is copied, version control folders, ``__pycache__``, virtual environments,
+    sockets, FIFOs, run directories (``holds_run``) and the code directory itself are skipped.
+    Directories of input channels become links.
 
     Args:
         source: a directory, a ``.tar.gz`` or ``s3://bucket/key``.
-        code_dir: where to; made if necessary.
-        setting: what the user sets to name the source, for errors.
-        region: AWS region of an object on S3; ``None`` for that of boto3's own configuration.
+        code_dir: the code directory, created if necessary.
+        setting: name of the setting that has the source, for errors.
+        region: AWS region of an object on S3; by default that of boto3's configuration.
+        channels: directories of the job's input channels, which may be inside the source.
 
     Raises:
-        CodeError: when the source cannot be had, or the code directory cannot be written or holds
-            something else.
+        CodeError: the source cannot be fetched, or the code directory cannot be written or contains
+            other files.
     """
     staging = os.path.join(code_dir, _STAGING)
     try:
         os.makedirs(code_dir, exist_ok=True)
         _remove(staging)
+        remove_leftovers(code_dir)
         recorded, fetched = _read_record(code_dir)
-        others = set(os.listdir(code_dir)) - _NOBODYS - fetched
+        others = set(os.listdir(code_dir)) - _NOT_CODE - fetched
         if others and not recorded:
             raise _occupied(source, code_dir, setting, others)
         try:
             os.mkdir(staging)
-            _lay_out(source, code_dir, staging, setting, region)
+            _stage(source, code_dir, staging, setting, region, channels)
             entries = set(os.listdir(staging))
             if others & entries:
                 raise _occupied(source, code_dir, setting, others & entries)
-            # Whatever interrupts the exchange, the record covers all that a fetch put there.
+            # If this is interrupted, the record has the files of both fetches.
             _write_record(code_dir, source, entries | fetched)
             for entry in fetched:
                 _remove(os.path.join(code_dir, entry))
@@ -76,25 +87,34 @@ def fetch(
             _remove(staging)
     except OSError as error:
         raise CodeError(
-            f"the code cannot be brought from {source} into {code_dir}: {error}; "
+            f"the code cannot be copied from {source} to {code_dir}: {error}; "
             "expected a readable source and a writable code directory with enough space"
         ) from error
 
 
-def _lay_out(source: str, code_dir: str, staging: str, setting: str, region: Optional[str]) -> None:
-    """Fill the staging folder from the source."""
-    from sagemaker_mxnet_toolkit.code.archive import unpack  # noqa: PLC0415 - only when it is needed
+def holds_run(directory: str) -> bool:
+    """Return whether a directory is the run directory of ``local``."""
+    names = ("input", "output", "checkpoints")
+    return any(os.path.isdir(os.path.join(directory, "algo-1", name)) for name in names)
 
+
+def _stage(
+    source: str,
+    code_dir: str,
+    staging: str,
+    setting: str,
+    region: Optional[str],
+    channels: Collection[str],
+) -> None:
+    """Copy or unpack the source into the staging directory."""
     if source.startswith("s3://"):
-        # Not in the code directory: what is left of a killed download must not look like code.
-        import tempfile  # noqa: PLC0415
-
+        # Outside the code directory, where the rest of a killed download would look like code.
         with tempfile.TemporaryDirectory(prefix="sagemaker-mxnet-") as folder:
             download = os.path.join(folder, "source.tar.gz")
             _download(source, download, setting, region)
             unpack(download, staging, source)
     elif os.path.isdir(source):
-        _copy(os.path.realpath(source), os.path.realpath(code_dir), staging)
+        _copy(os.path.realpath(source), os.path.realpath(code_dir), staging, channels)
     elif os.path.isfile(source):
         unpack(source, staging, source)
     elif "://" in source:
@@ -104,16 +124,16 @@ def _lay_out(source: str, code_dir: str, staging: str, setting: str, region: Opt
 
 
 def _download(uri: str, path: str, setting: str, region: Optional[str]) -> None:
-    """Download an object from S3, to where the variables that boto3 knows say it is."""
+    """Download an object from S3."""
     with progress(f"downloading {uri}"):
-        endpoint = s3.endpoint(os.environ)
+        endpoint = s3_endpoint(os.environ)
         if endpoint:
-            os.environ["S3_ENDPOINT_URL"] = endpoint  # the one name that s3_download knows
+            os.environ["S3_ENDPOINT_URL"] = endpoint  # s3_download reads only this variable
         if region:
             os.environ["AWS_REGION"] = region
-        import boto3.exceptions  # noqa: PLC0415
-        import botocore.exceptions  # noqa: PLC0415
-        from sagemaker_training import files  # noqa: PLC0415
+        import boto3.exceptions
+        import botocore.exceptions
+        from sagemaker_training import files
 
         try:
             files.s3_download(uri, path)
@@ -126,61 +146,99 @@ def _download(uri: str, path: str, setting: str, region: Optional[str]) -> None:
             reason = " ".join(str(error).split())
             raise CodeError(
                 f"the code at {uri} cannot be downloaded: {reason}; expected an object that this "
-                f"host can reach and may read: see {setting}, the role's permission s3:GetObject "
-                "and, with network isolation, a local path"
+                f"host can reach and may read: check {setting} and the role's permission "
+                "s3:GetObject; with network isolation, use a local path"
             ) from error
 
 
-def _copy(source: str, code_dir: str, staging: str) -> None:
-    """Copy a directory; links stay links, and go on naming what they named."""
-    import shutil  # noqa: PLC0415
+def s3_endpoint(environ: Mapping[str, str]) -> Optional[str]:
+    """Return the URL of a custom S3 endpoint, or ``None``.
 
-    def left_out(folder: str, names: List[str]) -> List[str]:
-        return [name for name in names if _is_left_out(os.path.join(folder, name), code_dir)]
+    ``S3_ENDPOINT_URL`` is sagemaker-training 5.1.4's variable; the others are those of the AWS SDKs
+    (SDK reference, "Service-specific endpoints"), which SageMaker's Python SDK exports.
+    """
+    if environ.get("S3_ENDPOINT_URL"):
+        return environ["S3_ENDPOINT_URL"]
+    if environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return None
+    return environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _copy(source: str, code_dir: str, staging: str, channels: Collection[str]) -> None:
+    """Copy a directory. Relative links to paths outside it become absolute."""
+    linked = {os.path.realpath(channel) for channel in channels}
+    found: List[str] = []
+
+    def ignored(folder: str, names: List[str]) -> List[str]:
+        paths = [os.path.join(folder, name) for name in names]
+        found.extend(path for path in paths if path in linked)
+        return [os.path.basename(p) for p in paths if p in linked or _is_ignored(p, code_dir)]
 
     try:
-        shutil.copytree(source, staging, symlinks=True, ignore=left_out, dirs_exist_ok=True)
+        shutil.copytree(source, staging, symlinks=True, ignore=ignored, dirs_exist_ok=True)
     except shutil.Error as error:
         raise OSError("; ".join(str(reason) for _, _, reason in error.args[0][:3])) from error
     finally:
-        os.chmod(staging, 0o700)  # copytree gives it the mode of the source
+        os.chmod(staging, 0o700)  # copytree has copied the mode of the source
+    sizes: Dict[str, int] = {}
     for parent, directories, files in os.walk(staging):
         for name in directories + files:
             path = os.path.join(parent, name)
+            entry = os.path.relpath(path, staging).split(os.sep)[0]
+            sizes[entry] = sizes.get(entry, 0) + _size(path)
             if os.path.islink(path) and not os.path.isabs(os.readlink(path)):
                 folder = os.path.join(source, os.path.relpath(parent, staging))
                 target = os.path.normpath(os.path.join(folder, os.readlink(path)))
                 if not (target + os.sep).startswith(source + os.sep):
                     os.unlink(path)
                     os.symlink(target, path)
+    for path in found:
+        os.symlink(path, os.path.join(staging, os.path.relpath(path, source)))
+    total = sum(sizes.values())
+    if total >= _LOGGED_BYTES:
+        largest = max(sizes, key=lambda entry: sizes[entry])
+        write_line(
+            f"copied {total / 1e6:.1f} MB from {source}, {sizes[largest] / 1e6:.1f} MB of it in "
+            f"{largest}; a directory of an input channel would be linked instead"
+        )
 
 
-def _is_left_out(path: str, code_dir: str) -> bool:
-    """Tell whether something in a source directory is no part of the code."""
-    if (code_dir + os.sep).startswith(path + os.sep):
-        write_line(f"{path} is not copied: it holds the code directory")
+def _size(path: str) -> int:
+    about = os.lstat(path)
+    return about.st_size if stat.S_ISREG(about.st_mode) else 0
+
+
+def _is_ignored(path: str, code_dir: str) -> bool:
+    """Return whether a path in the source directory is not copied."""
+    folder, name = os.path.split(path)
+    if holds_run(path) or (name.startswith("algo-") and holds_run(folder)):
+        return True
+    run = os.path.dirname(os.path.dirname(code_dir))
+    holds_own_run = holds_run(run) and run.startswith(path + os.sep)
+    if (code_dir + os.sep).startswith(path + os.sep) and not holds_own_run:
+        write_line(f"skipping {path}: it contains the code directory")
         return True
     kind = stat.S_IFMT(os.lstat(path).st_mode)
     return (
-        os.path.basename(path) in _LEFT_OUT
+        name in _IGNORED
         or kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
         or os.path.isfile(os.path.join(path, "pyvenv.cfg"))
     )
 
 
 def _occupied(source: str, code_dir: str, setting: str, others: Iterable[str]) -> CodeError:
-    """Return the error of a code directory that holds what no fetch put there."""
+    """Return the error for a code directory with files that are not from a fetch."""
     names = sorted(others)
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return CodeError(
-        f"the code directory {code_dir} already holds other code ({listed}), which is not what "
-        f"{source} brings; expected it empty, or filled by an earlier fetch: empty it to run the "
-        f"code from {source}, or name {code_dir} itself in {setting} to run what it holds"
+        f"the code directory {code_dir} already contains files that are not from {source} "
+        f"({listed}); expected an empty directory, or one from an earlier fetch: empty it to run "
+        f"the code from {source}, or set {setting} to {code_dir} to run the code that it contains"
     )
 
 
 def _read_record(code_dir: str) -> Tuple[bool, Set[str]]:
-    """Return whether a fetch filled the code directory, and the names of what it put there."""
+    """Return whether the code directory has a record of a fetch, and the names in it."""
     try:
         with open(os.path.join(code_dir, RECORD), encoding="utf-8") as file:
             entries = json.load(file)["entries"]
@@ -188,40 +246,32 @@ def _read_record(code_dir: str) -> Tuple[bool, Set[str]]:
         return False, set()
     if not isinstance(entries, list):
         return False, set()
-    # These are deleted: nothing but names directly in the code directory may be among them.
+    # These are deleted, so only names directly in the code directory are valid.
     names = {str(entry) for entry in entries} - {os.curdir, os.pardir, ""}
     return True, {name for name in names if os.path.basename(name) == name}
 
 
 def _write_record(code_dir: str, source: str, entries: Iterable[str]) -> None:
-    """Record what a fetch puts into the code directory."""
-    path = os.path.join(code_dir, _STAGING + ".json")
+    """Record the names that a fetch puts into the code directory."""
     data: Dict[str, Any] = {"source": source, "entries": sorted(entries)}
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(data, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path, os.path.join(code_dir, RECORD))
+    write_text(os.path.join(code_dir, RECORD), json.dumps(data))
 
 
 def _remove(path: str) -> None:
-    """Remove a file, a link or a directory, if it is there."""
+    """Remove a file, a link or a directory, if it exists."""
     if os.path.isdir(path) and not os.path.islink(path):
-        import shutil  # noqa: PLC0415
-
         shutil.rmtree(path)
     elif os.path.lexists(path):
         os.unlink(path)
 
 
 def main(arguments: List[str], report: Report) -> None:
-    """Fetch what the arguments name; ``CodeError`` when that is impossible."""
-    import argparse  # noqa: PLC0415
-
+    """Fetch the user's code (see the module)."""
     parser = argparse.ArgumentParser(prog="fetch", description="Fetch the user's code.")
     parser.add_argument("--source", required=True)
     parser.add_argument("--code-dir", required=True, metavar="DIRECTORY")
     parser.add_argument("--setting", required=True)
     parser.add_argument("--region")
+    parser.add_argument("--channel", action="append", default=[], metavar="DIRECTORY")
     options = parser.parse_args(arguments)
-    fetch(options.source, options.code_dir, options.setting, options.region)
+    fetch(options.source, options.code_dir, options.setting, options.region, options.channel)

@@ -1,40 +1,31 @@
-"""Fills the import cache beside this package: ``python -m sagemaker_mxnet_toolkit.compatibility``.
+"""Fills the package's import cache: ``python -m sagemaker_mxnet_toolkit.compatibility``.
 
-This is for images, which one user builds and others run, often with packages in directories that
-all can write to, where no process writes a cache of its own accord. The directory of the cache is
-made its owner's alone to write to.
+For images, whose jobs may run as a user that cannot write to the package's directory.
 """
 
-import os
 import sys
 
-from sagemaker_mxnet_toolkit import compatibility
-from sagemaker_mxnet_toolkit.compatibility import cache_file, import_hook, operators
+from sagemaker_mxnet_toolkit.compatibility import import_cache, import_hook, operators
+from sagemaker_mxnet_toolkit.settings.variables import COMPATIBILITY, IMPORT_CACHE
 
 
 def main() -> int:
-    """Import MXNet, which fills the cache, and print the cache's path; return the exit status."""
-    place = cache_file.beside_package()
-    try:
-        os.makedirs(place.directory, exist_ok=True)
-        os.chmod(place.directory, 0o755)
-    except OSError as error:
-        print(f"the import cache cannot be written: {error}", file=sys.stderr)
-        return 1
+    """Import MXNet to fill the cache, and print the cache's path; return the exit status."""
+    directory = import_cache.package_directory()
     sys.dont_write_bytecode = False
     import_hook.install()
-    import_hook.use_cache([place])
-    import mxnet  # noqa: PLC0415
+    import_hook.use_cache([directory])
+    import mxnet
 
     key = operators.key_of(mxnet.base)
-    if key is None or cache_file.read(key, [place]) is None:
+    if key is None or import_cache.read(key, [directory]) is None:
         print(
-            f"the import cache is not in {place.directory}: expected a directory that can be "
-            f"written, and neither {cache_file.VARIABLE} nor {compatibility.VARIABLE} to be 0",
+            f"the import cache was not written to {directory}; expected a writable directory, "
+            f"and neither {IMPORT_CACHE} nor {COMPATIBILITY} set to 0",
             file=sys.stderr,
         )
         return 1
-    print(os.path.join(place.directory, cache_file.name_of(key)))
+    print(import_cache.path_for(key, directory))
     return 0
 
 

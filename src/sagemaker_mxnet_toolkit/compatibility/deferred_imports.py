@@ -1,9 +1,8 @@
-"""Packages that MXNet imports and hardly ever uses, loaded at their first use.
+"""Defers imports of packages that MXNet rarely uses until their first use.
 
 ``import mxnet`` loads SciPy for sparse matrices and statistics, ``requests`` for a downloader and
-``numpy.testing`` for its test tools: that is half of its time. MXNet's modules are given stand-ins
-for them. Nobody else is: ``sys.modules`` holds the real modules once they are loaded, and nothing
-before.
+``numpy.testing`` for its test tools, which takes half of its time. Only MXNet's modules get
+placeholders for them; ``sys.modules`` is not changed.
 """
 
 import importlib
@@ -21,31 +20,31 @@ MODULES = frozenset(
         "mxnet.test_utils",
     )
 )
-"""MXNet's modules whose imports are looked at while they are executed."""
+"""MXNet's modules with such imports."""
 
 _NAMES = frozenset(("numpy.testing", "requests", "scipy.sparse", "scipy.stats"))
 
 
 def deferring(import_: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an ``__import__`` that defers what can wait, and leaves the rest to ``import_``."""
+    """Return an ``__import__`` that defers these packages, and calls ``import_`` for others."""
 
     def import_or_defer(
         name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
     ) -> Any:
-        # ``import scipy.sparse as x`` and ``from scipy import stats`` alike.
-        wanted = name if not fromlist else f"{name}.{fromlist[0]}"
-        if level or wanted not in _NAMES or not _can_wait(wanted):
+        # Either ``import scipy.sparse as x`` or ``from scipy import stats``.
+        full_name = name if not fromlist else f"{name}.{fromlist[0]}"
+        if level or full_name not in _NAMES or not _can_defer(full_name):
             return import_(name, globals, locals, fromlist, level)
-        submodule = wanted.partition(".")[2]
-        module = _MODULES.setdefault(wanted, _DeferredModule(wanted))
+        submodule = full_name.partition(".")[2]
+        module = _MODULES.setdefault(full_name, _DeferredModule(full_name))
         # The import statement takes the submodule from what is returned.
         return SimpleNamespace(**{submodule: module}) if submodule else module
 
     return import_or_defer
 
 
-def _can_wait(name: str) -> bool:
-    """Tell whether a package is installed, not loaded, and needed by no script through MXNet."""
+def _can_defer(name: str) -> bool:
+    """Return whether a package is installed and not loaded, and no script relies on the import."""
     if name in sys.modules:
         return False
     package = name.partition(".")[0]
@@ -57,8 +56,8 @@ def _can_wait(name: str) -> bool:
         return False
     if package == name:
         return True
-    # A script may write ``import mxnet, scipy`` and use ``scipy.stats``. Packages that load their
-    # submodules on demand allow that; SciPy before 1.9 relies on somebody having imported them.
+    # A script may write ``import mxnet, scipy`` and use ``scipy.stats``. This works if the package
+    # loads its submodules on demand; SciPy before 1.9 does not.
     try:
         with open(spec.origin, "rb") as file:
             return b"def __getattr__(" in file.read()
@@ -67,11 +66,11 @@ def _can_wait(name: str) -> bool:
 
 
 class _DeferredModule(ModuleType):
-    """A module that is loaded when an attribute is first asked for, set or deleted."""
+    """A module that is loaded when an attribute is first read, set or deleted."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        # What the real module says of itself is the real module's to answer.
+        # Attributes such as __doc__ come from the real module.
         vars(self).clear()
         vars(self)["__name__"] = name
         if name == "scipy.sparse":
@@ -96,9 +95,9 @@ class _InstancesOfLoaded(type):
 
 
 class _CSRMatrix(metaclass=_InstancesOfLoaded):
-    """``scipy.sparse.csr.csr_matrix`` in ``isinstance``, which each ``mx.nd.array`` calls.
+    """``scipy.sparse.csr.csr_matrix`` for ``isinstance``, which each ``mx.nd.array`` calls.
 
-    Nothing is one as long as SciPy is not loaded.
+    There are no instances as long as SciPy is not loaded.
     """
 
 

@@ -1,16 +1,19 @@
-"""The import hook: what MXNet's own modules see when they import.
+"""The import hook: changes what MXNet's own modules import.
 
-A finder on ``sys.meta_path`` gives each of MXNet's modules builtins with an ``__import__`` of its
-own, which answers ``import numpy`` with a view (a module holding all that NumPy holds and the names
-it removed) and ``distutils.version`` with two functions. Values, classes and state are NumPy's own,
-byte code caches stay in use, and an attribute of the view costs what one of NumPy costs.
+A finder on ``sys.meta_path`` gives each of MXNet's modules builtins with another ``__import__``.
+For ``import numpy`` this returns a view: a module with all attributes of NumPy and the names that
+NumPy has removed. For ``distutils.version`` it returns two functions. Classes and state are NumPy's
+own, ``.pyc`` files stay in use, and attributes of the view are as fast as NumPy's. keras-mxnet gets
+views of NumPy and ``collections`` in the same way.
 
-Rejected: adding the names to NumPy (every ``hasattr(numpy, ...)`` in the process would see them);
-exchanging ``sys.modules["numpy"]`` while MXNet imports (seen by other threads, and by what MXNet
-imports, and over before MXNet's functions run); rewriting MXNet's source or byte code (no cache).
+Alternatives that were rejected: adding the names to NumPy (visible to ``hasattr(numpy, ...)`` in
+all modules); replacing ``sys.modules["numpy"]`` while MXNet is imported (visible to other threads,
+and without effect once MXNet's functions run); rewriting MXNet's source or byte code (no ``.pyc``
+files).
 """
 
 import builtins
+import collections.abc
 import os
 import sys
 import warnings
@@ -18,18 +21,16 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from sagemaker_mxnet_toolkit.compatibility import cache_file, deferred_imports, operators
+from sagemaker_mxnet_toolkit.compatibility import deferred_imports, import_cache, operators
 from sagemaker_mxnet_toolkit.compatibility.numpy_view import (
     DISTUTILS_VERSION,
     is_numpy_2,
     make_view,
-    mend_fromstring,
+    restore_fromstring,
     version_numbers,
 )
 from sagemaker_mxnet_toolkit.compatibility.repairs import RENDERING_MODULES, REPAIRS, Rendered
-
-VARIABLE = "SAGEMAKER_MXNET_COMPATIBILITY"
-"""The environment variable that switches the layer off when it is ``0``."""
+from sagemaker_mxnet_toolkit.settings.variables import COMPATIBILITY
 
 NEWEST_PYTHON = (3, 13)
 """The newest CPython that the behaviour tests have run on."""
@@ -39,14 +40,14 @@ NEWEST_NUMPY = (2, 5)
 
 
 class Status(NamedTuple):
-    """What the layer is doing in this process.
+    """State of the compatibility layer in this process.
 
     Attributes:
-        enabled: false where the variable switched it off.
-        installed: whether the finder is in place.
-        lent: names that MXNet sees in NumPy and no one else does; empty before MXNet is imported.
-        repaired: MXNet's modules that were adapted after they were loaded.
-        cached: how many of MXNet's generated functions came from the import cache.
+        enabled: whether it is enabled.
+        installed: whether the finder is installed.
+        lent: names that only MXNet's modules see in NumPy; empty before MXNet is imported.
+        repaired: modules of MXNet that were patched.
+        cached: number of MXNet's generated functions that came from the import cache.
     """
 
     enabled: bool
@@ -57,12 +58,12 @@ class Status(NamedTuple):
 
 
 def enabled() -> bool:
-    """Tell whether the layer may act; only the value ``0`` of the variable forbids it."""
-    return os.environ.get(VARIABLE, "").strip() != "0"
+    """Return whether the layer is enabled. ``COMPATIBILITY=0`` disables it."""
+    return os.environ.get(COMPATIBILITY, "").strip() != "0"
 
 
 def install() -> None:
-    """Make every later import of MXNet in this process go through the layer. Idempotent."""
+    """Install the finder for later imports of MXNet in this process. Idempotent."""
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
 
@@ -70,21 +71,21 @@ def install() -> None:
 def find_spec(
     name: str, path: Optional[Sequence[str]] = None, target: Optional[ModuleType] = None
 ) -> Optional[ModuleSpec]:
-    """Install the layer and find MXNet with it; this is what the ``.pth`` file calls."""
+    """Install the layer and find MXNet with it. The ``.pth`` file calls this."""
     install()
     return _FINDER.find_spec(name, path, target)
 
 
-def use_cache(places: Sequence[cache_file.Place]) -> None:
-    """Have the next import of MXNet use the import cache in ``places``, not in the usual ones."""
-    _PROCESS.places = places
+def use_cache(directories: Sequence[str]) -> None:
+    """Restrict the import cache to these directories for the next import of MXNet."""
+    _PROCESS.cache_directories = directories
 
 
 def after_import(callback: Callable[[], None]) -> None:
-    """Have ``callback`` called as soon as ``import mxnet`` is complete, or now if it is.
+    """Call ``callback`` when ``import mxnet`` is complete, or now if it already is.
 
-    It is called where the layer is switched off, too. Callbacks run in the order given; what one
-    raises is raised by the import.
+    This also works if the layer is disabled. Callbacks are called in order; the import raises
+    their exceptions.
     """
     if _PROCESS.imported:
         callback()
@@ -94,29 +95,33 @@ def after_import(callback: Callable[[], None]) -> None:
 
 
 def status() -> Status:
-    """Tell what the layer did so far in this process."""
+    """Return the state of the layer in this process."""
     lent = () if _PROCESS.view is None else vars(_PROCESS.view)["__lent__"]
     installed = _FINDER in sys.meta_path
     return Status(enabled(), installed, lent, tuple(_PROCESS.repaired), _PROCESS.cached)
 
 
 class _Finder:
-    """Finds MXNet where the import system finds it, and has ``_Loader`` load its source."""
+    """Finds the modules of MXNet and keras-mxnet, and sets the loaders below."""
 
     def find_spec(
         self, name: str, path: Optional[Sequence[str]], target: Optional[ModuleType] = None
     ) -> Optional[ModuleSpec]:
-        if name != "mxnet" and not name.startswith("mxnet."):
+        package, _, module = name.partition(".")
+        # Once its MXNet backend is loaded, "keras" is keras-mxnet and not Keras 3.
+        of_keras = package == "keras" and module and "keras.backend.mxnet_backend" in sys.modules
+        if package != "mxnet" and not of_keras:
             return None
         spec = PathFinder.find_spec(name, path, target)
-        # Extension modules and namespace packages have nothing to adapt.
+        # Extension modules and namespace packages need no changes.
         if spec is not None and type(spec.loader) is SourceFileLoader:
-            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+            loader = _KerasLoader if of_keras else _Loader
+            spec.loader = loader(spec.loader.name, spec.loader.path)
         return spec
 
 
 class _Loader(SourceFileLoader):
-    """Executes a module of MXNet with the imports it expects."""
+    """Executes a module of MXNet with the imports that it expects."""
 
     def exec_module(self, module: ModuleType) -> None:
         if self.name == "mxnet":
@@ -129,7 +134,7 @@ class _Loader(SourceFileLoader):
             super().exec_module(module)
             return
         scope = vars(module)
-        # A copy: CPython reads builtins fastest from a plain dict, and all that differs is this.
+        # A plain dict, from which CPython reads builtins fastest.
         own = scope["__builtins__"] = {**vars(builtins), "__import__": _import}
         if self.name in RENDERING_MODULES and is_numpy_2(sys.modules["numpy"]):
             scope["str"] = Rendered
@@ -141,7 +146,7 @@ class _Loader(SourceFileLoader):
                 own["__import__"] = generated.importing(_import)
             super().exec_module(module)
         finally:
-            # What the module's functions import, at each call perhaps, takes the short way.
+            # Imports in functions, which may run at each call, skip the other hooks.
             own["__import__"] = _import
         if generated is not None:
             generated.restore(scope)
@@ -150,24 +155,24 @@ class _Loader(SourceFileLoader):
             _PROCESS.repaired.append(self.name)
 
     def _operators(self) -> Optional[operators.Operators]:
-        """Return what serves this module with generated functions, if it has them generated."""
-        if self.name not in operators.MODULES or _PROCESS.imported or not cache_file.enabled():
+        """Return the cache of generated functions if this module generates some, or ``None``."""
+        if self.name not in operators.MODULES or _PROCESS.imported or not import_cache.enabled():
             return None
         if _PROCESS.operators is None:
-            places = _PROCESS.places or cache_file.usual_places()
-            _PROCESS.operators = operators.Operators(sys.modules["mxnet.base"], places)
+            directories = _PROCESS.cache_directories or import_cache.default_directories()
+            _PROCESS.operators = operators.Operators(sys.modules["mxnet.base"], directories)
         return _PROCESS.operators
 
     def _import_mxnet(self, module: ModuleType) -> None:
         try:
             self._execute(module)
         except Exception as error:
-            # A kvstore server lives and dies within this import; its errors are MXNet's own.
+            # A kvstore server runs inside this import, so MXNet's own errors are those of the job.
             if type(error).__module__.startswith("mxnet."):
                 raise
             raise ImportError(_cannot_import(error), name="mxnet") from error
         if enabled():
-            _warn_of_the_untested()
+            _warn_if_untested()
         if _PROCESS.operators is not None:
             _PROCESS.operators.save()
             _PROCESS.cached += _PROCESS.operators.cached
@@ -177,6 +182,29 @@ class _Loader(SourceFileLoader):
             _PROCESS.callbacks.pop(0)()
 
 
+class _KerasLoader(SourceFileLoader):
+    """Executes a module of keras-mxnet (last release 2.2.4.3) with the imports that it expects.
+
+    These are the same as for MXNet, and ``collections`` with the names that CPython 3.10 removed.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        if enabled():
+            own = {**vars(builtins), "__import__": _import_for_keras}
+            vars(module)["__builtins__"] = own
+        super().exec_module(module)
+
+
+def _import_for_keras(name: str, *arguments: Any, **options: Any) -> Any:
+    """``__import__`` for keras-mxnet's modules."""
+    module = _import(name, *arguments, **options)
+    if name != "collections" or module is not sys.modules["collections"]:
+        return module
+    view = ModuleType("collections")
+    vars(view).update({**vars(collections.abc), **vars(module)})
+    return view
+
+
 def _import(
     name: str,
     globals: Optional[Mapping[str, object]] = None,
@@ -184,20 +212,20 @@ def _import(
     fromlist: Sequence[str] = (),
     level: int = 0,
 ) -> Any:
-    """Import for MXNet's modules: as everybody's, but for NumPy and ``distutils.version``."""
+    """``__import__`` for MXNet's modules, with other results for two modules."""
     if name == "distutils.version":
         return DISTUTILS_VERSION
     module = builtins.__import__(name, globals, locals, fromlist, level)
     if module is not sys.modules.get("numpy"):
         return module
     if _PROCESS.view is None:
-        mend_fromstring(module)
+        restore_fromstring(module)
         _PROCESS.view = make_view(module)
     return _PROCESS.view
 
 
-def _warn_of_the_untested() -> None:
-    """Say so, in one sentence, where nobody has tried this combination."""
+def _warn_if_untested() -> None:
+    """Warn about a newer CPython or NumPy than MXNet was tested with."""
     numpy = sys.modules.get("numpy")
     found = (sys.version_info[:2], version_numbers(getattr(numpy, "__version__", ""))[:2])
     if found[0] > NEWEST_PYTHON or found[1] > NEWEST_NUMPY:
@@ -206,14 +234,14 @@ def _warn_of_the_untested() -> None:
             " and ".join(name.format(*version) for name, version in zip(names, versions))
             for versions in (found, (NEWEST_PYTHON, NEWEST_NUMPY))
         )
-        text = f"MXNet 1.9.1 was never tested with {here}, only up to {tested}"
+        text = f"MXNet 1.9.1 was not tested with {here}, only up to {tested}"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def _cannot_import(error: Exception) -> str:
-    """Return one sentence: what failed, with which versions, and what to do."""
+    """Return the message for a failed import, with the versions."""
     numpy = getattr(sys.modules.get("numpy"), "__version__", "none")
-    layer = "on" if enabled() else f"off, by {VARIABLE}"
+    layer = "enabled" if enabled() else f"disabled by {COMPATIBILITY}"
     return (
         f"MXNet cannot be imported on CPython {sys.version.split()[0]} with NumPy {numpy} "
         f"(compatibility layer {layer}): {type(error).__name__}: {error}"
@@ -221,13 +249,13 @@ def _cannot_import(error: Exception) -> str:
 
 
 class _Process:
-    """What has happened in this process so far."""
+    """State of the layer in this process."""
 
     def __init__(self) -> None:
         self.view: Optional[ModuleType] = None
         self.imported = False
         self.operators: Optional[operators.Operators] = None
-        self.places: Sequence[cache_file.Place] = ()
+        self.cache_directories: Sequence[str] = ()
         self.cached = 0
         self.repaired: List[str] = []
         self.callbacks: List[Callable[[], None]] = []

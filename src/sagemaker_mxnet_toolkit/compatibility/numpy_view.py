@@ -1,4 +1,4 @@
-"""NumPy as MXNet 1.9.1 knows it: the module's own contents, and the names that it removed since."""
+"""NumPy as MXNet 1.9.1 expects it: its current contents and the names that were removed."""
 
 import functools
 import re
@@ -8,22 +8,21 @@ from typing import Any, Callable, Dict, Tuple
 
 
 def version_numbers(version: str) -> Tuple[int, ...]:
-    """Return the leading numbers of a version, which is all that MXNet compares."""
+    """Return the leading numbers of a version."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
 def is_numpy_2(numpy: Any) -> bool:
-    """Tell whether this is NumPy 2 or later."""
+    """Return whether this is NumPy 2 or later."""
     return version_numbers(numpy.__version__) >= (2,)
 
 
-def mend_fromstring(numpy: Any) -> None:
-    """Have ``numpy.fromstring`` read bytes again, as it did before NumPy 2.3.
+def restore_fromstring(numpy: Any) -> None:
+    """Restore the binary mode of ``numpy.fromstring``, which NumPy 2.3 removed.
 
-    It is the one change that every module of the process sees. The MNIST scripts of AWS and of
-    MXNet itself read their data so. It is safe where names such as ``numpy.float`` would not be:
-    each call that it changes is one that raises ``ValueError``, and ``hasattr`` sees no new name.
+    This is the only change that all modules of the process see. The MNIST scripts of AWS and MXNet
+    need it. It is safe, since it only changes calls that raise ``ValueError`` and adds no name.
     """
     original = numpy.fromstring
     if version_numbers(numpy.__version__) < (2, 3) or hasattr(original, "__wrapped__"):
@@ -34,7 +33,7 @@ def mend_fromstring(numpy: Any) -> None:
         if options.get("sep", "") != "" or "like" in options:
             return original(string, *arguments, **options)
         warnings.warn(
-            "the binary mode of numpy.fromstring left NumPy with 2.3: use numpy.frombuffer",
+            "NumPy 2.3 removed the binary mode of numpy.fromstring: use numpy.frombuffer",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -45,28 +44,27 @@ def mend_fromstring(numpy: Any) -> None:
     numpy.fromstring = fromstring
 
 
-# What MXNet takes from distutils compares NumPy's version with 1.6, 1.15 and 1.17. A package
-# ``distutils`` in sys.modules would get in the way of the one that setuptools brings, and the one
-# of CPython 3.10 and 3.11 warns.
+# MXNet uses distutils to compare NumPy's version with 1.6, 1.15 and 1.17. A package ``distutils``
+# in sys.modules would conflict with that of setuptools, and that of CPython 3.10 and 3.11 warns.
 DISTUTILS_VERSION = SimpleNamespace(LooseVersion=version_numbers, StrictVersion=version_numbers)
 
 
 def make_view(numpy: Any) -> ModuleType:
-    """Return a module with all that NumPy holds and the names it removed, as ``__lent__`` lists."""
+    """Return a module with NumPy's contents and removed names, which ``__lent__`` lists."""
     view = ModuleType("numpy", numpy.__doc__)
     lent = _removed_names(numpy)
     vars(view).update(vars(numpy))
     vars(view).update(lent)
-    # Submodules that are imported later, and NumPy's own messages for names it lacks.
+    # For submodules that are imported later, and for NumPy's errors about missing names.
     vars(view).update(__getattr__=functools.partial(getattr, numpy), __lent__=tuple(sorted(lent)))
     return view
 
 
 def _removed_names(numpy: Any) -> Dict[str, Any]:
-    """Return what MXNet uses of NumPy and this NumPy does not have.
+    """Return the names that MXNet uses and this NumPy does not have.
 
-    A renamed function is lent as a new object: MXNet registers implementations by function, and
-    ``product`` must not replace ``prod`` there.
+    A renamed function is a new object, since MXNet registers implementations by function and
+    ``product`` must not replace ``prod``.
     """
     names: Dict[str, Any] = {"bool": bool, "int": int}
     constants = {
@@ -88,7 +86,7 @@ def _removed_names(numpy: Any) -> Dict[str, Any]:
     }
     own = vars(numpy)
     names.update({name: value for name, value in constants.items() if name not in own})
-    names.update({name: _gone(name) for name in _FINANCIAL if name not in own})
+    names.update({name: _removed_function(name) for name in _FINANCIAL if name not in own})
     for old, (new, arguments) in renamed.items():
         if old not in own and new in own:
             names[old] = functools.partial(own[new], **arguments)
@@ -96,7 +94,7 @@ def _removed_names(numpy: Any) -> Dict[str, Any]:
         names["array"] = _wrapping(numpy, numpy.array)
         names["asarray"] = _wrapping(numpy, numpy.asarray)
         names["compat"] = SimpleNamespace(basestring=str)
-        # numpy.core answers still, with a warning at each use.
+        # numpy.core still exists, but warns at each use.
         normalize = numpy.lib.array_utils.normalize_axis_tuple
         names["core"] = SimpleNamespace(numeric=SimpleNamespace(normalize_axis_tuple=normalize))
         if "in1d" not in own:
@@ -107,30 +105,28 @@ def _removed_names(numpy: Any) -> Dict[str, Any]:
 _FINANCIAL = ("mirr", "npv", "pmt", "ppmt", "pv", "rate")
 
 
-def _gone(name: str) -> Callable[..., Any]:
-    """Return a function that says where ``name`` went; ``mxnet.numpy`` offers it under that name.
+def _removed_function(name: str) -> Callable[..., Any]:
+    """Return a function, for ``mxnet.numpy``, that raises an error with the replacement.
 
-    NumPy 1.20 to 1.26 has such functions itself, and warns as soon as they are looked up.
+    NumPy 1.20 to 1.26 has such functions itself, and warns when they are looked up.
     """
 
     def function(*_: Any, **__: Any) -> Any:
-        raise RuntimeError(
-            f"numpy.{name} left NumPy with release 1.20; numpy_financial.{name} replaces it"
-        )
+        raise RuntimeError(f"NumPy 1.20 removed numpy.{name}: use numpy_financial.{name}")
 
     function.__name__ = function.__qualname__ = name
     return function
 
 
 def _in1d(numpy: Any, ar1: Any, ar2: Any, assume_unique: bool = False, invert: bool = False) -> Any:
-    """Do what ``numpy.in1d`` did before NumPy 2.4 removed it."""
+    """Replace ``numpy.in1d``, which NumPy 2.4 removed."""
     return numpy.isin(numpy.ravel(ar1), ar2, assume_unique=assume_unique, invert=invert)
 
 
 def _wrapping(numpy: Any, create: Callable[..., Any]) -> Callable[..., Any]:
-    """Make ``create`` wrap Python integers that do not fit the dtype, as before NumPy 2.
+    """Wrap Python integers that do not fit the dtype, as before NumPy 2.
 
-    ``mx.nd.array([-1], dtype="uint8")`` holds 255 there, and raises OverflowError in NumPy 2.
+    ``mx.nd.array([-1], dtype="uint8")`` contains 255 there, and NumPy 2 raises OverflowError.
     """
 
     @functools.wraps(create)

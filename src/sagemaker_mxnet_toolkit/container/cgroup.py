@@ -1,7 +1,7 @@
 """The container's CPU quota and memory limit, from the kernel's control groups.
 
-Versions 1 and 2 are read, alone or together, in a container and on a bare host. The answer is
-``None`` if there is no limit, or if it cannot be read. Sources: the kernel's documents
+Versions 1 and 2 are supported, alone or together, in a container and on a bare host. Functions
+return ``None`` if there is no limit, or if it cannot be read. Sources: the kernel's documents
 admin-guide/cgroup-v1/memory.rst, scheduler/sched-bwc.rst and admin-guide/cgroup-v2.rst.
 """
 
@@ -12,14 +12,14 @@ ROOT = "/sys/fs/cgroup"
 """Where control groups are mounted."""
 
 MEMBERSHIP = "/proc/self/cgroup"
-"""Which groups this process belongs to."""
+"""Lists the control groups of this process."""
 
 # Version 1 writes "no limit" as the largest multiple of the page size, just below 2**63 bytes.
 _UNLIMITED = 2**60
 
 
 def cpu_quota(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[float]:
-    """Return how many CPUs' worth of time this process may use, or ``None`` for no quota.
+    """Return the quota of CPU time of this process in CPUs, or ``None`` for no quota.
 
     Args:
         root: where control groups are mounted.
@@ -40,24 +40,34 @@ def memory_limit(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int
 
 
 def memory_usage(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
-    """Return the memory, in bytes, that this process' group uses, page cache included.
+    """Return the memory that this process' group uses in bytes, including page cache.
 
     Args:
         root: where control groups are mounted.
         membership: a file like ``/proc/self/cgroup``.
     """
-    for group in _groups("memory", root, membership)[:1]:
-        for name in ("memory.current", "memory.usage_in_bytes"):
-            text = _read(group, name)
-            if text is not None:
-                return _number(text)
-    return None
+    groups = _groups("memory", root, membership)
+    return _memory_usage(groups[0]) if groups else None
+
+
+def memory_available(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
+    """Return the memory that this process' group may still allocate in bytes, or ``None``.
+
+    Limits of parent groups apply, too. Inactive page cache counts as free, since the kernel
+    reclaims it when memory is needed.
+
+    Args:
+        root: where control groups are mounted.
+        membership: a file like ``/proc/self/cgroup``.
+    """
+    available = _least(_groups("memory", root, membership), _memory_available)
+    return None if available is None else int(available)
 
 
 def oom_kills(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
-    """Return how many processes of this group the kernel has killed because memory ran out.
+    """Return how many processes of this group the kernel has killed for lack of memory.
 
-    The count only grows; compare it with an earlier one.
+    The count never decreases; compare it with an earlier one.
 
     Args:
         root: where control groups are mounted.
@@ -65,24 +75,36 @@ def oom_kills(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
     """
     for group in _groups("memory", root, membership)[:1]:
         for name in ("memory.events", "memory.oom_control"):
-            for line in (_read(group, name) or "").splitlines():
-                key, _, count = line.partition(" ")
-                if key == "oom_kill":
-                    return _number(count)
+            count = _counter(group, name, "oom_kill")
+            if count is not None:
+                return count
+    return None
+
+
+def process_limit_reached(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
+    """Return this group's limit on processes and threads if it was ever hit, or ``None``.
+
+    Args:
+        root: where control groups are mounted.
+        membership: a file like ``/proc/self/cgroup``.
+    """
+    for group in _groups("pids", root, membership)[:1]:
+        if _counter(group, "pids.events", "max"):
+            return _number(_read(group, "pids.max"))
     return None
 
 
 def _groups(controller: str, root: str, membership: str) -> List[str]:
-    """Return the directories of this process' groups, its own first, then those above it.
+    """Return the directories of this process' group and its parents, in this order.
 
-    In a container the path in ``/proc/self/cgroup`` may be the host's, which does not exist inside:
+    In a container, ``/proc/self/cgroup`` may have the host's path, which does not exist inside;
     the container's own group is mounted at the root there.
     """
     for line in (_read("", membership) or "").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
-            # Version 2, whose line is the last. A line of version 1 for the controller comes first.
+            # Version 2. Its line is the last, so a version 1 line for the controller wins.
             mounts = [root]
         elif controller in controllers.split(","):
             mounts = [os.path.join(root, name) for name in (controller, controllers)]
@@ -95,7 +117,7 @@ def _groups(controller: str, root: str, membership: str) -> List[str]:
 
 
 def _chain(mount: str, path: str) -> List[str]:
-    # normpath: a process outside its namespace's root has a path that begins with "/..".
+    # normpath: the path starts with "/.." for a process outside the root of its namespace.
     parts = [part for part in os.path.normpath("/" + path).split("/") if part]
     if not os.path.isdir(os.path.join(mount, *parts)):
         return [mount]
@@ -114,7 +136,7 @@ def _cpu_quota(group: str) -> Optional[float]:
     else:
         quota, _, period = text.partition(" ")
     microseconds, each = _number(quota), _number(period)
-    # "max" in version 2 and -1 in version 1 are no quota.
+    # "max" in version 2 and -1 in version 1 mean no quota.
     return microseconds / each if microseconds and each else None
 
 
@@ -124,8 +146,33 @@ def _memory_limit(group: str) -> Optional[int]:
     return None if limit is None or limit >= _UNLIMITED else limit
 
 
+def _memory_usage(group: str) -> Optional[int]:
+    return _number(_read(group, "memory.current") or _read(group, "memory.usage_in_bytes"))
+
+
+def _memory_available(group: str) -> Optional[float]:
+    limit, usage = _memory_limit(group), _memory_usage(group)
+    if limit is None or usage is None:
+        return None
+    # The usage includes child groups; in version 1 only the "total_" counters do.
+    for key in ("total_inactive_file", "inactive_file"):
+        cache = _counter(group, "memory.stat", key)
+        if cache is not None:
+            return max(0, limit - usage + cache)
+    return max(0, limit - usage)
+
+
+def _counter(group: str, name: str, key: str) -> Optional[int]:
+    """Return a value from a file whose lines are ``key number``."""
+    for line in (_read(group, name) or "").splitlines():
+        found, _, count = line.partition(" ")
+        if found == key:
+            return _number(count)
+    return None
+
+
 def _number(text: Optional[str]) -> Optional[int]:
-    """Return a non-negative whole number; ``None`` for anything else."""
+    """Parse a non-negative integer; return ``None`` for anything else."""
     text = (text or "").strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 

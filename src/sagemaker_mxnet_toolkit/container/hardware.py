@@ -1,4 +1,4 @@
-"""The CPUs and GPUs that a container may use, which may be fewer than the machine has."""
+"""The CPUs and GPUs that a container may use, possibly fewer than the machine has."""
 
 import math
 import os
@@ -8,14 +8,14 @@ from sagemaker_mxnet_toolkit.container import cgroup
 
 
 def visible_cpus() -> int:
-    """Return how many CPUs this process sees: those of its affinity."""
+    """Return the number of CPUs in the affinity of this process."""
     return len(os.sched_getaffinity(0))
 
 
 def count_cpus(root: str = cgroup.ROOT, membership: str = cgroup.MEMBERSHIP) -> int:
-    """Return how many CPUs this process may use: by its affinity and its control group's quota.
+    """Return the number of CPUs that this process may use, from its affinity and CPU quota.
 
-    A quota of 1.5 CPUs counts as two: both can be used, for part of the time.
+    A quota of 1.5 CPUs counts as two.
     """
     available = visible_cpus()
     quota = cgroup.cpu_quota(root, membership)
@@ -23,9 +23,9 @@ def count_cpus(root: str = cgroup.ROOT, membership: str = cgroup.MEMBERSHIP) -> 
 
 
 def count_gpus(devices: str = "/dev") -> int:
-    """Return how many NVIDIA GPUs this container can see: their device files.
+    """Return the number of NVIDIA GPUs in this container, from their device files.
 
-    ``nvidia-smi --list-gpus`` gives the same number, after a second or more.
+    ``nvidia-smi --list-gpus`` returns the same number, but takes a second or more.
     """
     try:
         return sum(bool(re.fullmatch(r"nvidia[0-9]+", name)) for name in os.listdir(devices))

@@ -1,1 +1,1 @@
-"""Child processes: started, heard, measured, signalled and reaped."""
+"""Child processes: start, monitor, signal and reap them, and read their reports."""

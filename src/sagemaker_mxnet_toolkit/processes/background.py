@@ -1,7 +1,7 @@
-"""File operations that may block for minutes, done beside a loop that must not.
+"""Runs file operations that may block for minutes in a thread.
 
-``fsync`` waits until the disk has taken what was written, and with gigabytes of dirty pages even
-a small file waits for all of them. A loop that is silent for so long counts as dead.
+With gigabytes of dirty pages, ``fsync`` of even a small file may wait for all of them. An event
+loop that blocks for so long would miss its heartbeats.
 """
 
 import os
@@ -11,14 +11,11 @@ from typing import Any, Callable, Optional
 
 
 class BackgroundCall:
-    """Calls a function in a thread.
-
-    The thread is a daemon: a call that never returns does not keep the program alive.
+    """Calls a function in a daemon thread.
 
     Args:
-        function: what to call, without arguments.
-        selector: a selector whose data are callables that take the event mask, if ``on_done`` is
-            to be called.
+        function: a function without arguments.
+        selector: calls ``on_done``; its data are callables that take the event mask.
         on_done: called once from the selector's loop when the function has returned or raised.
     """
 
@@ -38,7 +35,10 @@ class BackgroundCall:
             self._reader, self._writer = os.pipe()
             selector.register(self._reader, selectors.EVENT_READ, self._finish)
         self._thread = threading.Thread(target=self._run, name="background", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the limit on processes and threads is reached
+            self._run()
 
     def _run(self) -> None:
         try:
@@ -46,7 +46,7 @@ class BackgroundCall:
         except BaseException as error:
             self._error = error
         if self._selector is not None:
-            os.close(self._writer)  # which makes the other end readable
+            os.close(self._writer)  # makes the other end readable
 
     def _finish(self, mask: int) -> None:
         assert self._selector is not None
@@ -56,12 +56,13 @@ class BackgroundCall:
             self._on_done(self)
 
     def wait(self, timeout: float) -> bool:
-        """Wait for the function, ``timeout`` seconds at the most; return whether it has ended."""
-        self._thread.join(timeout)
+        """Wait at most ``timeout`` seconds for the function; return whether it has finished."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def result(self) -> Any:
-        """Return what the function returned, or raise what it raised. Call it after the end."""
+        """Return what the function returned, or raise what it raised. Call ``wait`` first."""
         if self._error is not None:
             raise self._error
         return self._value

@@ -1,13 +1,12 @@
-"""Child processes of one host: how they are started, read, signalled and reaped.
+"""Starts, signals and reaps child processes, and reads their reports and stderr.
 
-Every child leads a session of its own, so that a signal to its process group reaches what it
-started, and a terminal's Ctrl-C reaches only the supervisor, which decides. The supervisor is a
-subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): a grandchild that daemonises comes back to it.
+Each child has its own session, so that a signal to its process group also reaches its children, and
+Ctrl-C in a terminal only reaches the supervisor. The supervisor is a subreaper (prctl(2),
+PR_SET_CHILD_SUBREAPER), so orphaned descendants become its children.
 """
 
 import array
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -20,16 +19,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Collection, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.errors import StartError
-from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.failure import FailureKind, Role
 from sagemaker_mxnet_toolkit.log import write_all
-from sagemaker_mxnet_toolkit.processes import child_report
+from sagemaker_mxnet_toolkit.settings.variables import REPORT_FD
 
 if TYPE_CHECKING:
     import psutil
 
-_PR_SET_CHILD_SUBREAPER = 36
-_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ from CPython 3.10 on
-# Linux's asm-generic/siginfo.h; in os from CPython 3.9 on only.
+# Linux's asm-generic/siginfo.h; os has them since CPython 3.9.
 _CLD_KILLED = 2
 _CLD_STOPPED = 5
 _TAIL_BYTES = 16 * 1024
@@ -38,17 +35,19 @@ _REPORT_BYTES = 256 * 1024
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """A process to start: plain data, made by ``plan`` without starting anything.
+    """A process to start.
 
     Attributes:
-        role: what it is for.
-        name: how it is called in logs; unique on its host.
-        argv: program and arguments; never a shell line.
-        environment: its whole environment.
+        role: its role.
+        name: its name in logs, unique on its host.
+        argv: program and arguments.
+        environment: its complete environment.
         directory: its working directory.
-        stdin_open: its stdin is a pipe that stays open until ``Child.close_stdin``; otherwise it
-            is empty.
-        inherited: file descriptors of ours that it has too, under the same numbers.
+        stdin_open: whether its stdin is a pipe that is open until ``Child.close_stdin``; otherwise
+            it is empty.
+        inherited: file descriptors that it inherits, with the same numbers.
+        rank: Horovod's rank, if it is a worker with Horovod.
+        output: file descriptors of this process for its stdout and its stderr.
     """
 
     role: Role
@@ -58,14 +57,14 @@ class ProcessSpec:
     directory: str = "/"
     stdin_open: bool = False
     inherited: Tuple[int, ...] = ()
+    rank: Optional[int] = None
+    output: Tuple[int, int] = (1, 2)
 
 
 class StderrTail:
-    """Passes a child's stderr on, byte for byte and at once, and remembers its end.
+    """Forwards a child's stderr and keeps its last ``_TAIL_BYTES`` bytes.
 
-    A thread does the copying: a reader of our stderr that stalls must stall the script that
-    writes, as it would without us, and never the supervisor. Memory is bounded by
-    ``_TAIL_BYTES``.
+    This is done in a thread, so that a blocked stderr blocks the script but not the supervisor.
     """
 
     def __init__(self, source: int, sink: int) -> None:
@@ -74,7 +73,11 @@ class StderrTail:
         self._tail = bytearray()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._copy, name="stderr", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            os.close(source)
+            raise
 
     def _copy(self) -> None:
         with contextlib.suppress(OSError):
@@ -85,12 +88,12 @@ class StderrTail:
                 with self._lock:
                     self._tail += block
                     del self._tail[:-_TAIL_BYTES]
-                # When nobody reads our stderr any more, the script must not notice.
+                # A closed stderr must not affect the script.
                 write_all(self._sink, block)
         os.close(self._source)
 
     def finish(self, timeout: float) -> None:
-        """Wait, ``timeout`` seconds at the most, until all that was written has been passed on."""
+        """Wait at most ``timeout`` seconds until all output has been forwarded."""
         deadline = time.monotonic() + timeout
         while self._thread.is_alive() and time.monotonic() < deadline:
             self._thread.join(0.01)
@@ -100,35 +103,36 @@ class StderrTail:
             except OSError:
                 return
             if waiting[0] == 0:
-                # What left the pipe may still be on its way to the sink: one more turn.
+                # Data that was read from the pipe may not be written yet.
                 self._thread.join(0.01)
                 return
 
     def text(self) -> str:
-        """Return the last whole lines, as text."""
+        """Return the last complete lines."""
         with self._lock:
             data = bytes(self._tail)
         if len(data) == _TAIL_BYTES:
             data = data[data.find(b"\n") + 1 :]
-        # A progress bar writes one line many times over; only its last state is worth keeping.
+        # A progress bar rewrites its line; keep only its last state.
         lines = data.decode("utf-8", "replace").split("\n")
         return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines).strip("\n")
 
 
 class Child:
-    """A running child process and what it has reported.
+    """A child process and its reports.
 
     Attributes:
-        spec: what was asked for.
+        spec: its specification.
         pid: its process id, which is also its process group and session.
-        returncode: ``None`` while it runs; -N after death by signal N.
-        frozen_since: when it was suspended by a signal such as SIGSTOP (monotonic), or ``None``.
-        failure: the last ``failed`` event it reported, if any.
-        failed_at: when it first reported one (monotonic, seconds), or ``None``.
-        stopped: whether it was asked to end, so that its end is expected.
+        returncode: ``None`` while it runs; -N if signal N killed it.
+        frozen_since: when it was suspended by a signal such as SIGSTOP (monotonic, seconds), or
+            ``None``.
+        failure: the last ``failed`` event that it reported, if any.
+        failed_at: when it first reported a failure (monotonic, seconds), or ``None``.
+        stopped: whether it was asked to stop, so that its end is expected.
         report_closed: whether the child has closed its end of the report's pipe.
         started: when it was started (monotonic, seconds).
-        signals: what it was sent: when (monotonic, seconds), and the signal's number.
+        signals: time (monotonic, seconds) and number of each signal that it was sent.
     """
 
     def __init__(self, spec: ProcessSpec, popen: "subprocess.Popen[bytes]", report: int) -> None:
@@ -142,13 +146,13 @@ class Child:
         self.report_closed = False
         self.started = time.monotonic()
         self.signals: List[Tuple[float, int]] = []
-        self.stderr = StderrTail(_take_stderr(popen), 2)
+        self.stderr = StderrTail(_take_stderr(popen), spec.output[1])
         self.report = report
         self._popen = popen
         self._line = b""
 
     def events(self) -> Iterator[Mapping[str, Any]]:
-        """Read what the child has reported so far. A line that is no event is ignored."""
+        """Read new events of the child. Invalid lines are ignored."""
         while True:
             try:
                 block = os.read(self.report, 65536)
@@ -170,15 +174,22 @@ class Child:
                         self.failed_at = self.failed_at or time.monotonic()
                     yield event
 
+    @property
+    def failure_kind(self) -> Optional[FailureKind]:
+        """The kind of the failure that it reported; ``None`` without one, or if it is not known."""
+        with contextlib.suppress(ValueError):
+            return None if self.failure is None else FailureKind(self.failure.get("kind"))
+        return None
+
     def poll(self) -> Optional[int]:
-        """Reap the child if it has ended; notice whether it is stopped. Return its returncode."""
+        """Reap the child if it has ended, and check whether it is suspended; return its status."""
         if self.returncode is not None:
             return self.returncode
         flags = os.WNOHANG | os.WEXITED | os.WSTOPPED | os.WCONTINUED
         while True:
             try:
                 info = os.waitid(os.P_PID, self.pid, flags)
-            except ChildProcessError:  # somebody else in this process reaped it
+            except ChildProcessError:  # other code in this process has reaped it
                 self.returncode = self._popen.returncode = 255
                 break
             if info is None:
@@ -190,45 +201,29 @@ class Child:
             elif info.si_code in (os.CLD_EXITED, _CLD_KILLED, os.CLD_DUMPED):
                 died = info.si_code != os.CLD_EXITED
                 self.returncode = -info.si_status if died else info.si_status
-                # subprocess must know too, or it would wait for a process id that is free again.
+                # Otherwise subprocess would wait for a process id that may be reused.
                 self._popen.returncode = self.returncode
                 break
         return self.returncode
 
     def signal(self, number: int, leader_only: bool = False) -> None:
-        """Send a signal to the child's process group, and wake it up if it is stopped.
+        """Send a signal to the child's process group, and continue it if it is suspended.
 
         Args:
             number: the signal.
-            leader_only: whether to send it to the process itself, and to nothing else of its group.
+            leader_only: whether to send it only to the child itself.
         """
-        self._note(number)
+        self._record(number)
         send = os.kill if leader_only else os.killpg
         with contextlib.suppress(ProcessLookupError, PermissionError):
             send(self.pid, number)
             if number != signal.SIGKILL:
                 send(self.pid, signal.SIGCONT)
 
-    def _note(self, number: int) -> None:
-        # SIGKILL is repeated until the whole group is gone; once tells it all.
+    def _record(self, number: int) -> None:
+        # SIGKILL is repeated until the whole group has ended; record it once.
         if not self.signals or self.signals[-1][1] != number:
             self.signals.append((time.monotonic(), number))
-
-    def write_stdin(self, data: bytes) -> bool:
-        """Write a line to the child's stdin and close it; return whether it could be written.
-
-        The child need not read it yet: the pipe takes all of it, up to the system's limit.
-        """
-        if self._popen.stdin is None or self._popen.stdin.closed:
-            return False
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(self._popen.stdin.fileno(), _F_SETPIPE_SZ, max(len(data), 65536))
-        try:
-            self._popen.stdin.write(data)
-            self._popen.stdin.close()
-        except OSError:
-            return False
-        return True
 
     def close_stdin(self) -> None:
         """Close the pipe to the child's stdin, if there is one."""
@@ -251,60 +246,48 @@ def _take_stderr(popen: "subprocess.Popen[bytes]") -> int:
 def spawn(spec: ProcessSpec) -> Child:
     """Start a child process.
 
-    Its stdout is ours, so that nothing stands between a script and its reader; its stderr passes
-    through ``StderrTail``; it gets a pipe to report on (see ``child_report``).
+    By default it inherits stdout. Its stderr is forwarded by ``StderrTail``, and it gets a pipe for
+    its report (see ``child_report``).
 
     Raises:
-        StartError: the program is missing, may not be executed, or the system is out of processes.
+        StartError: the program is missing or not executable, or the limit on processes, threads or
+            open files is reached.
     """
-    read_end, write_end = os.pipe()
+    try:
+        read_end, write_end = os.pipe()
+    except OSError as error:
+        raise StartError(spec.argv[0], error) from error
     os.set_blocking(read_end, False)
-    environment = {**spec.environment, child_report.FD_VARIABLE: str(write_end)}
+    environment = {**spec.environment, REPORT_FD: str(write_end)}
+    popen = None
     try:
         popen = subprocess.Popen(
             spec.argv,
             env=environment,
             cwd=spec.directory,
             stdin=subprocess.PIPE if spec.stdin_open else subprocess.DEVNULL,
+            stdout=None if spec.output[0] == 1 else spec.output[0],
             stderr=subprocess.PIPE,
             pass_fds=(write_end, *spec.inherited),
             start_new_session=True,
         )
-    except OSError as error:
+        return Child(spec, popen, read_end)
+    except (OSError, RuntimeError) as error:
         os.close(read_end)
+        if popen is not None:  # the thread for its stderr could not be started
+            with popen:
+                popen.kill()
         where = spec.directory if not os.path.isdir(spec.directory) else spec.argv[0]
-        raise StartError(f"cannot start {where}: {error.strerror or error}") from error
+        raise StartError(where, error) from error
     finally:
         os.close(write_end)
-    return Child(spec, popen, read_end)
-
-
-def own_start() -> float:
-    """Return when this process was started (monotonic, seconds; proc(5), ``starttime``).
-
-    A program that took this process over with exec(3) was started when that process was.
-    """
-    now = time.monotonic()
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        with open("/proc/self/stat", "rb") as file:
-            # The second field is the program's name, in parentheses and with whatever is in it.
-            fields = file.read().rsplit(b")", 1)[1].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return now - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
-    return now
-
-
-def become_subreaper() -> None:
-    """Make orphaned descendants of this process its children (Linux 3.4, prctl(2))."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def childless(excluding: Collection[int] = ()) -> bool:
-    """Return whether no child is there but those in ``excluding``; ``False`` if that is unclear.
+    """Return whether there are no children, apart from ``excluding``; ``False`` if not known.
 
-    A fast answer, without a look at all processes (proc(5), ``/proc/[pid]/task/[tid]/children``).
-    It misses nothing: a child leaves the list when it is reaped, and nobody reaps meanwhile.
+    This is fast, since it does not read all processes (proc(5),
+    ``/proc/[pid]/task/[tid]/children``). It is reliable as long as no child is reaped meanwhile.
     """
     try:
         for thread in os.listdir("/proc/self/task"):
@@ -317,8 +300,8 @@ def childless(excluding: Collection[int] = ()) -> bool:
 
 
 def descendants(excluding: Collection[int] = ()) -> "List[psutil.Process]":
-    """Return the processes below this one, but those in ``excluding`` and what is below them."""
-    import psutil  # noqa: PLC0415  (10 ms that the start of a job need not wait for)
+    """Return the descendants of this process, except ``excluding`` and their descendants."""
+    import psutil  # takes 10 ms, not needed to start a job
 
     children: Dict[int, List[psutil.Process]] = {}
     for process in psutil.process_iter():
@@ -334,11 +317,11 @@ def descendants(excluding: Collection[int] = ()) -> "List[psutil.Process]":
 
 
 def reap_orphans(own: Collection[int], foreign: Collection[int]) -> None:
-    """Reap ended processes that came to us as orphans.
+    """Reap orphaned processes that have ended.
 
     Args:
         own: children that ``Child.poll`` reaps.
-        foreign: children that were there before us and that others wait for.
+        foreign: children that other code waits for.
     """
     while True:
         try:
@@ -352,14 +335,14 @@ def reap_orphans(own: Collection[int], foreign: Collection[int]) -> None:
 
 
 def has_callers(pid: int) -> bool:
-    """Return whether somebody has connected to a port that a process listens on."""
-    import psutil  # noqa: PLC0415
+    """Return whether there is a connection to a port that a process listens on."""
+    import psutil
 
     try:
         process = psutil.Process(pid)
-        # The name changed in psutil 6.0.
-        look = getattr(process, "net_connections", None) or process.connections
-        connections = look(kind="tcp4")
+        # Renamed in psutil 6.0.
+        list_connections = getattr(process, "net_connections", None) or process.connections
+        connections = list_connections(kind="tcp4")
     except psutil.Error:
         return False
     ports = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}

@@ -1,19 +1,19 @@
 """Runs a module of this distribution as the program of a child process.
 
 Started as ``python -u program.py [--wait] MODULE [ARGUMENT...]``; ``argv`` returns that command
-line. The module has a function ``main(arguments, report)``. Whatever it raises is reported to the
-parent process with its cause and its kind, so that no program has an error boundary of its own.
+line. The module has a function ``main(arguments, report)``. Exceptions that it raises are reported
+to the parent process.
 
-The module is imported by its full name, from where this distribution is installed. The directory
-of this file is removed from ``sys.path``. (``python -m`` would put the working directory there,
-which holds the user's code; ``-P`` came with CPython 3.11.)
+The module is imported by its full name. The directory of this file is removed from ``sys.path``.
+(``python -m`` would add the working directory, which contains the user's code; ``-P`` requires
+CPython 3.11.)
 """
 
 import os
 import sys
 
 WAIT = "--wait"
-"""Option: nothing more is imported and done until stdin is closed."""
+"""Option: wait until stdin is closed before importing anything else."""
 
 if __name__ == "__main__":
     del sys.path[0]
@@ -22,37 +22,44 @@ if __name__ == "__main__":
         del sys.argv[1]
 
 import importlib  # noqa: E402
-from typing import NoReturn, Optional, Sequence, Tuple  # noqa: E402
+import signal  # noqa: E402
+from typing import Mapping, NoReturn, Tuple  # noqa: E402
 
+from sagemaker_mxnet_toolkit import tracebacks  # noqa: E402
+from sagemaker_mxnet_toolkit.errors import JobError  # noqa: E402
+from sagemaker_mxnet_toolkit.failure import FailureKind  # noqa: E402
 from sagemaker_mxnet_toolkit.processes import child_report  # noqa: E402
 from sagemaker_mxnet_toolkit.processes.child_report import Report  # noqa: E402
 
 
-def argv(module: str, *arguments: str, wait: bool = False) -> Tuple[str, ...]:
-    """Return the command line that runs a module in a child process of this Python.
+def argv(
+    module: str, *arguments: str, wait: bool = False, python: str = sys.executable
+) -> Tuple[str, ...]:
+    """Return the command line that runs a module in a child process.
 
     Args:
         module: full name of a module with a function ``main(arguments, report)``.
         *arguments: its arguments.
-        wait: whether it waits until its stdin is closed, before it imports anything.
+        wait: wait until stdin is closed before importing anything.
+        python: the interpreter, by default this one.
     """
     options = (WAIT,) if wait else ()
-    return (sys.executable, "-u", os.path.abspath(__file__), *options, module, *arguments)
+    return (python, "-u", os.path.abspath(__file__), *options, module, *arguments)
 
 
-def module_of(command: Sequence[str]) -> Optional[Tuple[str, Tuple[str, ...]]]:
-    """Return the module and its arguments of a command line of ``argv``; ``None`` for another."""
-    if list(command[1:3]) != ["-u", os.path.abspath(__file__)]:
-        return None
-    words = [word for word in command[3:4] if word != WAIT] + list(command[4:])
-    return words[0], tuple(words[1:])
+def search_path(environ: Mapping[str, str], python: str = sys.executable) -> str:
+    """Return a ``PATH`` that finds the ``python`` and ``pip`` of an interpreter first.
+
+    The virtual environment may not be activated.
+    """
+    own, path = os.path.dirname(python), environ.get("PATH", os.defpath)
+    return path if path.split(os.pathsep)[0] == own else own + os.pathsep + path
 
 
 def main() -> NoReturn:
-    """Run the module that the command line names.
+    """Run the module that is named on the command line.
 
-    The process ends with status 0, with status 1 after a failure that was reported, or as the
-    module's own ``sys.exit`` says.
+    The exit status is 0, 1 after a reported failure, or that of the module's ``sys.exit``.
     """
     report = child_report.open_report()
     try:
@@ -60,20 +67,20 @@ def main() -> NoReturn:
     except Exception as error:
         report_exception(report, error)
         sys.exit(1)
+    except KeyboardInterrupt:  # the job stops: what it interrupted is of no interest
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     sys.exit(0)
 
 
 def report_exception(report: Report, error: Exception) -> None:
-    """Report what ended a program: an error of ours in its own words, all else as a defect."""
-    from sagemaker_mxnet_toolkit import tracebacks  # noqa: PLC0415  (at this rare end only)
-    from sagemaker_mxnet_toolkit.errors import JobError  # noqa: PLC0415
-
+    """Report the exception that ended a program. All but a ``JobError`` are internal errors."""
     if isinstance(error, JobError):
         reason, _, detail = str(error).partition("\n")
-        report.failed(reason, detail, error.kind.value)
+        report.failed(reason, detail, error.kind)
     else:
         reason = f"internal error: {tracebacks.summary(error)}"
-        report.failed(reason, tracebacks.text(error), child_report.INTERNAL)
+        report.failed(reason, tracebacks.text(error), FailureKind.INTERNAL)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The process table of a host: every child of the supervisor, and the one way to end them.
+"""The process table of a host: starts, stops and reaps the children of the supervisor.
 
-Ending is the same for every reason: a signal to the process group, one deadline, SIGKILL, reap.
+Stopping is always a signal to the process group, one deadline, SIGKILL, reap.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import psutil
 
 _POLL = 0.02
-"""Seconds between two looks at what sends no SIGCHLD: orphans, and groups without a leader."""
+"""Seconds between two polls of processes that send no SIGCHLD: orphans, and leaderless groups."""
 
 
 class ProcessTable:
@@ -27,7 +27,7 @@ class ProcessTable:
     Args:
         selector: the supervisor's.
         on_event: called with a child and each event that it reports.
-        on_exit: called once with each child that has ended, after its last event.
+        on_exit: called once for each child that has ended, after its last event.
     """
 
     def __init__(
@@ -41,44 +41,48 @@ class ProcessTable:
         self._on_exit = on_exit
         self._running: List[Child] = []
         self._deadlines: Dict[Child, float] = {}
-        # Signals that the rest of a process group gets when its leader has ended.
+        # Signals for the rest of a process group, sent when its leader has ended.
         self._withheld: Dict[Child, int] = {}
         self._leaderless: Set[Child] = set()
         self._swept_at: Optional[float] = None
-        # Children that exist already belong to the program that this package runs in.
-        alone = process.childless()
-        self._foreign = set() if alone else {child.pid for child in process.descendants()}
+        # Children that already exist belong to the program that uses this package.
+        childless = process.childless()
+        self._foreign = set() if childless else {child.pid for child in process.descendants()}
 
     def exclude(self, pid: int) -> None:
-        """Neither reap nor end a child that was started elsewhere, nor anything below it."""
+        """Exclude a child that was started elsewhere, and its descendants, from reaping."""
         self._foreign.add(pid)
 
     def start(self, spec: ProcessSpec) -> Child:
-        """Start a process; ``StartError`` if that is impossible."""
+        """Start a process.
+
+        Raises:
+            StartError: it cannot be started.
+        """
         child = process.spawn(spec)
         self._running.append(child)
         self._selector.register(child.report, selectors.EVENT_READ, lambda mask: self._read(child))
         return child
 
     def living(self, *roles: Role) -> List[Child]:
-        """Return the children that have not ended, of some roles or of all."""
+        """Return the children that have not ended, optionally of some roles only."""
         return [c for c in self._running if not roles or c.spec.role in roles]
 
     def stop(
         self, children: List[Child], number: int, grace: float, leader_first: bool = False
     ) -> None:
-        """Ask children to end: a signal, and SIGKILL after ``grace`` seconds.
+        """Send children a signal, and SIGKILL after ``grace`` seconds.
 
-        A child that is being stopped counts as living until its whole process group is gone,
-        since what it started may still be writing a checkpoint. Asked again, it keeps the
-        earlier deadline, and gets no second signal.
+        A child counts as living until its whole process group is gone, since a process that it
+        started may still be writing a checkpoint. A second call sends no second signal and does
+        not extend the deadline.
 
         Args:
-            children: those to end.
+            children: the children to stop.
             number: the signal.
             grace: seconds until SIGKILL.
-            leader_first: whether the processes that a child has started get the signal only when
-                the child itself has ended.
+            leader_first: send the signal to the rest of a child's process group only after the
+                child itself has ended.
         """
         deadline = time.monotonic() + grace
         for child in children:
@@ -90,12 +94,12 @@ class ProcessTable:
             child.stopped = True
 
     def kill(self) -> None:
-        """End every child at once."""
+        """Kill all children."""
         self.stop(self._running, signal.SIGKILL, 0.0)
         self.poll(time.monotonic())
 
     def poll(self, now: float) -> float:
-        """Reap what has ended and kill what is overdue; return when to be called again."""
+        """Reap children that have ended and kill overdue ones; return when to poll again."""
         process.reap_orphans({child.pid for child in self._running}, self._foreign)
         for child in list(self._running):
             deadline = self._deadlines.get(child)
@@ -116,9 +120,9 @@ class ProcessTable:
         return min(waits, default=now + 1.0)
 
     def sweep(self, now: float, grace: float) -> bool:
-        """End what children that are gone left behind; return whether nothing is left.
+        """Stop orphaned descendants; return whether none is left.
 
-        To be called again, every ``_POLL`` seconds or so, until it returns ``True``.
+        Call it again, every ``_POLL`` seconds or so, until it returns ``True``.
         """
         known = {child.pid for child in self._running}
         process.reap_orphans(known, self._foreign)
@@ -131,7 +135,7 @@ class ProcessTable:
         if not left:
             self._swept_at = None
             return True
-        import psutil  # noqa: PLC0415
+        import psutil
 
         for orphan in left:
             with contextlib.suppress(psutil.Error):
@@ -176,7 +180,7 @@ def _group_exists(group: int) -> bool:
 
 
 def _is_alive(orphan: "psutil.Process") -> bool:
-    import psutil  # noqa: PLC0415
+    import psutil
 
     try:
         return bool(orphan.status() != psutil.STATUS_ZOMBIE)

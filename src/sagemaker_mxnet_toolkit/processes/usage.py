@@ -1,9 +1,10 @@
 """CPU and memory of a host's processes over time, sampled at a bounded cost.
 
-One walk over the process table serves the timeline and the check whether a worker makes progress.
+The samples are used for the timeline and for detecting stalled workers.
 """
 
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Collection, Dict, List, Mapping, NamedTuple, Tuple
 
@@ -11,28 +12,28 @@ if TYPE_CHECKING:
     import psutil
 
 PERIOD = 1.0
-"""Seconds between two samples, at the least."""
+"""Minimum number of seconds between two samples."""
 
 MAX_SHARE = 0.004
-"""Share of one core that sampling may cost."""
+"""Maximum share of one core for sampling."""
 
 POINTS = 1000
-"""Points that a ``Track`` keeps, an even number: about as many as a screen is wide."""
+"""Maximum number of points of a ``Track``, about the width of a screen. It must be even."""
 
 
 _SHORTEST = 0.25
-"""Seconds over which a load means something: Linux counts CPU time in steps of 0.01 s."""
+"""Minimum interval in seconds for computing a load. Linux measures CPU time in steps of 0.01 s."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process and everything below it have used.
+    """Usage of a process and its descendants.
 
     Attributes:
-        cpu: seconds of CPU time so far, of children that have ended too.
-        memory: resident bytes now. What processes share counts once for each of them: telling it
-            apart (PSS) costs a hundred times as much.
-        bytes: bytes passed to read(2) and write(2) so far.
+        cpu: CPU time in seconds so far, including children that have ended.
+        memory: resident memory in bytes. Shared memory is counted for each process, since measuring
+            it exactly (PSS) costs a hundred times as much.
+        bytes: bytes read and written so far (read(2), write(2)).
     """
 
     cpu: float = 0.0
@@ -41,16 +42,15 @@ class Usage:
 
 
 def measure(leaders: Collection[int]) -> Mapping[int, Usage]:
-    """Measure some children of this process, each with its descendants, in one walk.
+    """Measure children of this process, each with its descendants.
 
     Args:
         leaders: their process ids.
 
     Returns:
-        Usage by process id. What has ended is missing, and what cannot be read counts as nothing:
-        no job fails because it cannot be measured.
+        Usage by process id. Processes that have ended are missing. Errors are ignored.
     """
-    import psutil  # noqa: PLC0415  (10 ms that the start of a job need not wait for)
+    import psutil  # takes 10 ms, not needed to start a job
 
     found: Dict[int, Usage] = {}
     with contextlib.suppress(psutil.Error, OSError, ValueError, LookupError, RuntimeError):
@@ -63,14 +63,14 @@ def measure(leaders: Collection[int]) -> Mapping[int, Usage]:
                 children.setdefault(process.ppid(), []).append(process)
         for top in tops:
             tree = [top]
-            for process in tree:  # which grows meanwhile
+            for process in tree:  # grows while it is iterated
                 tree += children.get(process.pid, [])
             found[top.pid] = _total(tree)
     return found
 
 
 def _total(tree: "List[psutil.Process]") -> Usage:
-    import psutil  # noqa: PLC0415
+    import psutil
 
     cpu, memory, passed = 0.0, 0, 0
     for process in tree:
@@ -83,8 +83,18 @@ def _total(tree: "List[psutil.Process]") -> Usage:
     return Usage(cpu, memory, passed)
 
 
+def thread_cpu(pid: int, thread: int) -> float:
+    """Return the CPU time of a thread in seconds; 0 if it has ended (proc(5))."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
+            # The second field is a name in parentheses; it may contain any byte.
+            fields = file.read().rsplit(b")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 class SamplingSchedule:
-    """Sets the time of the next sample, so that sampling costs less than ``MAX_SHARE`` of a core.
+    """Schedules samples so that they cost less than ``MAX_SHARE`` of a core.
 
     Args:
         now: the time of the first sample (monotonic, seconds).
@@ -94,17 +104,17 @@ class SamplingSchedule:
         self.due = now
 
     def sampled(self, cost: float, now: float) -> None:
-        """Set the time of the next sample.
+        """Schedule the next sample.
 
         Args:
-            cost: seconds of CPU time that the last sample took.
-            now: when it ended.
+            cost: CPU time of the last sample in seconds.
+            now: when it ended (monotonic, seconds).
         """
         self.due = now + max(PERIOD, cost / MAX_SHARE)
 
 
 class Point(NamedTuple):
-    """One point of a track: when (monotonic, seconds), CPU seconds so far, resident bytes."""
+    """One point of a track: time (monotonic, seconds), CPU seconds so far, resident bytes."""
 
     when: float
     cpu: float
@@ -112,10 +122,10 @@ class Point(NamedTuple):
 
 
 class Track:
-    """The usage of one process over its life, of bounded size however long that is.
+    """The usage of one process over time, with a bounded number of points.
 
-    When it is full, every two points become one, and points come half as often from there on. The
-    peak of the memory is never lost, and CPU seconds are sums, so their means stay exact.
+    When it is full, each two points are merged, and further points are added half as often. Peaks
+    of the memory and means of the CPU load are kept.
 
     Args:
         started: when the process was started (monotonic, seconds).
@@ -126,7 +136,7 @@ class Track:
         self._spacing = _SHORTEST
 
     def add(self, when: float, usage: Usage) -> None:
-        """Add a sample. CPU time never decreases here, though that of a lost child is missing."""
+        """Add a sample. CPU time never decreases, even if that of a lost child is missing."""
         last = self.points[-1]
         point = Point(when, max(usage.cpu, last.cpu), usage.memory)
         if len(self.points) > 1 and last.when - self.points[-2].when < self._spacing:
@@ -139,7 +149,7 @@ class Track:
             self._spacing = (when - first.when) / (len(self.points) - 1)
 
     def cpu_percent(self) -> List[Tuple[float, float]]:
-        """Return the load from each point to the next: when it began, and percent of one core."""
+        """Return the load between points: start time, and percent of one core."""
         return [
             (a.when, 100.0 * (b.cpu - a.cpu) / max(b.when - a.when, _SHORTEST))
             for a, b in zip(self.points, self.points[1:])

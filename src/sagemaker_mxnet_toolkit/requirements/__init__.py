@@ -1,1 +1,1 @@
-"""The user's requirements: read, checked and installed with pip."""
+"""The user's ``requirements.txt``: parse it, check it and install it with pip."""

@@ -1,24 +1,23 @@
-"""Installs what the user's code requires, without moving what this environment itself needs.
+"""Installs the requirements of the user's code without changing packages that MXNet needs.
 
-``requirements.txt``, and the package itself where the entry point is one, are installed by pip
-under constraints: MXNet, this toolkit and what it depends on stay as they are, NumPy too unless the
-file names another version that MXNet can import. A conflict that needs no index to be seen is
-reported before anything is installed. Where nothing is missing, neither pip nor network is used.
+pip installs ``requirements.txt``, and the user's package if the entry point is in one, under
+constraints: MXNet, this toolkit and its dependencies keep their versions. NumPy keeps its version
+unless a package needs an older one or the file names another one that MXNet can import. Conflicts
+that can be found without an index are reported before anything is installed. If nothing is missing,
+neither pip nor the network is used.
 
-A module for ``processes.program``, with the arguments ``--code-dir DIRECTORY`` and, where there is
-an entry point, ``--entry-point NAME``.
+A module for ``processes.program``, with the arguments ``--code-dir DIRECTORY`` and optionally
+``--entry-point NAME``.
 """
 
 import argparse
+import codecs
 import contextlib
 import fcntl
-import hashlib
 import os
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Iterator, List, Mapping, Optional, Sequence
 
@@ -28,9 +27,10 @@ from sagemaker_mxnet_toolkit.errors import RequirementsError
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_toolkit.progress import progress, write_line
 from sagemaker_mxnet_toolkit.requirements import installed, installer, known, requirement_file
+from sagemaker_mxnet_toolkit.settings.sources import without_waiting
 
 DEADLINE = 3600.0
-"""Seconds that an installation may take, waiting for another one in the same Python included."""
+"""Maximum duration of an installation in seconds, including the wait for a concurrent one."""
 
 _POLL_SECONDS = 0.2
 _IMPORT_SECONDS = 300.0
@@ -45,60 +45,59 @@ def install(code_dir: str, entry_point: Optional[str], environ: Mapping[str, str
 
     Args:
         code_dir: the code directory; paths in ``requirements.txt`` are relative to it.
-        entry_point: relative to it, if there is one; a package is installed itself.
+        entry_point: the entry point, relative to it, if there is one.
         environ: pip's environment.
 
     Raises:
-        RequirementsError: when something cannot be installed, or MXNet could not be imported with
-            it, or a file that is needed for it cannot be written.
+        RequirementsError: a requirement cannot be installed, or would break MXNet.
     """
     try:
         changed = _install(code_dir, entry_point, environ)
     except OSError as error:
         raise RequirementsError(
-            f"{FILE} cannot be installed: {error}; expected a temporary directory "
-            "(TMPDIR, or /tmp) that can be written to and has space, and pip in this Python"
+            f"{FILE} cannot be installed: {error}; expected a writable temporary directory "
+            "(TMPDIR, or /tmp) with enough space, and pip in this Python"
         ) from error
     if changed:
         _check_mxnet(changed, environ)
 
 
 def _install(code_dir: str, entry_point: Optional[str], environ: Mapping[str, str]) -> List[str]:
-    """Install what is missing; return what changed, if MXNet is installed."""
+    """Install what is missing; return the changed packages, if MXNet is installed."""
     deadline = time.monotonic() + DEADLINE
-    package = is_package(code_dir, entry_point)
+    is_user_package = is_package(code_dir, entry_point)
     lines = requirement_file.parse(_read(os.path.join(code_dir, FILE)), environ)
-    with _remarking(known.remarks(lines)), _one_at_a_time(deadline):
-        asked = [line.requirement for line in lines if line.requirement is not None]
+    with _known_problems(known.remarks(lines)), _lock(deadline):
+        required = [line.requirement for line in lines if line.requirement is not None]
         builds = installed.mxnet_builds()
         numpy_range = installed.importable_numpy(environ)
-        kept = installed.kept_packages(asked, numpy_range, installed.lookup, builds)
-        conflict = requirement_file.impossible(lines, kept)
+        kept = installed.kept_packages(required, numpy_range, installed.lookup, builds)
+        conflict = requirement_file.find_conflict(lines, kept)
         if conflict is not None:
-            line, held = conflict
+            line, package = conflict
             raise RequirementsError(
                 f"{line.requirement} ({FILE}, line {line.number}) cannot be installed: this "
-                f"environment keeps {held}, {held.reason}; expected a version within that: change "
-                "the line or remove it, or use an image that brings what it asks for"
+                f"environment keeps {package}, {package.reason}; expected a version that satisfies "
+                "this: change or remove the line, or use an image with that version"
             )
         if builds:
-            # MXNet is here, in a version that the file takes. Its line goes: pip would add another
-            # build of it, or hold its metadata's "numpy<2" against a NumPy that works.
+            # The installed MXNet satisfies the file. pip would install another build next to it, or
+            # reject a NumPy that works because of the "numpy<2" in MXNet's metadata.
             lines = requirement_file.without(lines, installed.is_mxnet)
-        if not package and requirement_file.satisfied(lines, installed.lookup, kept):
-            write_line(f"{FILE}: everything is installed already")
+        if not is_user_package and requirement_file.satisfied(lines, installed.lookup, kept):
+            write_line(f"{FILE}: already satisfied")
             return []
         before = installed.versions()
-        with progress("installing the package" if package else f"installing {FILE}"):
-            request = installer.Installation(code_dir, lines, package, kept)
+        with progress("installing the package" if is_user_package else f"installing {FILE}"):
+            request = installer.Installation(code_dir, lines, is_user_package, kept)
             installer.run(request, environ, deadline)
         changed = installed.changes(before, installed.versions())
     return changed if builds else []
 
 
 @contextlib.contextmanager
-def _remarking(remarks: Sequence[str]) -> Iterator[None]:
-    """Say what is known of the libraries in the file: in the log, and behind a failure's cause."""
+def _known_problems(remarks: Sequence[str]) -> Iterator[None]:
+    """Log remarks about libraries in the file, and add them to the message of a failure."""
     for remark in remarks:
         write_line(f"{FILE}: {remark}")
     try:
@@ -111,9 +110,9 @@ def _remarking(remarks: Sequence[str]) -> Iterator[None]:
 
 
 def _check_mxnet(changed: List[str], environ: Mapping[str, str]) -> None:
-    """Import MXNet in a fresh interpreter, as the roles will."""
+    """Import MXNet in a new interpreter."""
     argv = (sys.executable, "-c", _IMPORT_MXNET)
-    with progress("importing mxnet, now that packages changed"):
+    with progress("checking that mxnet can still be imported"):
         try:
             done = subprocess.run(
                 argv,
@@ -125,49 +124,51 @@ def _check_mxnet(changed: List[str], environ: Mapping[str, str]) -> None:
             )
         except subprocess.TimeoutExpired as error:
             raise RequirementsError(
-                f"importing mxnet after installing {FILE} does not end within "
-                f"{_IMPORT_SECONDS:.0f} s; changed: {', '.join(changed)}; expected 1 to 2 s: "
-                "pin those to what they were"
+                f"importing mxnet after installing {FILE} timed out after {_IMPORT_SECONDS:.0f} s; "
+                f"changed packages: {', '.join(changed)}; expected 1 to 2 s: pin their old versions"
             ) from error
     if done.returncode == 0:
         return
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
     cause = lines[-1] if lines else f"exit status {done.returncode}"
     raise RequirementsError(
-        f"mxnet cannot be imported any more after installing {FILE}: {cause}; "
-        f"changed: {', '.join(changed)}; expected packages that go with it: pin those to what they "
-        "were, or remove what asks for them\n" + "\n".join(lines[-_TAIL_LINES:])
+        f"mxnet cannot be imported after installing {FILE}: {cause}; "
+        f"changed packages: {', '.join(changed)}; expected versions that work with MXNet: pin the "
+        "old versions, or remove what requires the new ones\n" + "\n".join(lines[-_TAIL_LINES:])
     )
 
 
 def _read(path: str) -> str:
-    """Return the text of the requirements file; a package may do without."""
+    """Return the text of the requirements file; empty if it does not exist."""
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            return file.read()
+        with open(path, "rb", opener=without_waiting) as file:
+            data = file.read()
+        # PowerShell's "pip freeze > requirements.txt" writes UTF-16, which pip reads, too.
+        utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if utf_16:
+            return data.decode("utf-16", "replace")
+        return data.decode("utf-8-sig", "surrogateescape")
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise RequirementsError(
             f"{path} cannot be read: {error.strerror}; expected a text file in pip's "
-            "requirements format: mend it at the source, or remove it"
+            "requirements format: correct or remove it"
         ) from error
 
 
 @contextlib.contextmanager
-def _one_at_a_time(deadline: float) -> Iterator[None]:
-    """Wait until nobody else installs into this Python: hosts of a local run share it."""
-    python = hashlib.sha256(os.fsencode(sys.prefix)).hexdigest()[:12]
-    path = os.path.join(_private_directory(), f"install-{python}.lock")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _lock(deadline: float) -> Iterator[None]:
+    """Wait for other installations into this Python, which hosts of a local run share."""
+    fd = os.open(sys.prefix, os.O_RDONLY)
     try:
         if not _locked(fd):
             with progress(f"waiting for another installation into {sys.prefix}"):
                 while not _locked(fd):
                     if time.monotonic() > deadline:
                         raise RequirementsError(
-                            f"another installation into {sys.prefix} does not end; expected it to "
-                            f"within {DEADLINE:.0f} s: see who holds {path} (fuser, lsof)"
+                            f"another installation into {sys.prefix} did not finish within "
+                            f"{DEADLINE:.0f} s; find the process that locks it (fuser, lsof)"
                         )
                     time.sleep(_POLL_SECONDS)
         yield
@@ -175,44 +176,23 @@ def _one_at_a_time(deadline: float) -> Iterator[None]:
         os.close(fd)
 
 
-def _private_directory() -> str:
-    """Return this user's directory for locks, below the temporary directory.
-
-    In the temporary directory itself, any local user could make a file of the lock's name first,
-    and hold the lock, or keep it from being opened.
-
-    Raises:
-        RequirementsError: when there is something else by its name, made by whomever.
-    """
-    path = os.path.join(tempfile.gettempdir(), f"sagemaker-mxnet-{os.geteuid()}")
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-    found = os.lstat(path)
-    private = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o077 == 0
-    if not private or found.st_uid != os.geteuid():
-        raise RequirementsError(
-            f"{path} is not safe to use: {stat.filemode(found.st_mode)}, owned by user "
-            f"{found.st_uid}; expected a directory of user {os.geteuid()} that nobody else can "
-            "enter (mode 0700): remove it, or set TMPDIR to another temporary directory"
-        )
-    return path
-
-
 def _locked(fd: int) -> bool:
-    """Try to take the lock of an open file."""
+    """Try to lock an open directory; return whether that succeeded."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:  # NFS cannot lock directories
+        return True
     return True
 
 
 def main(arguments: List[str], report: Report) -> None:
-    """Install what a code directory requires; ``RequirementsError`` when that is impossible."""
+    """Install the requirements of a code directory (see the module)."""
     parser = argparse.ArgumentParser(prog="install", description="Install requirements.")
     parser.add_argument("--code-dir", required=True, metavar="DIRECTORY")
     parser.add_argument("--entry-point", metavar="NAME")
     options = parser.parse_args(arguments)
-    # Files with credentials in them are removed on the way out, also when the job is stopped.
+    # An exit through SystemExit removes temporary files.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     install(options.code_dir, options.entry_point, dict(os.environ))

@@ -1,4 +1,4 @@
-"""What is installed in this interpreter, and what of it an installation must not move."""
+"""Packages that are installed in this interpreter, and those that pip must not change."""
 
 import importlib
 import importlib.metadata
@@ -12,9 +12,9 @@ from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion
+from packaging.version import InvalidVersion, Version
 
-from sagemaker_mxnet_toolkit import compatibility
+from sagemaker_mxnet_toolkit.settings.variables import COMPATIBILITY
 
 TOOLKIT = "sagemaker-mxnet-training"
 
@@ -27,7 +27,7 @@ class Installed:
 
     Attributes:
         version: its version.
-        requires: its dependencies, as requirement texts with markers.
+        requires: its dependencies, as requirement strings with markers.
     """
 
     version: str
@@ -36,11 +36,11 @@ class Installed:
 
 @dataclass(frozen=True)
 class Kept:
-    """A package that an installation must not move, because the user's code runs with it.
+    """A package whose version pip must not change.
 
     Attributes:
         name: canonical name.
-        specifier: versions that it may have, such as ``==1.9.1``.
+        specifier: allowed versions, such as ``==1.9.1``.
         reason: why, as the end of the sentence "this environment keeps NAME".
     """
 
@@ -49,17 +49,17 @@ class Kept:
     reason: str
 
     def __str__(self) -> str:
-        """Return it as a line of a constraints file."""
+        """Return a line of a constraints file."""
         return f"{self.name}{self.specifier}"
 
 
 def is_mxnet(name: str) -> bool:
-    """Tell whether a package is one of MXNet's builds on PyPI, which all bring ``mxnet``."""
+    """Return whether a package is one of the distributions of ``mxnet``, such as mxnet-cu112."""
     return _MXNET.fullmatch(canonicalize_name(name)) is not None
 
 
 def lookup(name: str) -> Optional[Installed]:
-    """Return an installed package of this interpreter, or ``None``."""
+    """Return an installed package, or ``None``."""
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
@@ -68,9 +68,9 @@ def lookup(name: str) -> Optional[Installed]:
 
 
 def allows(specifiers: SpecifierSet, version: str) -> bool:
-    """Tell whether a version is one of those that specifiers allow; pre-releases count.
+    """Return whether specifiers allow a version, including pre-releases.
 
-    A version that is not of PEP 440's form never is; releases of packaging differ in that.
+    A version that does not comply with PEP 440 is not allowed; releases of packaging differ here.
     """
     try:
         return specifiers.contains(version, prereleases=True)
@@ -79,7 +79,7 @@ def allows(specifiers: SpecifierSet, version: str) -> bool:
 
 
 def mxnet_builds() -> List[str]:
-    """Return the names of the installed builds of MXNet, read from directory names alone."""
+    """Return the names of the installed distributions of MXNet, found by their directories."""
     found = []
     for entry in sys.path:
         for path in pathlib.Path(entry or ".").glob("mxnet*-info"):
@@ -93,19 +93,20 @@ def versions() -> Dict[str, str]:
     """Return the version of every installed package, by canonical name."""
     importlib.invalidate_caches()
     paths = list(sys.path)
-    # pip makes this directory when it may not write to the other one; too late for our sys.path.
+    # pip creates the user's site directory if it cannot write to the other one. sys.path does not
+    # have it if it was created after this process started.
     if site.ENABLE_USER_SITE and site.getusersitepackages() not in paths:
         paths.append(site.getusersitepackages())
     found: Dict[str, str] = {}
     for distribution in importlib.metadata.distributions(path=paths):
         name = distribution.metadata["Name"]
-        if name:  # a half removed package has none
+        if name:  # a partly removed package has none
             found.setdefault(canonicalize_name(name), distribution.version)
     return found
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> List[str]:
-    """Return what changed between two results of ``versions``, as ``numpy 1.23.5 -> 2.0.0``."""
+    """Return the differences of two results of ``versions``, such as ``numpy 1.23.5 -> 2.0.0``."""
     return [
         f"{name} {before.get(name, '(none)')} -> {after.get(name, '(none)')}"
         for name in sorted({*before, *after})
@@ -116,39 +117,39 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> List[str]:
 def importable_numpy(environ: Mapping[str, str]) -> str:
     """Return the versions of NumPy with which MXNet 1.9.1 can be imported.
 
-    MXNet uses names that NumPy 1.24 removed (apache/mxnet #21165); ``compatibility`` restores them,
-    unless it is switched off.
+    MXNet uses names that NumPy 1.24 removed (apache/mxnet #21165). ``compatibility`` restores them
+    unless it is disabled.
     """
-    off = environ.get(compatibility.VARIABLE) == "0"
+    off = environ.get(COMPATIBILITY) == "0"
     return ">1.16.0,<1.24" if off else ">1.16.0,<3"
 
 
 def kept_packages(
-    asked: Iterable[Requirement],
+    required: Iterable[Requirement],
     numpy_range: str,
     find: Callable[[str], Optional[Installed]] = lookup,
     mxnet_builds: Iterable[str] = (),
 ) -> Tuple[Kept, ...]:
-    """Return what an installation must keep.
+    """Return the packages that pip must not change.
 
     Args:
-        asked: what the user's file asks for by name.
+        required: requirements of the user's file.
         numpy_range: versions of NumPy that MXNet can import.
-        find: looks an installed package up.
-        mxnet_builds: names of the installed builds of MXNet.
+        find: looks up an installed package.
+        mxnet_builds: names of the installed distributions of MXNet.
     """
-    asked = list(asked)
+    required = list(required)
     kept: List[Kept] = []
     for build in mxnet_builds:
         installed = find(build)
         if installed is not None:
-            # Another build of it, asked for by name, would overwrite this one's files.
-            names = {canonicalize_name(build)}
-            names |= {canonicalize_name(each.name) for each in asked if is_mxnet(each.name)}
-            reason = f"since {build} {installed.version} is the MXNet that is installed"
+            # Another distribution of MXNet would overwrite the files of this one.
+            names = {canonicalize_name(build), canonicalize_name("mxnet")}
+            names |= {canonicalize_name(each.name) for each in required if is_mxnet(each.name)}
+            reason = f"since {build} {installed.version} is installed"
             kept += [Kept(name, f"=={installed.version}", reason) for name in sorted(names)]
             break
-    kept.append(_kept_numpy(asked, numpy_range, find))
+    kept.append(_kept_numpy(required, numpy_range, find))
     toolkit = find(TOOLKIT)
     if toolkit is not None:
         reason = "since it runs the user's code"
@@ -165,21 +166,53 @@ def kept_packages(
 
 
 def _kept_numpy(
-    asked: Iterable[Requirement], numpy_range: str, find: Callable[[str], Optional[Installed]]
+    required: Iterable[Requirement], numpy_range: str, find: Callable[[str], Optional[Installed]]
 ) -> Kept:
-    """Return NumPy as it is installed, or where the user names another one, any that works."""
+    """Return the allowed versions of NumPy.
+
+    By default the installed version and older ones; if the file requires another version, all that
+    MXNet can import. pip keeps the installed one if it satisfies all requirements.
+    """
     installed = find("numpy")
     others = [
         each
-        for each in asked
+        for each in required
         if canonicalize_name(each.name) == "numpy"
         and installed is not None
         and not allows(each.specifier, installed.version)
     ]
     if installed is None or others:
         return Kept("numpy", numpy_range, "the versions that MXNet can import")
+    if not allows(SpecifierSet(numpy_range), installed.version):
+        return Kept("numpy", f"=={installed.version}", "the installed version")
     return Kept(
         "numpy",
-        f"=={installed.version}",
-        "the installed version (to have another one, name it in requirements.txt)",
+        f"{numpy_range},<={Version(installed.version).public}",
+        "the installed version or an older one (for a newer one, add it to requirements.txt)",
     )
+
+
+def without_numpy(kept: Iterable[Kept]) -> Dict[str, str]:
+    """Return metadata for MXNet without a requirement of NumPy.
+
+    MXNet's own metadata requires ``numpy<2``, so pip would reject a package that requires MXNet
+    next to NumPy 2.
+
+    Args:
+        kept: packages that pip must not change.
+
+    Returns:
+        For each distribution of MXNet among them, the name of a directory, such as
+        ``mxnet-1.9.1.dist-info``, and the text of its ``METADATA``.
+    """
+    builds = [each for each in map(lookup, mxnet_builds()) if each is not None]
+    requires = [text for build in builds[:1] for text in build.requires]
+    found = {}
+    for package in kept:
+        if is_mxnet(package.name):
+            version = package.specifier[len("==") :]
+            lines = ["Metadata-Version: 2.1", f"Name: {package.name}", f"Version: {version}"]
+            lines += [f"Requires-Dist: {x}" for x in requires if Requirement(x).name != "numpy"]
+            folder = f"{package.name.replace('-', '_')}-{version}.dist-info"
+            found[folder] = "\n".join(lines) + "\n"
+    return found

@@ -1,7 +1,7 @@
-"""What a ``requirements.txt`` says, as far as it can be known without an index.
+"""Parses ``requirements.txt`` and checks it without an index.
 
-The format is pip's (pip documentation, "Requirements File Format"). Imported late, by the program
-that installs: ``packaging`` takes some 30 ms to import.
+The format is pip's (pip documentation, "Requirements File Format"). Only the program that installs
+imports this module, since ``packaging`` takes about 30 ms to import.
 """
 
 import enum
@@ -19,7 +19,11 @@ from sagemaker_mxnet_toolkit.requirements.installed import Installed, Kept, allo
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _LINE_OPTION = re.compile(r"\s+--?[a-zA-Z].*$")
-_NESTED = re.compile(r"^(-r|--requirement|-c|--constraint)(?:\s*=?\s*)(.+)$")
+# Options whose path is relative to the file, not to the working directory.
+_PATH = re.compile(
+    r"(?<!\S)(--(?:find-links|requirement|constraint)(?=[=\s])|-[frc])\s*=?\s*"
+    r"(?P<quote>[\"']?)(?!file:|\S*://)(?P<path>[^\"'/~\s])"
+)
 _INDEX_OPTIONS = (
     *("-i", "--index-url", "--extra-index-url", "-f", "--find-links", "--no-index"),
     *("--trusted-host", "--prefer-binary", "--only-binary", "--no-binary", "--pre"),
@@ -27,16 +31,16 @@ _INDEX_OPTIONS = (
 
 
 class LineKind(enum.Enum):
-    """What a line of a requirements file asks for."""
+    """The kind of a line of a requirements file."""
 
     NOTHING = "nothing"
-    """Blank, a comment, or a requirement whose environment marker is false here."""
+    """A blank line, a comment, or a requirement whose environment marker is false here."""
     PLAIN = "plain"
-    """A package by name, perhaps with extras and versions."""
+    """A package name, optionally with extras and versions."""
     INDEX = "index"
-    """An option that says where packages come from, not which."""
+    """An option for the index, such as ``--extra-index-url``."""
     OTHER = "other"
-    """All that only pip can judge: URLs, paths, hashes, other files, other options."""
+    """Anything that only pip can evaluate: URLs, paths, hashes, other files, other options."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,10 @@ class Line:
     """One logical line.
 
     Attributes:
-        number: of its first physical line, from 1.
-        text: without comments; continuation lines joined; variables such as ``${TOKEN}`` replaced.
-        kind: what it asks for.
-        requirement: the package by name, where there is one.
+        number: number of its first physical line, from 1.
+        text: the text without comments, with continuation lines joined and variables expanded.
+        kind: the kind of the line.
+        requirement: the requirement, if the line names a package.
     """
 
     number: int
@@ -57,11 +61,11 @@ class Line:
 
 
 def parse(text: str, environ: Mapping[str, str]) -> Tuple[Line, ...]:
-    """Read the text of a requirements file.
+    """Parse a requirements file.
 
     Args:
         text: its content.
-        environ: values of variables in it.
+        environ: values for variables such as ``${TOKEN}``.
     """
     lines: List[Line] = []
     pending, start = "", 0
@@ -97,26 +101,34 @@ def _line(number: int, raw: str, environ: Mapping[str, str]) -> Line:
 
 
 def render(lines: Iterable[Line], directory: str) -> str:
-    """Return lines as the text of a file that stands elsewhere, with their numbers kept.
+    """Return the text of a requirements file in another directory, with the same line numbers.
 
     Args:
-        lines: what it says; missing numbers become blank lines.
-        directory: where the original stands: other requirements files are named relative to it.
-            (Paths of packages are relative to the working directory in pip.)
+        lines: its lines; missing numbers become blank lines.
+        directory: the directory of the original, to which paths in options are relative. (Paths of
+            packages are relative to the working directory of pip.)
     """
     rendered: List[str] = []
     for line in lines:
         rendered += [""] * (line.number - 1 - len(rendered))
-        nested = _NESTED.match(line.text)
-        if nested and "://" not in nested[2]:
-            rendered.append(f"{nested[1]} {os.path.join(directory, nested[2])}")
-        else:
-            rendered.append(line.text)
+        rendered.append(_with_absolute_paths(line.text, directory))
     return "\n".join(rendered) + "\n"
 
 
+def _with_absolute_paths(text: str, directory: str) -> str:
+    """Make the relative paths in a line of options absolute."""
+
+    def absolute(match: "re.Match[str]") -> str:
+        folder = os.path.join(directory, "")
+        if not match["quote"]:
+            folder = re.sub(r"([\s\"'\\])", r"\\\1", folder)
+        return f"{match[1]} {match['quote']}{folder}{match['path']}"
+
+    return _PATH.sub(absolute, text) if text.startswith("-") else text
+
+
 def without(lines: Iterable[Line], drop: Callable[[str], bool]) -> Tuple[Line, ...]:
-    """Return the lines but those for packages whose name ``drop`` takes."""
+    """Return the lines, except those for packages that ``drop`` returns true for."""
     return tuple(
         line for line in lines if line.requirement is None or not drop(line.requirement.name)
     )
@@ -127,15 +139,15 @@ def satisfied(
     find: Callable[[str], Optional[Installed]] = lookup,
     kept: Iterable[Kept] = (),
 ) -> bool:
-    """Tell whether all that a file asks for is installed, dependencies included.
+    """Return whether all requirements of a file are installed, including dependencies.
 
     Args:
         lines: the file.
-        find: looks an installed package up.
-        kept: packages whose own dependencies are not looked at: they stay as they are.
+        find: looks up an installed package.
+        kept: packages that do not change, whose dependencies are not checked.
 
     Returns:
-        ``False`` also where only pip can know.
+        ``False`` also if only pip can decide.
     """
     leaves = {package.name for package in kept}
     seen: Set[str] = set()
@@ -170,10 +182,10 @@ def satisfied(
     return True
 
 
-def impossible(lines: Iterable[Line], kept: Iterable[Kept]) -> Optional[Tuple[Line, Kept]]:
-    """Return the first requirement that a kept package rules out, with that package.
+def find_conflict(lines: Iterable[Line], kept: Iterable[Kept]) -> Optional[Tuple[Line, Kept]]:
+    """Return the first requirement that conflicts with a kept package, and that package.
 
-    What depends on the versions an index has is left for pip to find out.
+    Conflicts that depend on the versions of an index are left to pip.
     """
     by_name = {package.name: package for package in kept}
     for line in lines:
@@ -182,16 +194,16 @@ def impossible(lines: Iterable[Line], kept: Iterable[Kept]) -> Optional[Tuple[Li
         package = by_name.get(canonicalize_name(line.requirement.name))
         if package is None:
             continue
-        asked, allowed = line.requirement.specifier, SpecifierSet(package.specifier)
-        # Where one side names one version, the other side says whether it may be that one.
-        for one, other in ((_only_version(allowed), asked), (_only_version(asked), allowed)):
-            if one is not None and not allows(other, one):
+        required, allowed = line.requirement.specifier, SpecifierSet(package.specifier)
+        pairs = ((_only_version(allowed), required), (_only_version(required), allowed))
+        for version, specifiers in pairs:
+            if version is not None and not allows(specifiers, version):
                 return line, package
     return None
 
 
 def _only_version(specifiers: SpecifierSet) -> Optional[str]:
-    """Return the version that ``==`` pins, if there is one."""
+    """Return the version that ``==`` pins, or ``None``."""
     for specifier in specifiers:
         if specifier.operator in ("==", "===") and not specifier.version.endswith(".*"):
             return specifier.version

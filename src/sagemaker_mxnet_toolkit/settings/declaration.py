@@ -1,11 +1,12 @@
-"""Settings declared once: a frozen dataclass whose fields say default, kind and help.
+"""Declarations of settings: fields of a frozen dataclass, with default, kind and help.
 
-A setting ``name`` of a package is the hyperparameter ``<prefix><name>`` or the variable of that
-name in capitals; the hyperparameter takes precedence. The README's table is made of the same
-declarations (``scripts/settings_table.py``).
+A setting ``name`` is read from the hyperparameter ``<prefix><name>`` or from the environment
+variable of that name in capitals; the hyperparameter takes precedence.
+``scripts/settings_table.py`` generates the documentation from the declarations.
 """
 
 import dataclasses
+from difflib import get_close_matches
 from typing import (
     Any,
     Dict,
@@ -14,6 +15,7 @@ from typing import (
     Mapping,
     NamedTuple,
     Optional,
+    Set,
     Tuple,
     Type,
     TypeVar,
@@ -31,16 +33,16 @@ T = TypeVar("T")
 
 
 class Declaration(NamedTuple):
-    """What is said about one setting, apart from its name and default.
+    """The declaration of one setting, apart from its name and default.
 
     Attributes:
-        kind: what is valid.
-        help: its meaning, as the README's table has it.
-        default_text: the default as the table has it, if not the value itself.
-        alias: a hyperparameter of another name that takes precedence; may be empty.
-        alias_kind: what is valid for the alias.
-        variables: names of its variables, the first takes precedence; if empty, there is one, with
-            the settings' prefix.
+        kind: valid values.
+        help: description for the documentation.
+        default_text: the default as the documentation shows it, if not the value itself.
+        alias: another hyperparameter, which takes precedence; may be empty.
+        alias_kind: valid values of the alias.
+        variables: environment variables, the first takes precedence; by default one, named after
+            the setting.
     """
 
     kind: Kind[Any]
@@ -65,7 +67,7 @@ def setting(
     """Declare a field of a dataclass as a setting. See ``Declaration``.
 
     Args:
-        default: the value if nobody sets it.
+        default: the value if it is not set.
         kind: see ``Declaration``.
         help: see ``Declaration``.
         default_text: see ``Declaration``.
@@ -77,8 +79,8 @@ def setting(
     declaration = Declaration(kind, help, default_text, alias, alias_kind or kind, variables)
     options: Dict[str, Any] = {"repr": not secret, "metadata": {_KEY: declaration}}
     if isinstance(default, dict):
-        given: Dict[Any, Any] = default
-        options["default_factory"] = lambda: dict(given)
+        template: Dict[Any, Any] = default
+        options["default_factory"] = lambda: dict(template)
     else:
         options["default"] = default
     field: T = dataclasses.field(**options)
@@ -86,7 +88,7 @@ def setting(
 
 
 def declared(settings: Type[Any]) -> Dict[str, Declaration]:
-    """Return the declarations of a dataclass, by name. Its other fields are not settings."""
+    """Return the declarations of a dataclass by name, without fields that are not settings."""
     return {
         field.name: field.metadata[_KEY]
         for field in dataclasses.fields(settings)
@@ -101,18 +103,18 @@ def read(
     hyperparameters: Mapping[str, Found],
     check: Validator,
 ) -> Tuple[S, FrozenSet[str]]:
-    """Return the settings, and the names of those that somebody set.
+    """Return the settings, and the names of those that are set explicitly.
 
     Args:
         settings: the dataclass that declares them.
-        prefix: what the names of their hyperparameters begin with, such as ``sagemaker_mxnet_``.
-        sources: has the variables.
-        hyperparameters: all of them, by name; empty for a program that has none.
-        check: gets faults, misspelled names among them.
+        prefix: prefix of their hyperparameters, such as ``sagemaker_mxnet_``.
+        sources: provides environment variables.
+        hyperparameters: all hyperparameters by name; empty for a program without any.
+        check: collects faults, including misspelled names.
     """
     declarations = declared(settings)
     _report_unknown(declarations, prefix, sources, hyperparameters, check.faults)
-    given: Dict[str, Any] = {}
+    explicit: Set[str] = set()
     values: Dict[str, Any] = {}
     default = settings()
     for name, declaration in declarations.items():
@@ -125,9 +127,9 @@ def read(
             for variable in _variables(prefix, name, declaration):
                 found = found or sources.variable(variable)
         if found is not None:
-            given[name] = found
+            explicit.add(name)
         values[name] = check.value(found, kind, getattr(default, name))
-    return settings(**values), frozenset(given)
+    return settings(**values), frozenset(explicit)
 
 
 def _report_unknown(
@@ -150,9 +152,9 @@ def _report_unknown(
     }
     known = sorted(name[len(prefix) :] for name in names if name.startswith(prefix))
     for rest, found in sources.prefixed(prefix):
-        ours = rest in known or found.name in NOT_SETTINGS
-        if found.value and not ours and not found.name.startswith(others):
-            faults.add(*_unknown(found.name, prefix, "a variable", known))
+        expected = rest in known or found.name in NOT_SETTINGS
+        if found.value and not expected and not found.name.startswith(others):
+            faults.add(*_unknown(found.name, prefix, "environment variable", known))
 
 
 def _variables(prefix: str, name: str, declaration: Declaration) -> Tuple[str, ...]:
@@ -160,15 +162,13 @@ def _variables(prefix: str, name: str, declaration: Declaration) -> Tuple[str, .
 
 
 def _unknown(name: str, prefix: str, place: str, known: Iterable[str]) -> Tuple[str, None, str]:
-    """Return the fault of a name that is not a setting.
+    """Return the fault for a name that is not a setting.
 
-    The value is not shown: it may be that of a misspelled secret.
+    The value is not shown, since the setting may be a misspelled secret.
     """
-    from difflib import get_close_matches  # noqa: PLC0415  (rarely needed)
-
     shown = name if name.isprintable() and len(name) <= 80 else repr(name[:80])
     near = get_close_matches(name[len(prefix) :], known, 1)
     if near:
         return f"{shown} is not a setting ({place}); did you mean {prefix}{near[0]}?", None, ""
     choice = ", ".join(sorted(known))
-    return f"{shown} is not a setting ({place})", None, f"{prefix} and one of {choice}"
+    return f"{shown} is not a setting ({place})", None, f"{prefix} followed by one of {choice}"

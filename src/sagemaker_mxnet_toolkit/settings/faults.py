@@ -1,6 +1,6 @@
-"""Faults of a configuration, collected first and put into words at the end.
+"""Collects the faults of a configuration.
 
-Only at the end are all secrets known that no message may show.
+Messages are formatted at the end, when all secrets that they must not show are known.
 """
 
 import json
@@ -22,10 +22,10 @@ class Found(NamedTuple):
     """A value and where it was found.
 
     Attributes:
-        value: text, or what JSON gives.
-        name: of the variable, key or hyperparameter: it tells whether the value is a secret.
-        place: the same for a reader, with the file where there is one.
-        raw: whether the value is a whole document that could not be parsed.
+        value: a string, or any JSON value.
+        name: name of the variable, key or hyperparameter, which decides whether it is a secret.
+        place: the name as messages show it, with the file if there is one.
+        raw: whether the value is the text of a JSON document.
     """
 
     value: Any
@@ -36,10 +36,10 @@ class Found(NamedTuple):
     def shown(self, secrets: Iterable[str]) -> str:
         """Return the beginning of the value, without secrets."""
         value = self.value
-        # Such a text may be JSON, whole or broken, that holds a secret below some name.
+        # The text may be valid or invalid JSON that contains a secret.
         structured = isinstance(value, str) and (self.raw or re.search("[:=]", value))
         if structured and any(map(is_secret, re.findall(r"[\w.-]+", value))):
-            return "(not shown: it names a secret)"
+            return "(not shown, since it may contain a secret)"
         value = redact_mapping({self.name: value})[self.name]
         text = redact_text(value if isinstance(value, str) else json.dumps(value), secrets)
         text = text if len(text) <= _EXCERPT else text[:_EXCERPT] + "..."
@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 
 def present(found: Optional[Found]) -> Optional[Found]:
-    """Return what was found unless it is empty: ``null``, or an empty text."""
+    """Return ``None`` for a value that is ``null`` or an empty string, else the value itself."""
     return None if found is None or found.value is None or found.value == "" else found
 
 
@@ -59,20 +59,20 @@ class Faults:
         self._faults: List[Tuple[str, Optional[Found], str]] = []
 
     def keep_secret(self, mapping: Mapping[str, Any]) -> None:
-        """Never show the secret values of this mapping."""
+        """Mask the secret values of this mapping in all messages."""
         self._secrets |= secrets_in(mapping)
 
     def add(self, problem: str, found: Optional[Found] = None, expected: str = "") -> None:
-        """Note one fault: the problem, the value it is about, and what was expected."""
+        """Record a fault: the problem, the value that has it, and what was expected."""
         self._faults.append((problem, found, expected))
 
     def sentences(self) -> Tuple[str, ...]:
-        """Return each fault as one sentence that can be printed to any stream."""
+        """Return a message for each fault, which can be encoded as UTF-8."""
         sentences = []
         for problem, found, expected in self._faults:
             text = redact_assignments(redact_text(problem, self._secrets))
             if found is not None:
-                text += f": {found.shown(self._secrets)} ({found.place})"
+                text = f"{found.place}: {text}: {found.shown(self._secrets)}"
             text += f"; expected {expected}" if expected else ""
             sentences.append(text.encode("utf-8", "backslashreplace").decode())
         return tuple(sentences)

@@ -1,22 +1,22 @@
-"""JSON as every reader of the configuration understands it, and values as variables hold them."""
+"""Strict JSON, and conversion of JSON values to and from environment variables."""
 
 import json
 import math
 from typing import Any, Iterator, Tuple
 
 DEEPEST = 64
-"""Levels of nesting that JSON may have; no real configuration comes near it."""
+"""Maximum levels of nesting, far above that of any real configuration."""
 
 
 def parse(text: str) -> Any:
-    """Return the value of a JSON text.
+    """Parse JSON.
 
-    Python's ``json`` also accepts ``NaN``, ``Infinity`` and 1e999, which are not JSON, and which
-    other readers of ``SM_HPS`` refuse.
+    Python's ``json`` also accepts ``NaN``, ``Infinity`` and 1e999, which are not valid JSON and
+    which other programs that read ``SM_HPS`` reject.
 
     Raises:
-        ValueError: it is not JSON, is nested deeper than ``DEEPEST``, or holds NaN, infinity or a
-            number that is too large.
+        ValueError: it is not valid JSON, is nested deeper than ``DEEPEST``, or contains NaN,
+            infinity or a number that is too large.
     """
     try:
         value = json.loads(text, parse_float=_finite, parse_constant=_finite)
@@ -49,7 +49,7 @@ def walk(value: Any) -> Iterator[Tuple[int, Any]]:
 
 
 def decode(text: str) -> Any:
-    """Return a hyperparameter's value: its JSON value, or the text itself if it is not JSON."""
+    """Return a hyperparameter's value: the parsed JSON, or the text if it is not valid JSON."""
     try:
         return parse(text)
     except ValueError:
@@ -57,9 +57,10 @@ def decode(text: str) -> Any:
 
 
 def variable_text(value: Any) -> str:
-    """Return a value as a variable holds it: text as it is, ``null`` empty, anything else as JSON.
+    """Return the text of an environment variable for a JSON value.
 
-    The form is that of sagemaker-training 5.1.4 (``mapping.to_env_vars``).
+    Strings stay as they are, ``null`` becomes empty, and others become JSON, as in
+    sagemaker-training 5.1.4 (``mapping.to_env_vars``).
     """
     if value is None or isinstance(value, str):
         return value or ""

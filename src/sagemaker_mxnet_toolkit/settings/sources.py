@@ -1,9 +1,11 @@
-"""Where the configuration comes from: variables and files, read and parsed.
+"""Sources of the configuration: environment variables and files.
 
-Nothing is checked here except that it can be read and is JSON of the expected type.
+They are read and parsed here; only the type of JSON values is checked.
 """
 
+import errno
 import os
+import stat
 from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.settings.faults import Faults, Found
@@ -17,8 +19,8 @@ class Sources:
 
     Args:
         environ: the environment.
-        directory: where SageMaker's configuration files are.
-        faults: gets a fault for everything that cannot be read or parsed.
+        directory: the directory of SageMaker's configuration files.
+        faults: collects what cannot be read or parsed.
     """
 
     def __init__(self, environ: Mapping[str, str], directory: str, faults: Faults) -> None:
@@ -27,28 +29,28 @@ class Sources:
         self._faults = faults
 
     def variable(self, name: str) -> Optional[Found]:
-        """Return a variable's text; ``None`` if it is not set, or empty.
+        """Return a variable, or ``None`` if it is not set or empty.
 
-        sagemaker-training 5.1.4 writes an empty text for what it does not know
-        (``mapping.to_env_vars``), and so does docker-compose.
+        sagemaker-training 5.1.4 (``mapping.to_env_vars``) and docker-compose set variables without
+        a value to an empty string.
         """
         text = self.environ.get(name)
         return Found(text, name, name) if text else None
 
     def prefixed(self, prefix: str) -> Iterator[Tuple[str, Found]]:
-        """Yield the variables with a prefix, sorted: the rest of the name, and the text."""
+        """Yield the variables with a prefix, sorted, each with its name without the prefix."""
         for name in sorted(self.environ):
             if name.startswith(prefix) and name != prefix:
                 yield name[len(prefix) :], Found(self.environ[name], name, name)
 
     def json(self, name: str, kind: type) -> Optional[Found]:
-        """Return a variable's JSON value, which is ``None`` if it has a fault."""
+        """Return a variable parsed as JSON. Its value is ``None`` if it is invalid."""
         if name not in self.environ:
             return None
         return self._parse(Found(self.environ[name], name, name, raw=True), kind)
 
     def document(self, variable: Optional[str], file: str) -> Dict[str, Found]:
-        """Return the members of a JSON object: the variable's, or else the file's, or none."""
+        """Return the members of a JSON object: of the variable, else of the file, else empty."""
         found = self.json(variable, dict) if variable else None
         if found is None:
             found = self._file(file)
@@ -57,7 +59,7 @@ class Sources:
     def _file(self, name: str) -> Optional[Found]:
         path = os.path.join(self._directory, name)
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8", opener=without_waiting) as file:
                 text = file.read()
         except FileNotFoundError:
             return None
@@ -65,7 +67,7 @@ class Sources:
             self._faults.add(f"cannot read {path} ({error.strerror})", None, "a JSON object")
             return None
         except UnicodeDecodeError as error:
-            self._faults.add(f"not UTF-8: {path} (byte {error.start})", None, "a JSON object")
+            self._faults.add(f"{path} is not UTF-8 (byte {error.start})", None, "a JSON object")
             return None
         return self._parse(Found(text, name, path, raw=True), dict)
 
@@ -73,7 +75,7 @@ class Sources:
         try:
             value = parse(found.value)
         except ValueError as error:
-            self._faults.add(f"not JSON, {error}", found, _TYPES[kind])
+            self._faults.add(f"not valid JSON ({error})", found, _TYPES[kind])
             return Found(None, found.name, found.place)
         if not isinstance(value, kind):
             self._faults.add(f"not {_TYPES[kind]}", found, _TYPES[kind])
@@ -81,8 +83,23 @@ class Sources:
         return Found(value, found.name, found.place)
 
 
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file, unless it is a FIFO, on which ``open`` would block.
+
+    It is an ``opener`` for ``open``.
+
+    Raises:
+        OSError: the file cannot be opened, or is a FIFO.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "a FIFO, not a regular file", path)
+    return descriptor
+
+
 def members(found: Found) -> Dict[str, Found]:
-    """Return the members of a JSON object, each with its place; none if it has a fault."""
+    """Return the members of a JSON object, each with its place; empty if it is invalid."""
     return {
         name: Found(value, name, f"{found.place}: {name!r}")
         for name, value in (found.value or {}).items()
@@ -90,10 +107,10 @@ def members(found: Found) -> Dict[str, Found]:
 
 
 def match(known: Iterable[str], name: str) -> List[str]:
-    """Return the names that the variable ``SM_<KIND>_<name>`` can mean.
+    """Return the names that the variable ``SM_<KIND>_<name>`` can stand for.
 
-    That is the name itself if it is known, or else all known names that a variable spells like it,
-    or else a new name, in lower case if the variable's is in capitals.
+    This is the name itself if it is known, else all known names with the same spelling, else a new
+    name, in lower case if the variable is in capitals.
     """
     known = list(known)
     if name in known:
@@ -103,5 +120,5 @@ def match(known: Iterable[str], name: str) -> List[str]:
 
 
 def spelling(name: str) -> str:
-    """Return a name as a variable spells it: SDK 3 writes ``BATCH_SIZE`` for ``batch-size``."""
+    """Return a name as SDK 3 spells it in a variable: ``BATCH_SIZE`` for ``batch-size``."""
     return name.upper().replace("-", "_")

@@ -1,4 +1,4 @@
-"""How values are checked: each ``Kind`` says what is valid, and ``Validator`` collects faults."""
+"""Validation of values: a ``Kind`` converts one value, and ``Validator`` collects the errors."""
 
 import math
 import os
@@ -12,12 +12,11 @@ from sagemaker_mxnet_toolkit.settings.faults import Faults, Found
 from sagemaker_mxnet_toolkit.settings.json_text import parse
 
 LONGEST = 7 * 86400.0
-"""The longest duration that can be set, in seconds. Waits are handed to the kernel in milliseconds
-of 32 bits, which end at 24 days (poll(2), epoll_wait(2))."""
+"""The longest valid duration in seconds; poll(2) and epoll_wait(2) overflow after 24 days."""
 
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 
-# Faults reported for one list; the others are most likely the same.
+# Errors reported for one list; the others are probably the same.
 _SAMPLE = 3
 
 T = TypeVar("T")
@@ -25,12 +24,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Kind(Generic[T]):
-    """What values of one kind are.
+    """A kind of values.
 
     Attributes:
         convert: returns the value, or raises ``ValueError`` with the problem.
-        expected: what is valid, as messages say it.
-        unit: what a number counts, such as ``s``; may be empty.
+        expected: description of valid values for messages.
+        unit: unit of a number, such as ``s``; may be empty.
     """
 
     convert: Callable[[Any], T]
@@ -39,10 +38,10 @@ class Kind(Generic[T]):
 
 
 class Validator:
-    """Turns what was found into values. An invalid value is a fault, and gives the default.
+    """Validates and converts values. An invalid value is recorded and replaced by the default.
 
     Args:
-        faults: where faults are noted.
+        faults: collects the faults.
     """
 
     def __init__(self, faults: Faults) -> None:
@@ -63,7 +62,7 @@ class Validator:
         return os.path.abspath(self.value(found, PATH, default))
 
     def names(self, found: Found, kind: Kind[str], what: str) -> Optional[List[str]]:
-        """Return a list of different names; ``None`` if it has a fault."""
+        """Return a list of distinct names, or ``None`` if it is invalid."""
         if found.value is None:
             return None
         expected = f"a JSON list of {what}s: {kind.expected}"
@@ -83,40 +82,40 @@ class Validator:
         twice = [name for name, count in Counter(found.value).items() if count > 1]
         for name in twice[:_SAMPLE]:
             where = found._replace(value=name)
-            self.faults.add(f"a {what} named twice", where, f"a JSON list of different {what}s")
+            self.faults.add(f"duplicate {what}", where, f"a JSON list of different {what}s")
         return None if twice else list(found.value)
 
 
 def unpassable(text: str) -> str:
-    """Return why a text cannot be an argument or a variable of a program, or an empty text."""
+    """Return why a string cannot be an argument or a variable of a program; empty if it can."""
     if "\0" in text:
-        return "a text with a NUL character"
+        return "contains a NUL character"
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:
-        return f"a text with a character that cannot be encoded as {error.encoding}"
+        return f"contains a character that cannot be encoded as {error.encoding}"
     return ""
 
 
-def _text(value: Any) -> str:
-    problem = unpassable(value) if isinstance(value, str) else "not text"
+def _string(value: Any) -> str:
+    problem = unpassable(value) if isinstance(value, str) else "not a string"
     if problem:
         raise ValueError(problem)
     return str(value)
 
 
-def text(expected: str) -> "Kind[str]":
-    """Return the kind of texts that can be handed to a program."""
-    return Kind(_text, expected)
+def string(expected: str) -> "Kind[str]":
+    """Return the kind of strings that can be passed to a program."""
+    return Kind(_string, expected)
 
 
 def matching(pattern: "re.Pattern[str]", what: str, expected: str) -> "Kind[str]":
-    """Return the kind of texts that match a pattern, such as names.
+    """Return the kind of strings that match a pattern, such as names.
 
     Args:
-        pattern: matches the whole text.
-        what: names the kind in a message, with its article.
-        expected: what is valid.
+        pattern: matches the whole string.
+        what: name of the kind in messages, with its article.
+        expected: description of valid values.
     """
 
     def convert(value: Any) -> str:
@@ -127,24 +126,13 @@ def matching(pattern: "re.Pattern[str]", what: str, expected: str) -> "Kind[str]
     return Kind(convert, expected)
 
 
-def choice(*values: str) -> "Kind[str]":
-    """Return the kind of texts that are one of a few."""
-
-    def convert(value: Any) -> str:
-        if value not in values:
-            raise ValueError("not one of the choices")
-        return str(value)
-
-    return Kind(convert, " or ".join([", ".join(values[:-1]), values[-1]]))
-
-
-def whole(low: int, high: int, what: str) -> "Kind[int]":
-    """Return the kind of whole numbers in a range, given as numbers or as text.
+def integer(low: int, high: int, what: str) -> "Kind[int]":
+    """Return the kind of integers in a range, given as numbers or as strings.
 
     Args:
         low: the smallest valid number.
         high: the largest.
-        what: names the kind in a message, with its article.
+        what: name of the kind in messages, with its article.
     """
 
     def convert(value: Any) -> int:
@@ -154,20 +142,20 @@ def whole(low: int, high: int, what: str) -> "Kind[int]":
             raise ValueError(f"not {what}")
         return value
 
-    return Kind(convert, f"a whole number from {low} to {high}")
+    return Kind(convert, f"an integer from {low} to {high}")
 
 
 def port(low: int = 1) -> "Kind[int]":
-    """Return the kind of TCP ports. With a ``low`` of 0, 0 means any free port."""
-    return whole(low, 65535, "a port")
+    """Return the kind of TCP ports. If ``low`` is 0, 0 means any free port."""
+    return integer(low, 65535, "a port")
 
 
 def seconds(low: float = 0.0, high: float = LONGEST) -> "Kind[float]":
-    """Return the kind of durations in seconds, given as numbers or as text."""
+    """Return the kind of durations in seconds, given as numbers or as strings."""
 
     def convert(value: Any) -> float:
         try:
-            # float() would also accept a bool, which is what JSON's true is.
+            # float() also accepts a bool.
             duration = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
             duration = math.nan
@@ -179,7 +167,7 @@ def seconds(low: float = 0.0, high: float = LONGEST) -> "Kind[float]":
 
 
 def _flag(value: Any) -> bool:
-    # bool("False") would be true.
+    # bool("False") is True.
     word = str(value).strip().lower()
     if word not in ("true", "1", "false", "0"):
         raise ValueError("neither true nor false")
@@ -188,7 +176,7 @@ def _flag(value: Any) -> bool:
 
 def _level(value: Any) -> int:
     named = _LEVELS.get(value.strip().upper()) if isinstance(value, str) else None
-    return named if named is not None else whole(0, 100, "a log level").convert(value)
+    return named if named is not None else integer(0, 100, "a log level").convert(value)
 
 
 def _addresses(value: Any) -> Dict[str, str]:
@@ -196,14 +184,14 @@ def _addresses(value: Any) -> Dict[str, str]:
         try:
             value = parse(value)
         except ValueError as error:
-            raise ValueError(f"not JSON, {error}") from None
+            raise ValueError(f"not valid JSON ({error})") from None
     if not isinstance(value, dict) or not all(map(is_ipv4, value.values())):
-        raise ValueError("not addresses of hosts")
+        raise ValueError("not a mapping of host names to IPv4 addresses")
     return value
 
 
 def is_ipv4(value: Any) -> bool:
-    """Tell whether a value is the text of an IPv4 address."""
+    """Return whether a value is an IPv4 address."""
     try:
         socket.inet_pton(socket.AF_INET, value)
     except (OSError, TypeError, ValueError):
@@ -211,9 +199,9 @@ def is_ipv4(value: Any) -> bool:
     return True
 
 
-PATH = text("a path")
+PATH = string("a path")
 FLAG = Kind(_flag, "true or false")
-LOG_LEVEL = Kind(_level, "a whole number from 0 to 100, or the name of a level such as INFO")
+LOG_LEVEL = Kind(_level, "an integer from 0 to 100, or the name of a level such as INFO")
 ADDRESSES = Kind(
     _addresses, 'a JSON object of host names and IPv4 addresses, such as {"algo-1": "10.0.0.1"}'
 )

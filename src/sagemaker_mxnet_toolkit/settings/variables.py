@@ -1,45 +1,65 @@
-"""The variables of this project that are not settings: the one list of them.
+"""Environment variables of this project that are not settings.
 
-A variable with our prefix that is neither a setting nor in this list is a misspelled setting.
+A variable with this prefix that is neither a setting nor listed here is a misspelled setting.
 """
 
 PREFIX = "SAGEMAKER_MXNET_"
-"""What the names of all variables of this project begin with."""
+"""Prefix of all variables of this project."""
 
 COMPONENT_PREFIXES = ("SAGEMAKER_MXNET_SERVING_",)
-"""Prefixes of the settings of one package: the other packages leave such variables alone."""
+"""Prefixes of settings of one package, which other packages ignore."""
+
+COMPATIBILITY = "SAGEMAKER_MXNET_COMPATIBILITY"
+"""``0`` disables ``compatibility``, in any Python process."""
+
+IMPORT_CACHE = "SAGEMAKER_MXNET_IMPORT_CACHE"
+"""``0`` disables the import cache of ``compatibility``, in any Python process."""
+
+JOB_ID = "SAGEMAKER_MXNET_JOB_ID"
+"""Identifies all processes of a job on a host; set by the supervisor and inherited."""
+
+REPORT_FD = "SAGEMAKER_MXNET_REPORT_FD"
+"""File descriptor of the pipe on which a child process reports, as a decimal number."""
 
 CONTROL_FD = "SAGEMAKER_MXNET_CONTROL_FD"
 """File descriptor of the control channel's listening socket, from ``local`` to the first host."""
 
+RANK_OUTPUT = "SAGEMAKER_MXNET_RANK_OUTPUT"
+"""File descriptors from ``local`` for the output of Horovod's workers on a host: for each worker,
+separated by commas, one for stdout and one for stderr."""
+
 RESTART_COUNT = "SAGEMAKER_MXNET_RESTART_COUNT"
-"""How often the job was restarted; for the user's script."""
+"""Number of restarts of the job, for the user's script."""
 
 RESUME = "SAGEMAKER_MXNET_RESUME"
-"""Name of the checkpoint that a job goes on from, or ``FRESH``, the same on all hosts. Without it
-the first host's script takes its newest whole one."""
+"""Name of the checkpoint that a job resumes from, or ``FRESH``, the same on all hosts. By default
+the first host's script uses its newest valid one."""
+
+VERIFIED = "SAGEMAKER_MXNET_VERIFIED"
+"""Path of the checkpoint that the supervisor has verified, so that scripts need not do it."""
 
 NO_CHECKPOINTS = "SAGEMAKER_MXNET_NO_CHECKPOINTS"
-"""Why scripts of this job can have no checkpoints; set where that is so."""
+"""Why scripts of this job cannot use checkpoints; set only in this case."""
+
+TERMINAL = "SAGEMAKER_MXNET_TERMINAL"
+"""Path of the terminal of ``local``, for ``breakpoint()`` in a script."""
 
 FRESH = "none"
 """Value of ``RESUME`` for a fresh start."""
 
 NOT_SETTINGS = frozenset(
     {
+        COMPATIBILITY,
         CONTROL_FD,
-        # Read by ``compatibility`` in every Python process, which must not import this module.
-        "SAGEMAKER_MXNET_COMPATIBILITY",
-        # Marks the processes of one job for the watchdog.
-        "SAGEMAKER_MXNET_JOB_ID",
-        # The pipe on which a child process reports.
-        "SAGEMAKER_MXNET_REPORT_FD",
-        # For the user's script and the helpers that it calls, which read the environment.
+        IMPORT_CACHE,
+        JOB_ID,
         NO_CHECKPOINTS,
+        RANK_OUTPUT,
+        REPORT_FD,
         RESTART_COUNT,
         RESUME,
-        # Read where MXNet is imported, in any Python process.
-        "SAGEMAKER_MXNET_IMPORT_CACHE",
+        TERMINAL,
+        VERIFIED,
     }
 )
-"""Variables that processes of this project set for each other, or that are read before a job."""
+"""Variables that processes of this project set for each other, or that are not read by a job."""

@@ -1,41 +1,40 @@
-"""Checkpoints for training scripts: a job that was stopped or killed goes on where it was.
+"""Checkpoints for training scripts: a job that was stopped or killed resumes.
 
     checkpoint = Checkpoint(net, trainer)
     for epoch in checkpoint.epochs(10):
         for data, label in checkpoint.batches(loader):
             ...
 
-What this package and whoever supervises the script's processes know of each other:
+The interface between this package and the supervisor:
 
 - ``SAGEMAKER_MXNET_RESUME`` in the environment of every role, the same on all hosts: the name of
-  the file to go on from, in the script's directory of checkpoints, or ``none`` for a fresh start.
-  Without it the first host takes its newest whole checkpoint, and tells the other hosts. In the
-  job's own environment it is the user's choice, for the first attempt: ``local`` sets ``none``
-  there, unless told to resume.
-- ``catalog.newest_whole(directory)`` says which one that is. It only reads files, every byte of
-  them: that takes a second for each gigabyte or so.
-- The events ``checkpointing``, ``resumed`` and ``checkpoint`` (``processes.child_report`` has their
-  fields).
-- After a SIGTERM the first host writes a last checkpoint, reports it, and leaves with status 0.
-  With a distributed kvstore the other hosts go on until they are ended, which is then.
+  the file to resume from, in the script's checkpoint directory, or ``none`` for a fresh start. By
+  default the first host selects its newest valid checkpoint for all hosts. A user may set the
+  variable for the first attempt; ``local`` sets ``none`` unless it is run with ``--resume``.
+- ``catalog.newest_whole(directory)`` returns that file. It reads the files completely, which takes
+  about a second per gigabyte.
+- The events ``checkpointing``, ``resumed``, ``checkpoint`` and ``left`` (``processes.child_report``
+  documents their fields).
+- After SIGTERM the first host writes a last checkpoint, reports ``checkpoint`` and ``left``, and
+  exits with status 0. With a distributed kvstore the other hosts continue until they are stopped.
 
-``Checkpoint`` is imported when it is first used: ``catalog`` needs neither MXNet nor NumPy, and is
-imported in 0.04 s of CPU.
+The names below are imported on first use: ``catalog`` needs neither MXNet nor NumPy, and a kvstore
+server only needs ``server_state``.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
-
-from sagemaker_mxnet_training.checkpoints.errors import CheckpointError
 
 if TYPE_CHECKING:
     from sagemaker_mxnet_training.checkpoints.checkpoint import Checkpoint
+    from sagemaker_mxnet_training.checkpoints.checkpoint_file import CheckpointError
 
 __all__ = ["Checkpoint", "CheckpointError"]
 
+_MODULES = {"Checkpoint": "checkpoint", "CheckpointError": "checkpoint_file"}
+
 
 def __getattr__(name: str) -> Any:
-    if name != "Checkpoint":
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sagemaker_mxnet_training.checkpoints.checkpoint import Checkpoint  # noqa: PLC0415
-
-    return Checkpoint
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

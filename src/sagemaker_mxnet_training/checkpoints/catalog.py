@@ -1,11 +1,11 @@
-"""Which checkpoints a directory holds, which is the newest whole one, and which may go.
+"""Lists the checkpoints of a directory, finds the newest valid one, and those to delete.
 
-File names are ``checkpoint-<number>-step-<step>.zip``. The number grows with each checkpoint that
-is written into a directory and orders them. The step would not do: a fresh start in a directory of
-an older run has smaller steps. A name is never used twice, so nothing is renamed over a file that
-SageMaker's agent may be uploading.
+File names are ``checkpoint-<number>-step-<step>.zip``. Checkpoints are ordered by the number, which
+is incremented for each one in a directory. The step does not order them, since a fresh start in the
+same directory has smaller steps. A name is never reused, so that a file is not replaced while
+SageMaker's agent uploads it.
 
-Neither MXNet nor NumPy is imported: the supervisors use this module, too.
+Neither MXNet nor NumPy is imported, since the supervisor also uses this module.
 """
 
 import contextlib
@@ -14,15 +14,14 @@ import re
 from dataclasses import dataclass
 from typing import Collection, Iterable, List, Optional, Tuple
 
-from sagemaker_mxnet_training.checkpoints.archive import Archive
-from sagemaker_mxnet_training.checkpoints.errors import DamagedError
+from sagemaker_mxnet_training.checkpoints.checkpoint_file import CheckpointFile, DamagedError
 
 UPLOADING, UPLOADED, IGNORED = (
     ".sagemaker-uploading",
     ".sagemaker-uploaded",
     ".sagemaker-ignore",
 )
-"""Suffixes of SageMaker's checkpoint agent: an upload has begun, has ended; never upload this."""
+"""Suffixes of SageMaker's checkpoint agent: upload started, upload finished, do not upload."""
 
 _PREFIX = "checkpoint-"
 _NAME = re.compile(_PREFIX + r"(\d{6,18})-step-(\d{1,18})\.zip")
@@ -30,11 +29,11 @@ _NAME = re.compile(_PREFIX + r"(\d{6,18})-step-(\d{1,18})\.zip")
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """A checkpoint file by its name.
+    """A checkpoint file.
 
     Attributes:
-        number: orders the checkpoints of a directory.
-        step: steps of training that were done, over all epochs.
+        number: its number, which orders the checkpoints of a directory.
+        step: number of completed steps, in all epochs.
         name: the file's name.
     """
 
@@ -45,14 +44,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Damage:
-    """A checkpoint file that cannot be used, and why."""
+    """A corrupt checkpoint file, and the reason."""
 
     name: str
     reason: str
 
 
 def entries(names: Iterable[str]) -> List[Entry]:
-    """Return those names that are checkpoints, oldest first. The agent's markers are none."""
+    """Return the checkpoints among file names, the oldest first, without the agent's markers."""
     found = []
     for name in names:
         match = _NAME.fullmatch(name)
@@ -62,20 +61,20 @@ def entries(names: Iterable[str]) -> List[Entry]:
 
 
 def listing(directory: str) -> List[Entry]:
-    """Return the checkpoints of a directory, oldest first; none where there is no directory."""
+    """Return the checkpoints of a directory, oldest first; an empty list without a directory."""
     return entries(_names(directory))
 
 
 def newest_whole(
     directory: str, since: Optional[str] = None
 ) -> Tuple[Optional[Entry], List[Damage]]:
-    """Return the newest checkpoint that is whole, and the damaged ones that are newer.
+    """Return the newest valid checkpoint, and newer ones that are corrupt.
 
-    Every byte of the files it looks at is read and checked.
+    Files are read and checked completely.
 
     Args:
         directory: the directory of checkpoints.
-        since: name of a checkpoint; older ones are not looked at.
+        since: name of a checkpoint; older ones are ignored.
     """
     damaged: List[Damage] = []
     oldest = min(entries([since or ""]), default=Entry(0, 0, ""))
@@ -90,19 +89,19 @@ def newest_whole(
 
 
 def verify(path: str) -> Optional[str]:
-    """Return what is wrong with a checkpoint file, or ``None`` when it is whole."""
+    """Return why a checkpoint file is corrupt, or ``None`` if it is valid."""
     try:
-        with Archive(path) as archive:
-            archive.verify()
+        with CheckpointFile(path) as file:
+            file.verify()
     except DamagedError as error:
         return str(error)
     return None
 
 
 def next_name(names: Iterable[str], step: int) -> str:
-    """Return the name of the next checkpoint in a directory that holds ``names``.
+    """Return the name of the next checkpoint in a directory with these files.
 
-    A name that only a marker is left of counts as used.
+    Names of which only a marker is left are not reused.
     """
     matches = (_NAME.match(name) for name in names)
     number = max((int(match.group(1)) for match in matches if match), default=0) + 1
@@ -110,17 +109,17 @@ def next_name(names: Iterable[str], step: int) -> str:
 
 
 def expired(names: Collection[str], keep: int, inherited: Optional[str] = None) -> List[str]:
-    """Return the names of the checkpoints to delete: all but the newest ``keep``.
+    """Return the names of checkpoints to delete: all except the newest ``keep``.
 
-    SageMaker's agent deletes in S3 what is deleted here, and an upload that loses its file fails.
-    So more stay for now: what is being uploaded, and the newest one that S3 has, since those after
-    it may never get there.
+    SageMaker's agent also deletes them in S3, and an upload fails if its file is deleted. So files
+    that are being uploaded are kept as well, and the newest one in S3, since the upload of newer
+    ones may never finish.
 
     Args:
-        names: of all files in the directory.
-        keep: how many to keep, at least 1.
-        inherited: the one that training went on from. S3 has it without a marker, if an earlier
-            job wrote it, and else perhaps not yet.
+        names: names of all files in the directory.
+        keep: number of checkpoints to keep, at least 1.
+        inherited: the one that training has resumed from. If an earlier job wrote it, it is in S3
+            without a marker.
     """
     known = [entry.name for entry in entries(names)]
     kept = {n for n in known if n + UPLOADING in names and n + UPLOADED not in names}
@@ -133,12 +132,12 @@ def expired(names: Collection[str], keep: int, inherited: Optional[str] = None) 
 
 
 def temporary_name(name: str) -> str:
-    """Return the name that a checkpoint has while it is written."""
+    """Return the name of a checkpoint while it is written."""
     return name + IGNORED
 
 
 def leftovers(names: Iterable[str]) -> List[str]:
-    """Return the names of files that a process left that was killed while it wrote them."""
+    """Return the names of incomplete files of a process that was killed."""
     return [n for n in names if n.endswith(IGNORED) and _NAME.fullmatch(n[: -len(IGNORED)])]
 
 

@@ -1,19 +1,21 @@
-"""``Checkpoint``: what a training script uses."""
+"""``Checkpoint``, the public class for training scripts."""
 
 import math
+import operator
 import os
-from typing import Any, Dict, Iterable, Iterator, Optional
+import time
+from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 from sagemaker_mxnet_training.checkpoints import job_environment, module_fit, resume
 from sagemaker_mxnet_training.checkpoints.gluon_state import GluonState
-from sagemaker_mxnet_training.checkpoints.run import Run
-from sagemaker_mxnet_training.checkpoints.schedule import Every
+from sagemaker_mxnet_training.checkpoints.manager import CheckpointManager
+from sagemaker_mxnet_training.checkpoints.schedule import Every, Schedule
 
 
 class Checkpoint:
-    """Writes checkpoints of a training, and lets the next run go on from the last one.
+    """Writes checkpoints during training, and resumes from the last one.
 
-    With Gluon, create it before the first step, on every host:
+    With Gluon, create it before the first step, on every host::
 
         checkpoint = Checkpoint(net, trainer)
         for epoch in checkpoint.epochs(10):
@@ -22,41 +24,44 @@ class Checkpoint:
 
     With Module, ``Checkpoint().fit(module, train_iter, num_epoch=10)``.
 
-    The first host writes. A checkpoint holds weights, the optimizer with its state and its
-    learning-rate schedule (wherever they are: in the workers, or in the kvstore's servers), the
-    position in the data, ``state`` and ``best``. Training waits while they are copied; the file is
-    written beside it. One that cannot be written is a warning, except for the last one.
+    The first host writes the checkpoints. They contain the weights, the optimizer with its state
+    and learning-rate schedule (from the workers or the kvstore's servers), the position in the
+    data, ``state`` and ``best``. Training pauses while these are copied; a thread writes the file.
+    If a checkpoint cannot be written, a warning is logged; for the last one it is an error.
 
-    On SIGTERM, or SIGINT, the next step is the last: a checkpoint is written, and the script leaves
-    with status 0. With a distributed kvstore the first host does this; the others cannot know which
-    step is its last, and go on until they are ended.
+    On SIGTERM or SIGINT the script finishes its current step, writes a checkpoint and exits. Before
+    the first step it exits at once. With a distributed kvstore only the first host does this; the
+    others continue until they are stopped. If only the script got the signal, the job is restarted
+    from this checkpoint. Outside a job the exit status is 128 plus the signal's number.
 
-    A run that goes on computes what it would have computed without the interruption, bit for bit,
-    where the computation itself is reproducible, if ``every`` counts steps and what is random comes
-    from the global generators of Python, NumPy or MXNet in the main process, after this object was
-    created: they are seeded anew for each batch (``randomness`` says how). Worker processes of a
-    ``DataLoader`` have generators of their own. ``dist_async``, and ``dist_sync`` with three hosts
-    or more, are not reproducible.
+    A resumed run computes exactly what an uninterrupted one would have, if the computation itself
+    is reproducible, ``every`` is a number of steps, and random numbers come from the global
+    generators of Python, NumPy or MXNet in the main process. These are seeded for each batch (see
+    ``schedule.RandomSeeds``). Worker processes of a ``DataLoader`` have their own generators.
+    ``dist_async``, and ``dist_sync`` with three or more hosts, are not reproducible.
 
-    The optimizer is stored as ``Trainer.save_states`` stores it, with ``pickle``: go on only from
-    checkpoints whose source you trust.
+    The optimizer is stored with ``pickle``, as in ``Trainer.save_states``: resume only from
+    checkpoints that you trust.
+
+    Create one instance per script. A directory can be used by one process at a time.
 
     Args:
-        net: a ``gluon.Block``; none for ``fit``.
-        trainer: the ``gluon.Trainer`` of its parameters.
-        directory: where checkpoints are written; default ``SM_CHECKPOINT_DIR``, or
-            ``/opt/ml/checkpoints`` (``checkpoints`` below ``SAGEMAKER_BASE_DIR``).
-        every: a number of steps, or a ``datetime.timedelta``; by default as often as takes at most
-            3.5 % of the time, and every 10 s at most.
-        keep: how many of the newest checkpoints to keep, at least 1. The one that a run goes on
-            from stays as well, until a newer one is in S3.
-        seed: what random numbers follow from; ``None`` leaves the generators alone.
+        net: a ``gluon.Block``, or a list of several, such as those of a GAN; omit it for ``fit``.
+        trainer: the ``gluon.Trainer`` of its parameters, or a list of several.
+        directory: the checkpoint directory; default ``SM_CHECKPOINT_DIR``, or
+            ``/opt/ml/checkpoints`` (``checkpoints`` in ``SAGEMAKER_BASE_DIR``).
+        every: the interval, a number of steps or a ``datetime.timedelta``; by default at least
+            10 s, and long enough that checkpoints take at most 3.5 % of the time.
+        keep: number of checkpoints to keep, at least 1. The one that a run has resumed from is kept
+            as well, until a newer one is in S3.
+        seed: seed of the random numbers; ``None`` does not seed the generators.
 
     Raises:
-        TypeError: when an argument is of another type.
-        ValueError: when an argument makes no sense, or training has begun.
-        CheckpointError: when the checkpoint to go on from does not fit, or, where
-            ``SAGEMAKER_MXNET_RESUME`` names it, is damaged.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is not valid, or training has already started.
+        CheckpointError: the checkpoint to resume from does not fit the script, or it is corrupt
+            and ``SAGEMAKER_MXNET_RESUME`` requires it; the directory is in use or not writable; or
+            the state cannot be stored in a checkpoint.
     """
 
     def __init__(
@@ -71,97 +76,139 @@ class Checkpoint:
     ) -> None:
         if (net is None) != (trainer is None):
             raise TypeError("expected a network and its trainer, or neither, for fit()")
+        if isinstance(keep, bool) or not isinstance(keep, int):
+            raise TypeError(f"keep: expected a number of checkpoints, got {keep!r}")
         if keep < 1:
             raise ValueError(f"keep: expected at least 1, got {keep!r}")
+        if isinstance(seed, bool) or not isinstance(seed, (int, type(None))):
+            raise TypeError(f"seed: expected an int or None, got {seed!r}")
         job = job_environment.read(os.environ, directory)
-        self._run = Run(job, every, keep, seed)
-        if net is not None:
-            training = GluonState(job, net, trainer)
-            if training.started:
-                raise ValueError("create the Checkpoint before the first step of its trainer")
-            self._run.training = training
+        schedule = Schedule(every, time.monotonic())
+        training = None if net is None else GluonState(job, _listed(net), _listed(trainer))
+        self._manager = CheckpointManager(job, schedule, keep, seed)
+        if training is not None:
+            self._manager.training = training
+            self._manager.check()
             found = resume.find(job, training.open_distributed)
             if found is not None:
-                with found as source:
-                    training.restore(source)
-                    self._run.go_on(source)
+                with found:
+                    training.restore(found)
+                    self._manager.resume(found)
+            training.follow_updates(self._manager.loop.trainer_stepped)
 
     @property
     def state(self) -> Dict[str, Any]:
-        """A dict of the script's own, saved and restored with the rest; JSON values only."""
-        return self._run.state
+        """A dict of JSON values for the script, which is saved and restored."""
+        return self._manager.state
 
     @property
     def step(self) -> int:
-        """Steps done, over all epochs and runs."""
-        return self._run.step
+        """Number of completed steps, in all epochs and runs."""
+        return self._manager.loop.step
 
     def epochs(self, count: int) -> Iterator[int]:
-        """Yield the numbers of the epochs that are left to do, of ``count``.
+        """Yield the numbers of the remaining epochs.
 
-        The first may be one that was interrupted. After the last a checkpoint is written, from
-        which a later run with a larger ``count`` goes on.
+        The first may have been interrupted in an earlier run. After the last one, a checkpoint is
+        written. A later run with a larger ``count`` resumes from it.
+
+        Args:
+            count: total number of epochs, including those of earlier loops and runs.
 
         Raises:
-            CheckpointError: when the last checkpoint cannot be written.
+            CheckpointError: the last checkpoint cannot be written, or another loop over ``epochs``
+                has not ended, or has already run this many epochs.
+            TypeError: ``count`` is not an integer.
         """
-        while self._run.epoch < count:
-            self._run.randomness.epoch(self._run.epoch)
-            yield self._run.epoch
-            self._run.next_epoch()
-        self._run.finish()
+        self._check_loop("epochs")
+        try:
+            number = operator.index(count)
+        except TypeError:
+            raise TypeError(
+                f"epochs: expected a whole number, got {count!r}; without type=int an argument of "
+                'the script is text: parser.add_argument("--epochs", type=int)'
+            ) from None
+        return self._manager.epochs(number)
 
     def batches(self, data: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches of one epoch that are left to do.
+        """Yield the remaining batches of ``data``.
 
-        Those that were done before an interruption are drawn from ``data`` and dropped, so that
-        the order is the same.
+        Batches that were completed before an interruption are read from ``data`` and skipped, so
+        that the order is the same. These may be all batches of an epoch. A batch is complete when a
+        trainer has stepped after it was yielded.
+
+        An epoch may have several loops, one after the other; outside ``epochs`` each loop is an
+        epoch. Combine, limit or prefetch data inside the call, as in ``batches(zip(a, b))``.
 
         Args:
-            data: gives the batches of one epoch, such as a ``gluon.data.DataLoader``.
+            data: an iterable that starts at the first batch, such as a ``gluon.data.DataLoader``.
+
+        Raises:
+            CheckpointError: another loop over ``batches`` has not ended, batches are read in
+                another thread than the one that trains, or ``data`` is an iterator that is used up.
         """
-        for batch in self._run.draw(data):
-            yield batch
-            self._run.count()
-            self._run.boundary()
+        self._check_loop("batches")
+        return self._manager.batches(data)
+
+    def save(self) -> None:
+        """Write a checkpoint now and wait for it, for instance after a ``break``.
+
+        Checkpoints are also written at intervals, on a stop, and after the last epoch. Call this on
+        all hosts; the first one writes.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be written.
+        """
+        self._check_loop("save")
+        self._manager.save()
 
     def best(self, value: float, smaller: bool = False) -> bool:
-        """Tell whether ``value`` is better than all values before, in earlier runs too.
+        """Return whether a value is better than all earlier ones, including those of earlier runs.
 
         Args:
-            value: for instance the accuracy of validation. NaN is never better.
+            value: a metric, such as the validation accuracy; an array of one number will do. NaN is
+                never better.
             smaller: whether smaller is better, as for a loss.
         """
+        if not isinstance(value, (int, float)) and hasattr(value, "asscalar"):
+            value = value.asscalar()  # an MXNet array of one number
         value = float(value)
         better = not math.isnan(value) and (
-            self._run.best is None
-            or (value < self._run.best if smaller else value > self._run.best)
+            self._manager.best is None
+            or (value < self._manager.best if smaller else value > self._manager.best)
         )
         if better:
-            self._run.best = value
+            self._manager.best = value
         return better
 
     def fit(self, module: Any, train_data: Any, *, num_epoch: int, **options: Any) -> None:
-        """Train a module as ``module.fit(train_data, num_epoch=num_epoch, **options)`` does.
+        """Train a module like ``module.fit(train_data, num_epoch=num_epoch, **options)``.
 
-        Goes on from the last checkpoint, in the middle of an epoch too; metrics of that epoch count
-        the batches of this run only. ``train_data`` is reset before each epoch, and for each that
-        was done before, since its order may follow from how often that was.
+        Resumes from the last checkpoint, also in the middle of an epoch; metrics of that epoch only
+        include the batches of this run. ``train_data`` is reset before each epoch, and once for
+        each epoch of earlier runs, since its order may depend on the number of resets.
 
         Args:
             module: a ``mx.mod.Module`` or ``BucketingModule`` without an optimizer.
             train_data: a ``mx.io.DataIter``.
-            num_epoch: epochs to have done in the end.
-            **options: as ``Module.fit`` takes them.
+            num_epoch: total number of epochs.
+            **options: other arguments of ``Module.fit``.
 
         Raises:
-            ValueError: when the module has its optimizer.
-            CheckpointError: as the constructor does, and when the last checkpoint cannot be
-                written.
+            ValueError: the module already has an optimizer.
+            CheckpointError: see the constructor; or the last checkpoint cannot be written.
         """
-        if self._run.training is not None or module.optimizer_initialized:
+        if self._manager.training is not None or module.optimizer_initialized:
             raise ValueError(
-                "fit: expected a new Checkpoint(), and a module without an optimizer: pass "
-                "optimizer, optimizer_params and kvstore to fit"
+                "fit: expected a Checkpoint() without arguments, and a module without an "
+                "optimizer: pass optimizer, optimizer_params and kvstore to fit"
             )
-        module_fit.fit(self._run, module, train_data, num_epoch, options)
+        module_fit.fit(self._manager, module, train_data, num_epoch, options)
+
+    def _check_loop(self, what: str) -> None:
+        if not isinstance(self._manager.training, GluonState):
+            raise ValueError(f"{what}: expected a Checkpoint(net, trainer); a Module needs fit()")
+
+
+def _listed(value: Any) -> List[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

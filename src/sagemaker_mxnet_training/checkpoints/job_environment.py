@@ -1,4 +1,4 @@
-"""What the environment says to the helper: where checkpoints are, which host this is."""
+"""Reads the environment of a script: the directory of checkpoints, and the worker's rank."""
 
 import json
 import os
@@ -6,39 +6,45 @@ import socket
 from dataclasses import dataclass
 from typing import Mapping, Optional
 
-from sagemaker_mxnet_toolkit.settings.variables import NO_CHECKPOINTS, RESUME
-from sagemaker_mxnet_training.checkpoints.errors import CheckpointError
+from sagemaker_mxnet_toolkit.settings.variables import NO_CHECKPOINTS, RESUME, VERIFIED
+from sagemaker_mxnet_training.checkpoints.checkpoint_file import CheckpointError
 
 DIRECTORY_VARIABLE = "SM_CHECKPOINT_DIR"
-"""Variable that names the directory of the checkpoints."""
+"""Variable with the directory of checkpoints."""
 
 
 @dataclass(frozen=True)
 class JobEnvironment:
-    """Attributes that a script's helper needs of its job.
+    """The environment of a ``Checkpoint``.
 
     Attributes:
-        directory: where checkpoints are.
-        elsewhere: whether that is another directory than the job's own.
-        hosts: number of hosts.
-        place: place of this host among them, in sorted order.
-        resume: value of ``RESUME``; ``None`` without one.
+        directory: the directory of checkpoints.
+        elsewhere: whether this is not the job's directory.
+        workers: number of workers that train together: the number of hosts, or Horovod's size.
+        rank: rank of this worker: the index of its host in sorted order, or Horovod's rank.
+        horovod: whether the workers use Horovod.
+        resume: value of ``RESUME``, or ``None``.
+        verified: path of the checkpoint that this host's supervisor has verified.
         address: this host's address in the kvstore's network.
         servers: number of kvstore servers of the job.
+        owner: description of this process, for errors of others that need its directory.
     """
 
     directory: str
     elsewhere: bool
-    hosts: int
-    place: int
+    workers: int
+    rank: int
+    horovod: bool
     resume: Optional[str]
+    verified: Optional[str]
     address: str
     servers: int
+    owner: str = ""
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the host that writes checkpoints: the first in sorted order."""
-        return self.place == 0
+        """Whether this worker writes checkpoints, as the first host or rank 0."""
+        return self.rank == 0
 
 
 def read(environ: Mapping[str, str], directory: Optional[str] = None) -> JobEnvironment:
@@ -46,12 +52,12 @@ def read(environ: Mapping[str, str], directory: Optional[str] = None) -> JobEnvi
 
     Args:
         environ: usually ``os.environ``.
-        directory: where checkpoints are; default ``SM_CHECKPOINT_DIR``, or ``checkpoints`` below
-            ``SAGEMAKER_BASE_DIR`` (``/opt/ml``).
+        directory: the directory of checkpoints; default ``SM_CHECKPOINT_DIR``, or ``checkpoints``
+            in ``SAGEMAKER_BASE_DIR`` (``/opt/ml``).
 
     Raises:
-        CheckpointError: when the job can have no checkpoints.
-        ValueError: when a variable makes no sense.
+        CheckpointError: the job cannot use checkpoints.
+        ValueError: a variable is not valid.
     """
     if environ.get(NO_CHECKPOINTS):
         raise CheckpointError(environ[NO_CHECKPOINTS])
@@ -59,12 +65,16 @@ def read(environ: Mapping[str, str], directory: Optional[str] = None) -> JobEnvi
     text = environ.get("SM_HOSTS") or json.dumps([current])
     try:
         hosts = sorted(json.loads(text))
-        place = hosts.index(current)
+        index = hosts.index(current)
     except (TypeError, ValueError):
         raise ValueError(
-            f"SM_HOSTS: expected a JSON list of host names with SM_CURRENT_HOST, {current!r}, "
-            f"among them, got {text!r}"
+            f"SM_HOSTS: expected a JSON list of host names that includes SM_CURRENT_HOST, "
+            f"{current!r}, got {text!r}"
         ) from None
+    workers, rank = len(hosts), index
+    horovod = int(environ.get("HOROVOD_SIZE") or 1) > 1
+    if horovod:
+        workers, rank = int(environ["HOROVOD_SIZE"]), int(environ["HOROVOD_RANK"])
     base = environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"
     own = os.path.abspath(environ.get(DIRECTORY_VARIABLE) or os.path.join(base, "checkpoints"))
     chosen = os.path.abspath(directory) if directory else own
@@ -74,9 +84,14 @@ def read(environ: Mapping[str, str], directory: Optional[str] = None) -> JobEnvi
     return JobEnvironment(
         directory=chosen,
         elsewhere=chosen != own,
-        hosts=len(hosts),
-        place=place,
+        workers=workers,
+        rank=rank,
+        horovod=horovod,
         resume=resume,
-        address=environ.get("DMLC_NODE_HOST") or "127.0.0.1",
+        verified=environ.get(VERIFIED),
+        # ``host.plan`` formats it as hexadecimal, with leading zeros.
+        address=socket.inet_ntoa(socket.inet_aton(environ.get("DMLC_NODE_HOST") or "127.0.0.1")),
         servers=int(environ.get("DMLC_NUM_SERVER") or 0),
+        owner=f"process {os.getpid()} on {socket.gethostname()}"
+        + (f", job {environ['TRAINING_JOB_NAME']}" if environ.get("TRAINING_JOB_NAME") else ""),
     )

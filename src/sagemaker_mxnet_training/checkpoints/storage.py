@@ -1,18 +1,125 @@
-"""Puts checkpoints into a directory, each as a whole or not at all, and deletes old ones."""
+"""Writes checkpoints to a directory atomically, and deletes old ones."""
 
 import contextlib
+import errno
+import fcntl
 import os
-from typing import Iterable, Optional
+import time
+from typing import Dict, Iterable, List, Optional, Tuple
 
-from sagemaker_mxnet_toolkit.fileset import naming
-from sagemaker_mxnet_training.checkpoints import archive, catalog
+from sagemaker_mxnet_toolkit.atomic_files import naming
+from sagemaker_mxnet_training.checkpoints import catalog, checkpoint_file
+from sagemaker_mxnet_training.checkpoints.checkpoint_file import CheckpointError, Member
+
+LOCK = ".in-use" + catalog.IGNORED
+"""The lock file of a directory, with a description of the process that has locked it."""
+
+PATIENCE_S = 5.0
+"""Seconds to wait for a locked directory, since the script of a killed job may be about to end."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_locks: Dict[Tuple[int, int], int] = {}  # device and inode of a directory: its lock
+
+
+def lock(directory: str, owner: str) -> None:
+    """Create a directory if needed, and lock it until this process ends.
+
+    Args:
+        directory: the directory of checkpoints.
+        owner: description of this process, for the error of another one.
+
+    Raises:
+        CheckpointError: this process or another one has locked it.
+        OSError: it cannot be created or written.
+    """
+    os.makedirs(directory, exist_ok=True)
+    status = os.stat(directory)
+    key = status.st_dev, status.st_ino
+    if key in _locks:
+        raise CheckpointError(
+            f"this script already has a Checkpoint in {directory}, and a second one would mix "
+            "their weights: pass all networks and trainers to one, Checkpoint([a, b], [trainer_a, "
+            "trainer_b]), or use different directories"
+        )
+    path = os.path.join(directory, LOCK)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    deadline = time.monotonic() + PATIENCE_S
+    try:
+        while not _locked(descriptor):
+            if time.monotonic() >= deadline:
+                holder = os.pread(descriptor, 1024, 0).decode("utf-8", "replace")
+                raise CheckpointError(
+                    f"{directory} is in use by {holder or 'another process'}: wait until it ends, "
+                    "or use another directory"
+                )
+            time.sleep(0.05)
+        with naming(path):
+            with contextlib.suppress(PermissionError):  # the file of another user
+                os.fchmod(descriptor, 0o666)  # the next job may run as another user
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, owner.encode("utf-8", "replace"), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    _locks[key] = descriptor
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def unlock() -> None:
+    """Close the locks in a forked child, which would keep them after the end of its parent."""
+    for descriptor in _locks.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=unlock)
+
+
+def check_space(directory: str, size: int) -> None:
+    """Check that a checkpoint can be written to a directory.
+
+    Args:
+        directory: an existing directory.
+        size: minimum size of a checkpoint in bytes.
+
+    Raises:
+        OSError: it cannot be written, with the path.
+    """
+    prepare(directory)
+    name = catalog.temporary_name(catalog.next_name(os.listdir(directory), 0))
+    path = os.path.join(directory, name)
+    try:
+        with naming(path), open(path, "xb") as file:
+            file.write(bytes(4096))
+            file.flush()
+            try:
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            except OSError as error:  # not supported by some file systems
+                if error.errno in _NO_SPACE:
+                    raise
+            os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def prepare(directory: str) -> None:
-    """Make the directory if needed, and delete what a killed process left there.
+    """Create the directory if needed, and delete incomplete files of a killed process.
 
     Raises:
-        OSError: when the directory cannot be made or read.
+        OSError: the directory cannot be created or read.
     """
     os.makedirs(directory, exist_ok=True)
     for name in catalog.leftovers(os.listdir(directory)):
@@ -20,24 +127,24 @@ def prepare(directory: str) -> None:
             os.unlink(os.path.join(directory, name))
 
 
-def commit(directory: str, step: int, members: Iterable[archive.Member]) -> str:
-    """Write a checkpoint and return its file's name. The file appears complete and flushed.
+def commit(directory: str, step: int, members: Iterable[Member]) -> str:
+    """Write a checkpoint atomically and flush it; return its file's name.
 
     Args:
-        directory: an existing directory; only one process writes into it.
-        step: steps of training that were done.
-        members: as ``archive.write`` takes them.
+        directory: an existing directory, to which only one process writes.
+        step: number of completed steps.
+        members: see ``checkpoint_file.write``.
 
     Raises:
-        OSError: when it cannot be written, with the path. Nothing is left of it then.
-        CheckpointError: as ``members`` raises it.
+        OSError: it cannot be written, with the path. No file is left.
+        CheckpointError: raised by ``members``.
     """
     name = catalog.next_name(os.listdir(directory), step)
     temporary = os.path.join(directory, catalog.temporary_name(name))
     try:
         with naming(temporary):
             with open(temporary, "xb") as file:
-                archive.write(file, members)
+                checkpoint_file.write(file, members)
                 file.flush()
                 os.fsync(file.fileno())
             os.rename(temporary, os.path.join(directory, name))
@@ -50,8 +157,11 @@ def commit(directory: str, step: int, members: Iterable[archive.Member]) -> str:
 
 
 def retain(directory: str, keep: int, inherited: Optional[str] = None) -> None:
-    """Delete what ``catalog.expired`` says; what cannot be deleted stays."""
-    for name in catalog.expired(os.listdir(directory), keep, inherited):
+    """Delete expired checkpoints (``catalog.expired``). Errors are ignored."""
+    names: List[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir(directory)
+    for name in catalog.expired(names, keep, inherited):
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(directory, name))
 
@@ -59,7 +169,7 @@ def retain(directory: str, keep: int, inherited: Optional[str] = None) -> None:
 def _flush(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems flush no directory
+        with contextlib.suppress(OSError):  # not supported by some network file systems
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,18 +1,27 @@
-"""State of a training that a checkpoint holds: what Gluon and Module have in common."""
+"""The state of training in a checkpoint: the common part of Gluon and Module."""
 
 import contextlib
-from typing import Any, Dict, Iterable, Iterator, List, Optional
+import logging
+import os
+from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Optional, Sequence
 
-from sagemaker_mxnet_training.checkpoints import memory_file, transfer
-from sagemaker_mxnet_training.checkpoints.archive import Member
-from sagemaker_mxnet_training.checkpoints.errors import CheckpointError
+from sagemaker_mxnet_toolkit.compatibility.kvstore import servers_restored
+from sagemaker_mxnet_training.checkpoints import optimizers, server_state, transfer
+from sagemaker_mxnet_training.checkpoints.checkpoint_file import (
+    CHUNK,
+    CheckpointError,
+    Member,
+    states_name,
+    weights_name,
+)
 from sagemaker_mxnet_training.checkpoints.job_environment import JobEnvironment
-from sagemaker_mxnet_training.checkpoints.resume import STATES, WEIGHTS, Source
-from sagemaker_mxnet_training.roles import server_state
+from sagemaker_mxnet_training.checkpoints.resume import CheckpointReader
+
+_LOG = logging.getLogger("sagemaker_mxnet_training.checkpoints")
 
 
 class TrainingState:
-    """Captures and restores weights and the optimizer's state.
+    """Captures and restores the weights of networks and the state of their optimizers.
 
     Args:
         job: the job.
@@ -20,13 +29,14 @@ class TrainingState:
 
     def __init__(self, job: JobEnvironment) -> None:
         self._job = job
+        self._optimizers: Sequence[Dict[str, Any]] = ()
 
-    # What Gluon and Module do in their own ways.
+    # Implemented by Gluon and Module.
 
     def open_distributed(self) -> Any:
-        """Open the kvstore if it is a distributed one, and return it; ``None`` otherwise.
+        """Create and return the kvstore if it is a distributed one, else return ``None``.
 
-        It is opened for use, not given an optimizer: the first step does that.
+        The kvstore has no optimizer yet, since the first step sends it.
         """
         raise NotImplementedError
 
@@ -37,133 +47,209 @@ class TrainingState:
 
     @property
     def started(self) -> bool:
-        """Whether the optimizer is in its place: on the servers, if that is where it belongs."""
+        """Whether training has started, so that the servers or workers have the optimizer."""
         raise NotImplementedError
 
     @property
     def update_on_kvstore(self) -> bool:
-        """Whether the kvstore updates the weights, rather than this process."""
+        """Whether the kvstore updates the weights, and not this process."""
         raise NotImplementedError
 
-    def weights(self) -> Dict[str, Any]:
-        """Return the weights by name. They need not be copies."""
+    def weights(self) -> List[Dict[str, Any]]:
+        """Return the weights of each network by name, without copying them."""
         raise NotImplementedError
 
-    def local_updater(self) -> Any:
-        """Return the ``mxnet.optimizer.Updater`` of this process."""
+    def optimizers(self) -> List[Any]:
+        """Return the optimizer of each trainer."""
         raise NotImplementedError
 
-    def restore_local_states(self, states: bytes) -> None:
+    def local_updaters(self) -> List[Any]:
+        """Return the ``mxnet.optimizer.Updater`` of each trainer in this process."""
+        raise NotImplementedError
+
+    def restore_local_states(self, states: Sequence[bytes]) -> None:
         """Restore the state of the updaters of this process."""
         raise NotImplementedError
 
+    @property
+    def size(self) -> int:
+        """Total size of the initialized weights in bytes."""
+        raise NotImplementedError
+
     def settings(self) -> Dict[str, Any]:
-        """Return JSON of small things that belong to the training."""
+        """Return additional settings as JSON."""
         return {}
 
-    # What they have in common.
+    # Common to both.
 
     @property
     def servers(self) -> int:
-        """Number of servers that have the optimizer's state; 0 where workers have it."""
-        on_servers = self.distributed and self.update_on_kvstore
+        """Number of servers with the optimizer's state; 0 if it is on the workers."""
+        on_servers = is_distributed(self.kvstore) and self.update_on_kvstore
         return self._job.servers if on_servers else 0
 
     @property
     def distributed(self) -> bool:
-        """Whether the hosts train together."""
-        return self.kvstore is not None and "dist" in self.kvstore.type
+        """Whether several workers train together."""
+        return self._job.horovod or is_distributed(self.kvstore)
 
     def about(self) -> Dict[str, Any]:
-        """Return what must be the same where a checkpoint is restored."""
+        """Return what must match when a checkpoint is restored."""
         kind = None if self.kvstore is None else self.kvstore.type
-        shape = {"kvstore": kind, "servers": self.servers, "hosts": self._job.hosts}
-        return {**shape, "settings": self.settings()}
+        shape = {"kvstore": kind, "servers": self.servers, "hosts": self._job.workers}
+        sent = self.optimizers() if self.servers else []
+        return {
+            **shape,
+            "settings": self.settings(),
+            "optimizers": self._optimizers,
+            "attributes": [optimizers.attributes(each) for each in sent],
+        }
 
-    def check(self, source: Source) -> None:
-        """Raise an error if the state in a checkpoint does not fit.
+    def check_optimizers(self) -> None:
+        """Record the script's optimizers before the first step.
 
         Raises:
-            CheckpointError: when the servers were others.
+            CheckpointError: an optimizer cannot be stored.
         """
-        about = source.about
-        if about["servers"] != self.servers:
-            raise CheckpointError(
-                f"{source.name} holds the optimizer of {about['servers']} servers (kvstore "
-                f"{about['kvstore']}, hosts: {about['hosts']}), and this job has {self.servers}: "
-                "run it with the same kvstore, hosts and servers_per_host, or set "
-                "SAGEMAKER_MXNET_RESUME=none to start afresh"
-            )
+        self._optimizers = [optimizers.describe(each) for each in self.optimizers()]
 
-    def settle(self) -> None:
-        """Wait until all steps that were begun are computed."""
-        import mxnet  # noqa: PLC0415
+    def synchronize(self) -> None:
+        """Wait until all steps are computed."""
+        import mxnet
 
         mxnet.nd.waitall()
 
     def capture(self) -> Iterable[Member]:
-        """Copy the state at this moment, and return it as a checkpoint's members.
+        """Copy the current state, and return it as a checkpoint's members.
 
-        To be called after a step. With ``dist_sync`` other hosts need do nothing: no update is
+        Call it after a step. With ``dist_sync`` other hosts can continue, since no update is
         applied without the next push of this host.
 
         Raises:
-            OSError: when there is no way for the servers to deliver.
-            Exception: when the state cannot be pickled.
+            OSError: this host cannot listen for uploads of the servers.
+            Exception: the state cannot be pickled.
         """
-        self.settle()
-        listener = None
+        self.synchronize()
+        server: Optional[transfer.PartServer] = None
         if self.servers:
-            listener = transfer.Listener(self._job.address)
-            place = listener.place.to_json()
-            self.kvstore._send_command_to_servers(0, server_state.order("save", place=place))
+            server = transfer.PartServer(self._job.address)
+            body = server_state.command("save", endpoint=server.endpoint)
+            self.kvstore._send_command_to_servers(0, body)
         try:
             members: List[Member] = []
             if not self.servers:
-                states = self.local_updater().get_states(dump_optimizer=True)
-                members.append((STATES, (states,)))
-            weights = memory_file.save_arrays(self.weights())
+                for number, updater in enumerate(self.local_updaters()):
+                    members.append((states_name(number), (optimizers.dump_states(updater),)))
+            for number, weights in enumerate(self.weights()):
+                members.append((weights_name(number), _saved(weights)))
         except BaseException:
-            if listener is not None:
-                listener.close()
+            if server is not None:
+                server.close()
             raise
-        members.append((WEIGHTS, memory_file.chunks(weights)))
-        return self._members(members, listener)
+        return self._members(members, server)
 
     def _members(
-        self, members: List[Member], listener: Optional[transfer.Listener]
+        self, members: List[Member], server: Optional[transfer.PartServer]
     ) -> Iterator[Member]:
-        if listener is not None:  # first: the servers wait with it
-            with listener:
-                yield from listener.collect(map(server_state.part_name, range(self.servers)))
+        if server is not None:  # the kvstore's servers are waiting to upload
+            with server:
+                yield from server.collect(map(server_state.part_name, range(self.servers)))
         yield from members
 
-    def restore_optimizer(self, source: Source) -> None:
+    def check_optimizers_match(self, checkpoint: CheckpointReader) -> None:
+        """Compare the optimizers in a checkpoint with those of the script.
+
+        Raises:
+            CheckpointError: the state does not fit the script's optimizers.
+        """
+        before = checkpoint.about.get("optimizers")
+        if before is None:  # written by release 5.0
+            return
+        warning = optimizers.check(checkpoint.name, before, self._optimizers)
+        if warning and self._job.is_first:
+            _LOG.warning("%s", warning)
+        self._optimizers = before
+
+    def restore_optimizer(self, checkpoint: CheckpointReader) -> None:
         """Restore the optimizer's state, on all hosts, before the first step.
 
         Raises:
-            CheckpointError: when it does not fit.
+            CheckpointError: the number of servers has changed.
         """
-        self.check(source)
+        self._check_servers(checkpoint)
         if self.servers:
             kvstore = self.kvstore
-            kvstore._barrier()  # every worker has sent its optimizer, and none will again
-            if source.place is not None:
-                order = server_state.order("restore", place=source.place.to_json())
-                kvstore._send_command_to_servers(0, order)
+            kvstore._barrier()  # all workers have sent their optimizers
+            if checkpoint.endpoint is not None:
+                body = server_state.command("restore", endpoint=checkpoint.endpoint)
+                kvstore._send_command_to_servers(0, body)
             kvstore._barrier()
+            # Set the local copies to the servers' values, since only differences are sent later.
+            attributes = checkpoint.about.get("attributes", ())
+            for optimizer, values in zip(self.optimizers(), attributes):
+                vars(optimizer).update(values)
+            servers_restored(kvstore)
         else:
-            self.restore_local_states(source.read(STATES))
+            count = len(self._optimizers)
+            self.restore_local_states([checkpoint.read(states_name(n)) for n in range(count)])
+
+    def _check_servers(self, checkpoint: CheckpointReader) -> None:
+        about = checkpoint.about
+        if about["servers"] != self.servers:
+            raise CheckpointError(
+                f"{checkpoint.name} contains the optimizer of {about['servers']} servers (kvstore "
+                f"{about['kvstore']}, hosts: {about['hosts']}), but this job has {self.servers}: "
+                "use the same kvstore, number of hosts and servers_per_host, or set "
+                "SAGEMAKER_MXNET_RESUME=none to start afresh"
+            )
+
+
+def _saved(arrays: Any) -> Iterator[bytes]:
+    """Copy arrays in the format of ``mxnet.nd.save``, and return the bytes in chunks."""
+    import mxnet
+
+    file = _memory_file()
+    mxnet.nd.save(_path(file), arrays)
+    return _chunks(file)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        offset = 0
+        while True:
+            chunk = os.pread(file.fileno(), CHUNK, offset)
+            if not chunk:
+                return
+            offset += len(chunk)
+            yield chunk
 
 
 @contextlib.contextmanager
 def as_file(content: bytes) -> Iterator[str]:
-    """Give a path under which MXNet finds ``content``."""
-    with memory_file.create(content) as file:
-        yield memory_file.path(file)
+    """Yield the path of a file with this content."""
+    with _memory_file() as file:
+        file.write(content)
+        file.flush()
+        yield _path(file)
+
+
+def _memory_file() -> BinaryIO:
+    """Return a file in memory, since MXNet 1.9.1 only saves to and loads from paths."""
+    return os.fdopen(os.memfd_create("checkpoint"), "w+b")
+
+
+def _path(file: BinaryIO) -> str:
+    return f"/proc/self/fd/{file.fileno()}"
 
 
 def is_distributed(kvstore: Any) -> bool:
-    """Tell whether a kvstore, or the name of its type, is a distributed one."""
+    """Return whether a kvstore, or the name of its type, is a distributed one."""
     kind = kvstore if isinstance(kvstore, str) else getattr(kvstore, "type", "")
     return "dist" in kind
+
+
+def byte_count(array: Any) -> int:
+    """Return the size of an array in bytes."""
+    import numpy
+
+    return int(array.size) * numpy.dtype(array.dtype).itemsize

@@ -1,279 +1,264 @@
-"""Moves state between the processes of a job: one TCP connection for each part.
+"""Transfers parts of a checkpoint between the processes of a job, by HTTP.
 
-The worker of the first host listens while a checkpoint is written or restored, on the address that
-the job's kvstore uses and a port that the kernel picks. Others learn address, port and a random
-token through the kvstore (``roles.server_state``) and connect to give or to fetch one part.
+The first host's worker runs a server while a checkpoint is written or restored, on the address of
+the job's kvstore and a port that the kernel selects. The other processes get the address, the port
+and a random token through the kvstore (``server_state``):
 
-The kvstore itself cannot carry this: command bodies go to every server, and a key that all servers
-answer for needs pushes of all workers in ``dist_sync``. Other hosts' disks are not shared.
+- ``GET /NAME`` downloads a part of the checkpoint to resume from.
+- ``PUT /NAME`` uploads a server's part of the checkpoint that is being written.
+- ``POST /NAME`` reports why a server has no part to upload.
 
-A connection starts with the token and a header (a length of 4 bytes, JSON); a part is its bytes and
-their SHA-256. Like all that the kvstore sends, none of it is encrypted: the token keeps strangers
-out, not somebody who reads the network.
+The kvstore itself cannot transfer parts: commands are sent to all servers, and with ``dist_sync`` a
+key needs pushes of all workers. Hosts do not share a disk.
+
+Parts are not encrypted, like all data of the kvstore: the token protects from other processes, not
+from someone who reads the network. A part that is shorter than its ``Content-Length`` is an error.
 """
 
 import contextlib
-import hashlib
 import hmac
-import json
+import http.client
+import http.server
+import io
+import queue
 import secrets
 import socket
+import socketserver
 import threading
 import time
-from dataclasses import asdict, dataclass
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple
 
-from sagemaker_mxnet_training.checkpoints.archive import CHUNK
-from sagemaker_mxnet_training.checkpoints.errors import CheckpointError
+from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_training.checkpoints.checkpoint_file import CHUNK, CheckpointError, Member
 
-TIMEOUT = 60.0
-"""Seconds that a peer may take to connect, or to send or take the next bytes."""
+TIMEOUT_S = 60.0
+"""Timeout in seconds for connecting, and for sending or receiving the next bytes."""
 
-TURN = 600.0
-"""Seconds that a peer may wait to give its part: the parts are taken one after the other."""
+TURN_S = 600.0
+"""Seconds that an upload may wait for its turn, since parts are written one after the other."""
 
-CAUSE_FIRST = 2.0
-"""Seconds that a process waits before it fails over a connection that the other side closed.
+GREETING_S = 10.0
+"""Timeout in seconds for a complete request line with all headers."""
 
-The other process is most likely gone, and is what failed: its end is to be known first, although
-its connections are closed some milliseconds before it can be waited for.
+CAUSE_FIRST_S = 2.0
+"""Seconds to wait before a broken connection is reported as a failure.
+
+The process at the other end has likely died and is the cause. Its connections close a few
+milliseconds before its supervisor notices, and the cause should be reported first.
 """
 
-_GREETING = 10.0  # seconds that whoever connects has to say who it is
-_TOKEN = 32
-_HEADER_LIMIT = 16 * 1024
-_DIGEST = hashlib.sha256().digest_size
-
-Part = Tuple[int, Iterable[bytes]]
-"""Size in bytes, and content."""
+Find = Callable[[str], Tuple[int, Iterable[bytes]]]
+"""Returns the size and the content of a part by its name, or raises ``KeyError``."""
 
 
 class TransferError(CheckpointError):
-    """A part did not arrive. The text says whose and why."""
+    """A part was not received. A restart may help."""
+
+    kind = FailureKind.EXCEPTION
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a process listens, and what lets others in."""
+class Endpoint(NamedTuple):
+    """Address and token of a ``PartServer``. In JSON it is a list."""
 
     address: str
     port: int
     token: str
 
-    def to_json(self) -> Dict[str, Any]:
-        """Return the place as JSON."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Place":
-        """Read what ``to_json`` gave."""
-        return cls(str(value["address"]), int(value["port"]), str(value["token"]))
-
-
-class Listener:
-    """Listens for the other processes of the job. It is a context manager.
+class PartServer(socketserver.ThreadingTCPServer):
+    """A threaded server for the other processes of the job. It is a context manager.
 
     Args:
         address: the address to listen on.
+        find: finds the parts to download, if there are any.
 
     Raises:
-        OSError: when that is not possible.
+        OSError: it cannot listen.
     """
 
-    def __init__(self, address: str) -> None:
-        token = secrets.token_hex(_TOKEN // 2)
-        self._socket = socket.create_server((address, 0), backlog=128)
-        self.place = Place(address, int(self._socket.getsockname()[1]), token)
+    daemon_threads = True
+    request_queue_size = 128
 
-    def __enter__(self) -> "Listener":
-        return self
+    def __init__(self, address: str, find: Optional[Find] = None) -> None:
+        super().__init__((address, 0), _Request)
+        self.endpoint = Endpoint(address, int(self.server_address[1]), secrets.token_hex(16))
+        self.find = find
+        self.uploads: queue.Queue[_Request] = queue.Queue()
+        serve = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+        serve.start()
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop listening."""
-        # A thread that waits in accept() would not notice close() alone.
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        """Stop listening, and close the connections of pending uploads."""
+        self.shutdown()
+        self.server_close()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.uploads.get_nowait().hang_up()
 
-    def collect(self, names: Iterable[str]) -> Iterator[Tuple[str, Iterable[bytes]]]:
-        """Yield each part that is given, in the order of arrival, until all ``names`` were.
+    def collect(self, names: Iterable[str]) -> Iterator[Member]:
+        """Yield uploaded parts in the order of arrival, until all ``names`` have arrived.
 
-        Each must be consumed before the next.
+        Each must be consumed before the next, since the content is read from the connection.
 
         Raises:
-            TransferError: when one is missing after ``TIMEOUT`` seconds without a new one, is cut
-                short or altered, or when its sender says that it cannot be had.
+            TransferError: no part has arrived for ``TIMEOUT_S`` seconds, a part is truncated, or
+                its sender reports a failure.
         """
         missing = set(names)
         while missing:
-            with self._accept(time.monotonic() + TIMEOUT, missing) as (peer, header):
-                name = str(header.get("give"))
-                if name not in missing:
-                    continue
-                missing.remove(name)
-                if "error" in header:
-                    raise TransferError(f"{name}: {header['error']}")
-                yield name, _receive(peer, name, int(header["size"]))
+            try:
+                upload = self.uploads.get(timeout=TIMEOUT_S)
+            except queue.Empty:
+                text = f"{', '.join(sorted(missing))} was not received within {TIMEOUT_S:g} s"
+                raise TransferError(text) from None
+            try:
+                name = upload.path[1:]
+                if name in missing:
+                    missing.remove(name)
+                    yield name, upload.content(name)
+            finally:
+                upload.consumed.set()
 
-    def serve(self, part: Callable[[str], Part]) -> None:
-        """Hand out parts to all who ask, in threads, until ``close``.
+    def handle_error(self, *_: object) -> None:
+        """Ignore errors of connections, which clients notice themselves."""
 
-        Args:
-            part: returns a part by its name; raises ``KeyError`` when there is none.
+
+class _Request(http.server.BaseHTTPRequestHandler):
+    """One request, in its own thread."""
+
+    server: PartServer
+    timeout = TIMEOUT_S
+
+    def setup(self) -> None:
+        super().setup()
+        self.consumed = threading.Event()
+        # ``timeout`` applies to each read, this timer to the complete request.
+        self._greeting = threading.Timer(GREETING_S, self.hang_up)
+        self._greeting.daemon = True
+        self._greeting.start()
+
+    def finish(self) -> None:
+        self._greeting.cancel()
+        super().finish()
+
+    def hang_up(self) -> None:
+        """Close the connection."""
+        self.consumed.set()
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def do_GET(self) -> None:
+        """Send a part."""
+        if not self._authorized():
+            return
+        try:
+            assert self.server.find is not None
+            size, chunks = self.server.find(self.path[1:])
+        except KeyError:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(size))
+        self.end_headers()
+        for chunk in chunks:
+            self.wfile.write(chunk)
+
+    def do_PUT(self) -> None:
+        """Pass the content to ``PartServer.collect``, and wait until it is consumed."""
+        if self._authorized():
+            self.server.uploads.put(self)
+            self.consumed.wait(TURN_S)
+            self.send_response(200)
+            self.end_headers()
+
+    do_POST = do_PUT
+
+    def content(self, name: str) -> Iterator[bytes]:
+        """Yield the content of an upload.
+
+        Raises:
+            TransferError: it is truncated, or reports a failure.
         """
-        threading.Thread(target=self._serve, args=(part,), daemon=True).start()
-
-    def _serve(self, part: Callable[[str], Part]) -> None:
-        while True:
-            try:
-                peer, _ = self._socket.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._answer, args=(peer, part), daemon=True).start()
-
-    def _answer(self, peer: socket.socket, part: Callable[[str], Part]) -> None:
-        # Whoever asked notices by itself that the answer is missing or cut short.
-        with peer, contextlib.suppress(OSError, ValueError, CheckpointError):
-            name = str(self._greet(peer).get("fetch"))
-            try:
-                size, chunks = part(name)
-            except KeyError:
-                _send_header(peer, {"error": f"there is no {name}"})
-                return
-            _send_header(peer, {"size": size})
-            _send(peer, chunks)
-
-    @contextlib.contextmanager
-    def _accept(self, deadline: float, missing: Iterable[str]) -> Iterator[Any]:
-        """Give the next peer that knows the token, and its header."""
-        while True:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                peer, _ = self._socket.accept()
-            except socket.timeout:
-                raise TransferError(
-                    f"{', '.join(sorted(missing))} did not arrive within {TIMEOUT:g} s"
-                ) from None
-            with peer:
-                try:
-                    header = self._greet(peer)
-                except (OSError, ValueError, TransferError):
-                    continue  # a stranger
-                yield peer, header
-                return
-
-    def _greet(self, peer: socket.socket) -> Dict[str, Any]:
-        peer.settimeout(_GREETING)
-        if not hmac.compare_digest(_exactly(peer, _TOKEN), self.place.token.encode()):
-            raise TransferError("a stranger connected")
-        header = _receive_header(peer)
-        peer.settimeout(TIMEOUT)
-        return header
-
-
-def give(place: Place, name: str, content: bytes) -> None:
-    """Give a part to whoever listens.
-
-    Raises:
-        OSError: when it cannot be sent.
-    """
-    with _connect(place) as peer:
-        _send_header(peer, {"give": name, "size": len(content)})
-        peer.settimeout(TURN)
-        view = memoryview(content)
-        _send(peer, (view[start : start + CHUNK] for start in range(0, len(view), CHUNK)))
-
-
-def give_up(place: Place, name: str, reason: str) -> None:
-    """Tell whoever listens why a part cannot be had.
-
-    Raises:
-        OSError: when it cannot be sent.
-    """
-    with _connect(place) as peer:
-        _send_header(peer, {"give": name, "error": reason[:1000]})
-
-
-def fetch(place: Place, name: str) -> bytes:
-    """Fetch a part from whoever listens.
-
-    Raises:
-        OSError: when it cannot be had.
-        TransferError: when there is none of that name, or it did not arrive whole.
-    """
-    with contextlib.ExitStack() as stack:
-        with _cause_first():
-            peer = stack.enter_context(_connect(place))
-            _send_header(peer, {"fetch": name})
-            header = _receive_header(peer)
-        if "error" in header:
-            raise TransferError(str(header["error"]))
-        return b"".join(_receive(peer, name, int(header["size"])))
-
-
-def _connect(place: Place) -> socket.socket:
-    peer = socket.create_connection((place.address, place.port), timeout=TIMEOUT)
-    peer.sendall(place.token.encode())
-    return peer
-
-
-def _send_header(peer: socket.socket, header: Mapping[str, Any]) -> None:
-    payload = json.dumps(header).encode()
-    peer.sendall(len(payload).to_bytes(4, "big") + payload)
-
-
-def _receive_header(peer: socket.socket) -> Dict[str, Any]:
-    length = int.from_bytes(_exactly(peer, 4), "big")
-    if length > _HEADER_LIMIT:
-        raise TransferError("a header is too long")
-    header = json.loads(_exactly(peer, length))
-    if not isinstance(header, dict):
-        raise TransferError("a header is not a JSON object")
-    return header
-
-
-def _send(peer: socket.socket, chunks: Iterable[Union[bytes, memoryview]]) -> None:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-        peer.sendall(chunk)
-    peer.sendall(digest.digest())
-
-
-def _receive(peer: socket.socket, name: str, size: int) -> Iterator[bytes]:
-    digest = hashlib.sha256()
-    try:
-        with _cause_first():
-            while size:
-                chunk = peer.recv(min(size, CHUNK))
+        left = int(self.headers["Content-Length"])
+        with _cause_first(name):
+            if self.command == "POST":
+                reason = self.rfile.read(left).decode("utf-8", "replace")
+                raise TransferError(f"{name}: {reason}")
+            while left:
+                chunk = self.rfile.read(min(left, CHUNK))
                 if not chunk:
-                    raise TransferError(f"{name} was cut short")
-                digest.update(chunk)
-                size -= len(chunk)
+                    raise EOFError("it was truncated")
+                left -= len(chunk)
                 yield chunk
-            if _exactly(peer, _DIGEST) != digest.digest():
-                raise TransferError(f"{name} was altered on its way")
-    except OSError as error:
-        raise TransferError(f"{name} did not arrive: {error}") from error
+
+    def log_message(self, *_: object) -> None:
+        """Do not log requests."""
+
+    def _authorized(self) -> bool:
+        expected = _headers(self.server.endpoint)["Authorization"]
+        received = self.headers.get("Authorization", "")
+        if hmac.compare_digest(received.encode(), expected.encode()):
+            self._greeting.cancel()
+            return True
+        self.send_error(403)
+        return False
+
+
+def upload(endpoint: Endpoint, name: str, content: bytes) -> None:
+    """Upload a part.
+
+    Raises:
+        TransferError: the upload failed.
+    """
+    _request(endpoint, "PUT", name, content)
+
+
+def report_failure(endpoint: Endpoint, name: str, reason: str) -> None:
+    """Report why there is no part to upload.
+
+    Raises:
+        TransferError: the report could not be sent.
+    """
+    _request(endpoint, "POST", name, reason[:1000].encode("utf-8", "replace"))
+
+
+def download(endpoint: Endpoint, name: str) -> bytes:
+    """Download a part.
+
+    Raises:
+        TransferError: the part does not exist, or the download failed.
+    """
+    return _request(endpoint, "GET", name)
+
+
+def _request(endpoint: Endpoint, method: str, name: str, content: bytes = b"") -> bytes:
+    connection = http.client.HTTPConnection(
+        endpoint.address, endpoint.port, timeout=TIMEOUT_S, blocksize=CHUNK
+    )
+    with contextlib.closing(connection), _cause_first(name):
+        connection.connect()
+        connection.sock.settimeout(TIMEOUT_S if method == "GET" else TURN_S)
+        headers = {**_headers(endpoint), "Content-Length": str(len(content))}
+        # http.client sends a file in blocks, each with its own timeout.
+        connection.request(method, f"/{name}", io.BytesIO(content), headers)
+        response = connection.getresponse()
+        if response.status == 200:
+            return response.read()
+    raise TransferError(f"{name}: the first host responded with HTTP status {response.status}")
+
+
+def _headers(endpoint: Endpoint) -> Dict[str, Any]:
+    return {"Authorization": f"Bearer {endpoint.token}"}
 
 
 @contextlib.contextmanager
-def _cause_first() -> Iterator[None]:
+def _cause_first(name: str) -> Iterator[None]:
+    """Convert the error of a broken connection, after waiting for its cause to be reported."""
     try:
         yield
-    except (OSError, TransferError):
-        time.sleep(CAUSE_FIRST)
-        raise
-
-
-def _exactly(peer: socket.socket, size: int) -> bytes:
-    received = bytearray()
-    while len(received) < size:
-        chunk = peer.recv(size - len(received))
-        if not chunk:
-            raise TransferError("the connection was closed")
-        received += chunk
-    return bytes(received)
+    except (OSError, EOFError, http.client.HTTPException) as error:
+        time.sleep(CAUSE_FIRST_S)
+        raise TransferError(f"{name} was not received: {error or repr(error)}") from error

@@ -1,38 +1,55 @@
-"""Writes checkpoints beside training, one at a time."""
+"""Writes checkpoints in a thread while training continues."""
 
 import logging
 import threading
 import time
 from typing import Iterable, Mapping, Optional
 
+from sagemaker_mxnet_toolkit.failure import FailureKind
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_training.checkpoints import storage
-from sagemaker_mxnet_training.checkpoints.archive import Member
-from sagemaker_mxnet_training.checkpoints.errors import CheckpointError, UnwrittenError
+from sagemaker_mxnet_training.checkpoints.checkpoint_file import CheckpointError, Member
 
 _LOG = logging.getLogger("sagemaker_mxnet_training.checkpoints")
+
+
+class UnwrittenError(CheckpointError):
+    """A required checkpoint, the first or the last one, cannot be written.
+
+    Args:
+        text: the message.
+        error: the cause; an ``OSError`` with a path is a problem of the directory.
+    """
+
+    def __init__(self, text: str, error: BaseException) -> None:
+        super().__init__(text)
+        if isinstance(error, OSError) and error.filename is not None:
+            self.kind = FailureKind.CHECKPOINT
 
 
 class Writer:
     """Writes one checkpoint at a time in a thread.
 
     Args:
-        directory: where to; made when it is first needed.
-        keep: checkpoints to keep.
-        report: is told of each checkpoint that is complete, by an event ``checkpoint`` with
-            ``file``, ``step``, ``epoch`` and ``batch``.
+        directory: the directory, created when it is first needed.
+        keep: number of checkpoints to keep.
+        report: gets an event ``checkpoint`` with ``file``, ``step``, ``epoch`` and ``batch`` for
+            each complete checkpoint.
+
+    Attributes:
+        resumed_from: name of the file that training has resumed from, which is in S3.
+        cost_s: cost of the last checkpoint in seconds: the pause of training and the CPU time of
+            the thread.
     """
 
     def __init__(self, directory: str, keep: int, report: Report) -> None:
+        self.resumed_from: Optional[str] = None
+        self.cost_s = 0.0
         self._directory = directory
         self._keep = keep
-        self.inherited: Optional[str] = None
-        """Name of the file that training goes on from, which S3 has."""
         self._report = report
         self._thread: Optional[threading.Thread] = None
         self._failure: Optional[BaseException] = None
-        self.cost = 0.0
-        """Seconds that the last checkpoint took: training waited, and this thread used a CPU."""
 
     @property
     def busy(self) -> bool:
@@ -40,15 +57,15 @@ class Writer:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, position: Mapping[str, int], members: Iterable[Member], waited: float) -> None:
-        """Begin to write a checkpoint.
+        """Start writing a checkpoint.
 
         Args:
             position: ``step``, ``epoch`` and ``batch``.
-            members: the file's members; consumed in the thread.
-            waited: seconds that training waited for them.
+            members: the file's members, consumed in the thread.
+            waited: seconds that training was paused for them.
         """
         self._failure = None
-        self.cost = waited
+        self.cost_s = waited
         self._thread = threading.Thread(
             target=self._write, args=(position, members), name="checkpoint"
         )
@@ -60,38 +77,36 @@ class Writer:
         return self._failure is not None
 
     def fail(self, step: int, error: BaseException) -> None:
-        """Warn that a checkpoint cannot be written; ``wait`` raises it."""
+        """Log that a checkpoint cannot be written; ``raise_failure`` raises the error."""
         self._failure = error
-        _LOG.warning("the checkpoint of step %d is not written: %s", step, _reason(error))
+        _LOG.warning("the checkpoint of step %d cannot be written: %s", step, _reason(error))
 
-    def settle(self) -> None:
+    def join(self) -> None:
         """Wait until no checkpoint is being written."""
         if self._thread is not None:
             self._thread.join()
 
-    def wait(self) -> None:
-        """Wait for the last checkpoint.
+    def raise_failure(self) -> None:
+        """Raise the error of the last checkpoint, if it failed.
 
         Raises:
-            UnwrittenError: when it was not written.
+            UnwrittenError: the last checkpoint was not written.
         """
-        self.settle()
         if self._failure is not None:
-            text = f"the last checkpoint is not written: {_reason(self._failure)}"
-            raise UnwrittenError(text) from self._failure
+            text = f"the last checkpoint cannot be written: {_reason(self._failure)}"
+            raise UnwrittenError(text, self._failure) from self._failure
 
     def _write(self, position: Mapping[str, int], members: Iterable[Member]) -> None:
-        began, cpu = time.monotonic(), time.thread_time()
+        started, cpu = time.monotonic(), time.thread_time()
         try:
             storage.prepare(self._directory)
             name = storage.commit(self._directory, position["step"], members)
+            seconds = round(time.monotonic() - started, 3)
+            self._report.event("checkpoint", file=name, seconds=seconds, **position)
+            storage.retain(self._directory, self._keep, self.resumed_from)
         except Exception as error:
             self.fail(position["step"], error)
-            return
-        seconds = round(time.monotonic() - began, 3)
-        self._report.event("checkpoint", file=name, seconds=seconds, **position)
-        storage.retain(self._directory, self._keep, self.inherited)
-        self.cost += time.thread_time() - cpu
+        self.cost_s += time.thread_time() - cpu
 
 
 def _reason(error: BaseException) -> str:

@@ -1,1 +1,1 @@
-"""How hosts find each other, talk, and decide together when to start and how it ended."""
+"""Coordination of the hosts of a job: when it starts, whether it restarts, and how it ends."""

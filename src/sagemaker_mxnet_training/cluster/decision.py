@@ -1,11 +1,11 @@
-"""How a job goes on and how it ends: one pure function of what happened on all its hosts.
+"""Decides how a job proceeds and ends: one pure function of the events on all hosts.
 
-The first host keeps one ``Cluster`` and feeds it events through ``advance``, which returns the next
-state and the orders that follow from the event. Nothing here knows of processes, sockets or clocks,
-so every ending can be tested without any of them.
+The first host has a ``Cluster`` and passes events to ``advance``, which returns the next state and
+the resulting orders. Nothing here depends on processes, sockets or clocks, so every ending can be
+tested without them.
 
-A job is a sequence of attempts, mostly of one. Whether another one follows a failure is decided by
-``restarts``; it begins with gathering, as the first did.
+A job is a sequence of attempts, mostly one. ``restarts`` decides whether another one follows a
+failure; it starts with ``GATHERING``, like the first.
 """
 
 import enum
@@ -13,106 +13,112 @@ import signal
 from dataclasses import dataclass, replace
 from typing import Any, FrozenSet, Iterable, List, Optional, Tuple
 
-from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
+from sagemaker_mxnet_toolkit.failure import UNWRITTEN, Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_training.cluster.events import (
     CAUSE_LIMIT,
     Action,
-    Command,
-    Do,
+    DrainRoles,
     End,
+    EndScripts,
     Event,
     Failed,
+    FirstStep,
+    HostState,
+    LocalEvent,
     Lost,
     Order,
-    Own,
+    RankFinished,
     Reported,
     Restart,
     Start,
-    Step,
     Stop,
     StopRequested,
     StopScripts,
     Verdict,
     lost,
 )
-from sagemaker_mxnet_training.cluster.restarts import FailedAttempt, RestartPolicy, refusal
+from sagemaker_mxnet_training.cluster.restarts import FailedAttempt, refusal
 
 VERDICT_DELAY = 0.3
-"""Seconds between the first failure seen and the verdict.
+"""Seconds between the first reported failure and the verdict.
 
-Failures reach the first host in another order than they happened in. A worker that loses its
-peer may be heard before the peer; this is the time an earlier failure has to arrive.
+Reports may arrive in another order than the failures happened. The failure of a worker that lost
+its peer may arrive before that of the peer; this is the time to wait for an earlier failure.
 """
 
+PEER_VERDICT_DELAY = 2.0
+"""The same after a worker has lost another one, whose failure is the cause."""
+
 SHORT_VERDICT_DELAY = 0.05
-"""The same where less will do: in a job of one host, whose processes report to one loop, and for a
-process that SIGKILL has ended, which no failure of another process can have caused.
+"""The same in a job of one host, whose processes report to one loop, and for a process killed by
+SIGKILL, which is not a consequence of another failure.
 """
 
 CLEAR_TIMEOUT = 300.0
-"""Seconds that hosts have to end an attempt, to choose a checkpoint and to be ready again."""
+"""Timeout in seconds for hosts to end an attempt, select a checkpoint and be ready again."""
 
 
 class Phase(enum.Enum):
-    """Where an attempt is. Phases only move forward; some may be skipped."""
+    """The phase of an attempt. Phases only move forward; some may be skipped."""
 
     GATHERING = "gathering"
-    """Hosts join, fetch the code and install requirements; or they clear up after a failure."""
+    """Hosts join, fetch the code and install requirements; or they clean up after a failure."""
     TRAINING = "training"
-    """Every host was ready: scheduler, servers and workers run."""
+    """All hosts were ready: scheduler, servers and workers run."""
     STOPPING = "stopping"
-    """A stop was asked for: scripts write their checkpoints, and preparation is given up."""
+    """A stop was requested: scripts write their checkpoints, and preparation is aborted."""
     DRAINING = "draining"
-    """Every worker has finished: scheduler and servers leave."""
+    """All workers have finished: scheduler and servers exit."""
     ENDED = "ended"
-    """There is a verdict. Nothing that happens afterwards can change it."""
+    """There is a verdict, which is final."""
 
 
 _NOBODY: FrozenSet[str] = frozenset()
-_NO_RESTARTS = RestartPolicy(max_restarts=0)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the first host knows of the whole job.
+    """The state of the job, as the first host knows it.
 
     Attributes:
-        hosts: every host of the job.
+        hosts: all hosts of the job.
         first: the first host, which decides.
-        policy: whether a failed attempt is followed by another.
-        joined: the hosts that can be given orders: the first one, and members that are not lost.
+        max_restarts: maximum number of restarts, as for ``restarts.limit``.
+        joined: hosts that can get orders: the first one, and members that are not lost.
         attempt: number of the attempt, from 1.
-        failed: the attempts before.
-        ready, finished, drained: the hosts that got that far in this attempt.
-        start_time: no sooner than this the roles start (monotonic, seconds).
-        gather_by: when hosts that are not ready again fail the job; ``None`` in the first attempt.
-        phase: where the attempt is.
+        failed: earlier attempts.
+        ready, finished, drained: hosts that have reached this state in this attempt.
+        gather_by: deadline for hosts to be ready again; ``None`` in the first attempt.
+        phase: phase of the attempt.
+        ranks_finished: workers with Horovod that have exited with status 0.
         stepped: whether the first step was announced.
         checkpoints: whether the script uses checkpoints.
-        committed: whether one was written in this attempt.
-        stop_ordered: whether the hosts were told to stop.
-        leave_ordered: whether they were told that the checkpoint of the stop is written.
-        failure: the earliest failure of this attempt so far, with its time.
-        stop: the earliest request to stop so far, with its time.
-        verdict_time: when the failure is acted on; ``None`` without a failure that counts.
-        verdict: how the job ended, once ``phase`` is ``ENDED``.
+        committed: whether a checkpoint was written in this attempt.
+        saved: whether a host has a model.
+        stop_ordered: whether the order to stop was given.
+        leave_ordered: whether the order to end scripts was given, after the checkpoint of a stop.
+        failure: the earliest failure of this attempt, with its time.
+        stop: the earliest request to stop, with its time.
+        verdict_time: when the failure becomes the verdict; ``None`` without such a failure.
+        verdict: how the job ended, if ``phase`` is ``ENDED``.
     """
 
     hosts: FrozenSet[str]
     first: str
-    policy: RestartPolicy
+    max_restarts: Optional[int]
     joined: FrozenSet[str]
     attempt: int = 1
     failed: Tuple[FailedAttempt, ...] = ()
     ready: FrozenSet[str] = _NOBODY
     finished: FrozenSet[str] = _NOBODY
     drained: FrozenSet[str] = _NOBODY
-    start_time: float = 0.0
     gather_by: Optional[float] = None
     phase: Phase = Phase.GATHERING
+    ranks_finished: Tuple[RankFinished, ...] = ()
     stepped: bool = False
     checkpoints: bool = False
     committed: bool = False
+    saved: bool = False
     stop_ordered: bool = False
     leave_ordered: bool = False
     failure: Optional[Tuple[float, Failure]] = None
@@ -125,67 +131,64 @@ class Cluster:
         cls,
         hosts: Iterable[str],
         first: str,
-        start_time: float = 0.0,
-        policy: RestartPolicy = _NO_RESTARTS,
+        max_restarts: Optional[int] = 0,
         attempt: int = 1,
     ) -> "Cluster":
-        """Return the state in which every job begins, as its first host sees it."""
+        """Return the initial state of a job."""
         joined = frozenset((first,))
-        return cls(frozenset(hosts), first, policy, joined, attempt, start_time=start_time)
+        return cls(frozenset(hosts), first, max_restarts, joined, attempt)
 
     @property
     def stopping(self) -> bool:
-        """Whether a stop was asked for, and no failure counts.
+        """Whether the job is stopping, and not failing.
 
-        One counts that is earlier, and one of the checkpoint for which the stop was given time.
+        An earlier failure takes precedence over a stop, and so does one of the last checkpoint.
         """
         if self.stop is None or self.failure is None:
             return self.stop is not None
         when, failure = self.failure
-        return self.stop[0] <= when and failure.kind is not FailureKind.CHECKPOINT
+        return self.stop[0] <= when and failure.kind not in UNWRITTEN
 
     @property
     def awaited(self) -> FrozenSet[str]:
-        """The hosts without which the job cannot go on.
+        """The hosts that the job waits for.
 
-        A job that stops waits for none that is lost or has never joined: it is gone as asked.
+        A stopping job does not wait for hosts that are lost or never joined.
         """
         return self.joined if self.stopping else self.hosts
 
     @property
     def due(self) -> Optional[float]:
-        """When ``Own.TICK`` will change something, if it will (monotonic, seconds)."""
+        """When ``LocalEvent.TICK`` will have an effect (monotonic, seconds), or ``None``."""
         if self.phase is Phase.GATHERING and self.failure is None:
-            return self.start_time if self.ready == self.hosts else self.gather_by
+            return self.gather_by
         return self.verdict_time
 
 
 Decision = Tuple[Cluster, Tuple[Order, ...]]
 
-_REACHED = {Step.READY: "ready", Step.FINISHED: "finished", Step.DRAINED: "drained"}
+_REACHED = {HostState.READY: "ready", HostState.FINISHED: "finished", HostState.DRAINED: "drained"}
 
 
 def advance(cluster: Cluster, event: Event, now: float) -> Decision:
-    """Return the state after an event, and what is to be done because of it, in this order.
+    """Return the state after an event, and the resulting orders.
 
     Args:
-        cluster: the state before.
-        event: what happened.
-        now: when it was seen (seconds, monotonic, never going back).
+        cluster: the state before the event.
+        event: the event.
+        now: the current time (monotonic, seconds).
     """
     if isinstance(event, Reported):
         if event.host not in cluster.hosts:
             return cluster, ()
-        if event.step is Step.JOINED:
-            return _admit(cluster, event.host, now)
-        if event.attempt > cluster.attempt:
-            return _adopt(cluster, event, now)
+        if event.state is HostState.JOINED:
+            return _admit(cluster, event.host)
     if cluster.phase is Phase.ENDED:
-        # A verdict is final; who has still to hear it is not.
+        # A verdict is final, but hosts may still be lost before they get it.
         gone = {event.host} if isinstance(event, Lost) else set()
         return replace(cluster, joined=cluster.joined - gone), ()
-    if event is Own.GAVE_UP:
-        # An earlier failure stays the cause, although nobody waits for one still earlier.
+    if event is LocalEvent.GAVE_UP:
+        # An earlier failure is the cause, without waiting for one that is earlier still.
         failed = None if cluster.stopping or cluster.failure is None else cluster.failure[1]
         return _end(cluster, Outcome.FAILURE if failed else Outcome.STOP, failed)
     cluster, orders = _record(cluster, event)
@@ -196,44 +199,43 @@ def advance(cluster: Cluster, event: Event, now: float) -> Decision:
     return cluster, orders + more
 
 
-def _admit(cluster: Cluster, host: str, now: float) -> Decision:
-    """Take a host in, and tell it what the others were told before."""
+def _admit(cluster: Cluster, host: str) -> Decision:
+    """Add a host, and give it the orders that the others have already got."""
     if host in cluster.joined:
         return cluster, ()
     actions: List[Action] = []
-    if cluster.attempt > 1 and cluster.failed:
-        actions.append(Restart(cluster.attempt, cluster.failed[-1].failure))
     if cluster.stop_ordered and cluster.stop is not None:
         actions.append(StopScripts(cluster.stop[1]))
     if cluster.phase is Phase.DRAINING:
-        actions.append(Do(Command.DRAIN))
+        actions.append(DrainRoles())
     if cluster.verdict is not None:
         actions = [End(cluster.verdict)]
-    joined, gather_by = cluster.joined | {host}, cluster.gather_by
-    if gather_by is not None and joined == cluster.hosts:
-        gather_by = now + CLEAR_TIMEOUT  # it is back, and gets ready
-    cluster = replace(cluster, joined=joined, gather_by=gather_by)
+    cluster = replace(cluster, joined=cluster.joined | {host})
     return cluster, tuple(Order(each, host) for each in actions)
 
 
 def _record(cluster: Cluster, event: Event) -> Decision:
-    if isinstance(event, (Reported, Failed)) and event.attempt != cluster.attempt:
-        return cluster, ()  # of an attempt that is over
+    if isinstance(event, (Reported, RankFinished, Failed)) and event.attempt != cluster.attempt:
+        return cluster, ()  # reports from other attempts are ignored
     if isinstance(event, Reported):
         return _record_step(cluster, event)
+    if isinstance(event, RankFinished):
+        return replace(cluster, ranks_finished=(*cluster.ranks_finished, event)), ()
     return _record_fault(cluster, event), ()
 
 
 def _record_step(cluster: Cluster, event: Reported) -> Decision:
-    reached = _REACHED.get(event.step)
+    reached = _REACHED.get(event.state)
     if reached is not None:
         changes: Any = {reached: getattr(cluster, reached) | {event.host}}
         return replace(cluster, **changes), ()
-    if event.step is Step.STEPPED and not cluster.stepped:
-        return replace(cluster, stepped=True), (Order(Do(Command.FIRST_STEP)),)
-    if event.step is Step.CHECKPOINTING:
+    if event.state is HostState.STEPPED and not cluster.stepped:
+        return replace(cluster, stepped=True), (Order(FirstStep()),)
+    if event.state is HostState.SAVED:
+        return replace(cluster, saved=True), ()
+    if event.state is HostState.CHECKPOINTING:
         return replace(cluster, checkpoints=True), ()
-    if event.step is Step.CHECKPOINTED:
+    if event.state is HostState.CHECKPOINTED:
         return replace(cluster, checkpoints=True, committed=True), ()
     return cluster, ()
 
@@ -243,7 +245,8 @@ def _record_fault(cluster: Cluster, event: Event) -> Cluster:
         cluster = replace(
             cluster, joined=cluster.joined - {event.host}, ready=cluster.ready - {event.host}
         )
-        event = Failed(lost(event.host, event.reason), event.time)
+        named = cluster.first if event.dropped else event.host
+        event = Failed(lost(named, event.reason), event.time)
     if isinstance(event, Failed) and _replaces(event, cluster):
         return replace(cluster, failure=(event.time, event.failure))
     if isinstance(event, StopRequested) and (cluster.stop is None or event.time < cluster.stop[0]):
@@ -252,55 +255,57 @@ def _record_fault(cluster: Cluster, event: Event) -> Cluster:
 
 
 def _replaces(event: Failed, cluster: Cluster) -> bool:
-    """Tell whether a failure is the cause, rather than the one that is known."""
-    if cluster.failure is None or event.time < cluster.failure[0]:
+    """Return whether a failure replaces the current one as the cause."""
+    if cluster.failure is None:
         return True
-    return cluster.stopping and event.failure.kind is FailureKind.CHECKPOINT
+    when, known = cluster.failure
+    consequence = event.failure.kind is FailureKind.PEER
+    if consequence != (known.kind is FailureKind.PEER):
+        return not consequence
+    return event.time < when or (cluster.stopping and event.failure.kind in UNWRITTEN)
+
+
+def _verdict_delay(cluster: Cluster, failure: Failure) -> float:
+    if failure.kind is FailureKind.PEER:
+        return VERDICT_DELAY if cluster.ranks_finished else PEER_VERDICT_DELAY
+    killed = failure.kind is FailureKind.SIGNAL and failure.status == 128 + signal.SIGKILL
+    return SHORT_VERDICT_DELAY if killed or len(cluster.hosts) == 1 else VERDICT_DELAY
+
+
+def _left_early(finished: RankFinished) -> Failure:
+    """Return the failure of a worker that exited while others still needed it."""
+    reason = "left early: its script ended with exit status 0 while other ranks still trained"
+    kind = FailureKind.EXIT_STATUS
+    return Failure(finished.host, Role.WORKER, reason, kind, rank=finished.rank)
 
 
 def _judge_failure(cluster: Cluster, failure: Failure, now: float) -> Decision:
-    killed = failure.kind is FailureKind.SIGNAL and failure.status == 128 + signal.SIGKILL
-    delay = SHORT_VERDICT_DELAY if killed or len(cluster.hosts) == 1 else VERDICT_DELAY
+    delay = _verdict_delay(cluster, failure)
     if cluster.verdict_time is None or now + delay < cluster.verdict_time:
         return replace(cluster, verdict_time=now + delay), ()
     if now < cluster.verdict_time:
         return cluster, ()
+    if failure.kind is FailureKind.PEER and cluster.ranks_finished:
+        failure = _left_early(cluster.ranks_finished[0])
     started = cluster.phase is not Phase.GATHERING or cluster.attempt > 1
     away = cluster.joined != cluster.hosts
     failed = FailedAttempt(cluster.attempt, failure, started, cluster.committed, away)
-    # A first host that was started again knows only that there are restarts.
-    checkpoints = cluster.checkpoints or cluster.attempt > 1
-    ends = refusal(cluster.policy, checkpoints, failed, cluster.failed)
+    ends = refusal(cluster.max_restarts, cluster.checkpoints, failed, cluster.failed)
     if ends or cluster.stop is not None:
         return _end(cluster, Outcome.FAILURE, failure)
-    return _begin_anew(cluster, cluster.attempt + 1, failed, now)
+    return _restart(cluster, failed, now)
 
 
-def _adopt(cluster: Cluster, event: Reported, now: float) -> Decision:
-    """Catch up with a host that has seen more attempts: this one is back after it was lost."""
-    if not cluster.policy.rejoin_timeout or cluster.phase is Phase.ENDED:
-        return cluster, ()
-    failure = lost(cluster.first, "it was started again")
-    if cluster.failure is not None:
-        failure = cluster.failure[1]
-    failed = FailedAttempt(event.attempt - 1, failure, started=True, committed=False)
-    if refusal(cluster.policy, True, failed):
-        return _end(cluster, Outcome.FAILURE, failure)
-    cluster, orders = _begin_anew(cluster, event.attempt, failed, now)
-    return _record_step(cluster, event)[0], orders
-
-
-def _begin_anew(cluster: Cluster, attempt: int, failed: FailedAttempt, now: float) -> Decision:
-    away = cluster.joined != cluster.hosts
+def _restart(cluster: Cluster, failed: FailedAttempt, now: float) -> Decision:
+    attempt = cluster.attempt + 1
     fresh = Cluster(
         cluster.hosts,
         cluster.first,
-        cluster.policy,
+        cluster.max_restarts,
         cluster.joined,
         attempt,
         (*cluster.failed, failed),
-        start_time=now,
-        gather_by=now + (cluster.policy.rejoin_timeout if away else CLEAR_TIMEOUT),
+        gather_by=now + CLEAR_TIMEOUT,
         checkpoints=cluster.checkpoints,
     )
     return fresh, (Order(Restart(attempt, failed.failure)),)
@@ -314,18 +319,18 @@ def _judge_progress(cluster: Cluster, now: float) -> Decision:
         if cluster.phase is not Phase.DRAINING:
             cluster = replace(cluster, phase=Phase.STOPPING)
     if cluster.phase is Phase.GATHERING:
-        if cluster.ready == cluster.hosts and now >= cluster.start_time:
+        if cluster.ready == cluster.hosts:
             orders.append(Order(Start(cluster.attempt)))
             cluster = replace(cluster, phase=Phase.TRAINING)
         elif cluster.gather_by is not None and now >= cluster.gather_by:
             return _end(cluster, Outcome.FAILURE, _not_ready(cluster))
     saved = cluster.checkpoints and cluster.first in cluster.finished
     if cluster.phase is Phase.STOPPING and saved and not cluster.leave_ordered:
-        orders.append(Order(Do(Command.LEAVE)))
+        orders.append(Order(EndScripts()))
         cluster = replace(cluster, leave_ordered=True)
     working = cluster.phase in (Phase.TRAINING, Phase.STOPPING)
     if working and cluster.awaited <= cluster.finished:
-        orders.append(Order(Do(Command.DRAIN)))
+        orders.append(Order(DrainRoles()))
         cluster = replace(cluster, phase=Phase.DRAINING)
     if cluster.phase is Phase.DRAINING and cluster.awaited <= cluster.drained:
         cluster, last = _end(cluster, Outcome.STOP if cluster.stopping else Outcome.SUCCESS)
@@ -334,13 +339,7 @@ def _judge_progress(cluster: Cluster, now: float) -> Decision:
 
 
 def _not_ready(cluster: Cluster) -> Failure:
-    """Return why an attempt cannot begin: who is lost and not back, or does not get ready."""
-    before, away = cluster.failed[-1].failure, sorted(cluster.hosts - cluster.joined)
-    if away and before.kind is FailureKind.LOST:
-        return before
-    if away:
-        timeout = cluster.policy.rejoin_timeout
-        return lost(away[0], f"it did not come back within {timeout:g} s")
+    """Return the failure of a host that was not ready in time for another attempt."""
     missing = sorted(cluster.hosts - cluster.ready)[0]
     reason = f"was not ready for another attempt within {CLEAR_TIMEOUT:g} s"
     return Failure(missing, Role.ENTRYPOINT, reason, kind=FailureKind.JOIN)
@@ -348,6 +347,8 @@ def _not_ready(cluster: Cluster) -> Failure:
 
 def _end(cluster: Cluster, outcome: Outcome, failure: Optional[Failure] = None) -> Decision:
     first_cause = cluster.failed[0].failure.headline() if cluster.failed else ""
-    verdict = Verdict(outcome, failure, cluster.attempt - 1, first_cause[:CAUSE_LIMIT])
+    verdict = Verdict(
+        outcome, failure, cluster.attempt - 1, first_cause[:CAUSE_LIMIT], cluster.saved
+    )
     ended = replace(cluster, phase=Phase.ENDED, verdict=verdict, verdict_time=None)
     return ended, (Order(End(verdict)),)

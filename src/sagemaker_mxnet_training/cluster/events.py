@@ -1,42 +1,45 @@
-"""What hosts report of a job, and what they are ordered to do: plain records.
+"""Events of the hosts of a job, and orders to them, as plain records.
 
-``decision`` reads the events and gives the orders, ``messages`` carries both between hosts.
+``decision`` turns events into orders. Hosts exchange both; ``control.wire`` encodes all their
+fields.
 """
 
 import enum
-from dataclasses import dataclass
-from typing import Any, Mapping, NamedTuple, Optional, Union
+from dataclasses import dataclass, field, replace
+from typing import Any, Mapping, Optional, TypeVar, Union
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 
 CAUSE_LIMIT = 1024
-"""Characters of the first attempt's cause that a verdict carries."""
+"""Maximum number of characters of the first attempt's cause in a verdict."""
 
 
-class Step(enum.Enum):
-    """What a host does, or has done, as the log tells it."""
+class HostState(enum.Enum):
+    """The state of a host. The values are used in the log."""
 
     JOINED = "joined"
     FETCH = "fetching the code"
     INSTALL = "installing requirements"
-    CLEAR = "ending the processes of the attempt before"
+    CLEAR = "stopping the processes of the previous attempt"
     READY = "ready"
     TRAINING = "training"
     STEPPED = "training, past its first step"
     CHECKPOINTING = "training with checkpoints"
     CHECKPOINTED = "training, past a checkpoint"
     FINISHED = "finished"
-    DRAINED = "empty"
-    """No process of the job is left on the host, and it can write its result."""
+    SAVED = "finished, with a model"
+    """There are files in the host's model directory; reported before ``DRAINED``."""
+    DRAINED = "drained"
+    """All processes of the job have ended on the host, and it can write its result."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A request to stop, which is no failure.
+    """A request to stop, which is not a failure.
 
     Attributes:
-        host: where it arrived.
-        signal: the signal it came as, by number.
+        host: the host that got it.
+        signal: the number of the signal.
     """
 
     host: str
@@ -49,140 +52,162 @@ class Verdict:
 
     Attributes:
         outcome: success, failure or stop.
-        failure: what ended the last attempt, the first failure in time; for ``Outcome.FAILURE``
-            only.
-        restarts: how often the job began again.
-        first_cause: headline of what ended the first attempt, if there were several.
+        failure: the cause, the earliest failure of the last attempt; only for
+            ``Outcome.FAILURE``.
+        restarts: number of restarts.
+        first_cause: headline of the failure of the first attempt, if there were several.
+        saved: whether a host has a model, after a success.
     """
 
     outcome: Outcome
     failure: Optional[Failure] = None
     restarts: int = 0
     first_cause: str = ""
+    saved: bool = False
 
     def to_json(self) -> Mapping[str, Any]:
-        """Return a JSON object."""
+        """Return a JSON object, for the timeline."""
         failure = None if self.failure is None else self.failure.to_json()
         return {
             "outcome": self.outcome.value,
             "failure": failure,
             "restarts": self.restarts,
             "first_cause": self.first_cause,
+            "saved": self.saved,
         }
-
-    @classmethod
-    def from_json(cls, data: Any) -> "Verdict":
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: when ``data`` is anything else.
-        """
-        if not isinstance(data, Mapping):
-            raise ValueError("a verdict must be a JSON object")
-        outcome = Outcome(data.get("outcome"))
-        failed = outcome is Outcome.FAILURE
-        failure = Failure.from_json(data.get("failure")) if failed else None
-        restarts, first_cause = data.get("restarts"), data.get("first_cause")
-        if type(restarts) is not int or restarts < 0:
-            raise ValueError("'restarts' of a verdict must be a whole number")
-        if not isinstance(first_cause, str) or len(first_cause) > CAUSE_LIMIT:
-            raise ValueError("'first_cause' of a verdict must be a short text")
-        return cls(outcome, failure, restarts, first_cause)
 
 
 def lost(host: str, reason: str) -> Failure:
-    """Return the failure that a host's disappearance is."""
+    """Return the failure of a lost host."""
     return Failure(host, Role.ENTRYPOINT, f"lost: {reason}", kind=FailureKind.LOST)
 
 
-# Events. Times are on the first host's monotonic clock, in seconds.
+# Events. Times are monotonic seconds of the host that has the record (see ``moved``).
 
 
-class Reported(NamedTuple):
-    """A host does something, or has done it, in some attempt."""
+@dataclass(frozen=True)
+class Reported:
+    """A host has reached a state in an attempt."""
 
-    step: Step
+    state: HostState
     host: str
     attempt: int = 1
 
 
-class Lost(NamedTuple):
-    """A host that had joined is gone, without an end of the job."""
+@dataclass(frozen=True)
+class RankFinished:
+    """A worker with Horovod has exited with status 0 in an attempt."""
 
     host: str
-    reason: str
-    time: float
+    rank: int
+    attempt: int = 1
 
 
-class Failed(NamedTuple):
-    """Something failed, in some attempt."""
+@dataclass(frozen=True)
+class Idle:
+    """The worker of a host has not made progress for some seconds."""
+
+    host: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Something failed in an attempt."""
 
     failure: Failure
     time: float
     attempt: int = 1
 
 
-class StopRequested(NamedTuple):
+@dataclass(frozen=True)
+class StopRequested:
     """A host was asked to stop."""
 
     stop: Stop
     time: float
 
 
-class Own(enum.Enum):
-    """An event of the deciding host itself."""
+@dataclass(frozen=True)
+class Lost:
+    """A host that had joined was lost before the end of the job.
 
-    TICK = "time has passed; nothing else happened"
-    GAVE_UP = "a second request to stop: it waits for nobody any more"
+    Attributes:
+        host: the host.
+        reason: why.
+        time: when this was noticed.
+        dropped: whether it is the host that considers the first one lost, which was suspended.
+    """
 
-
-Event = Union[Reported, Lost, Failed, StopRequested, Own]
-
-
-# Orders.
-
-
-class Command(enum.Enum):
-    """An order without particulars."""
-
-    FIRST_STEP = "take note that the first step of training is done"
-    LEAVE = "end a worker that still waits: the checkpoint of the stop is written"
-    DRAIN = "all workers have finished: see the rest of the processes out"
+    host: str
+    reason: str
+    time: float
+    dropped: bool = False
 
 
-class Do(NamedTuple):
-    """Do what the command says."""
+class LocalEvent(enum.Enum):
+    """A local event of the deciding host."""
 
-    command: Command
+    TICK = "time has passed"
+    GAVE_UP = "a second stop signal: do not wait for other hosts"
+
+
+Report = Union[Reported, RankFinished, Idle, Failed, StopRequested]
+"""The reports of a host."""
+
+REPORTS = (Reported, RankFinished, Idle, Failed, StopRequested)
+
+Event = Union[Reported, RankFinished, Failed, StopRequested, Lost, LocalEvent]
+"""The events for ``decision``."""
+
+R = TypeVar("R", bound=Report)
+
+
+def moved(report: R, seconds: float) -> R:
+    """Return a report with its time, if it has one, shifted by some seconds.
+
+    Clocks of two machines are not comparable. The sender subtracts its clock, so that the time is
+    relative to the sending, and the receiver adds its own.
+    """
+    if isinstance(report, (Failed, StopRequested)):
+        return replace(report, time=report.time + seconds)
+    return report
+
+
+# Orders, from the first host to all. A host obeys them in ``host.steps.Steps.obey``.
 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the kvstore meets.
+    """The address of the kvstore's scheduler, or of Horovod's rendezvous.
 
     Attributes:
-        address: IP address of the scheduler; ps-lite cannot bind a name.
-        port: TCP port of the scheduler.
-        own_address: this host's IP address, as the scheduler's host reaches it.
-        servers_per_host: how many servers each host runs. The leader says it, since the scheduler
-            waits for all of them.
+        address: its IP address, since ps-lite cannot bind a name.
+        port: its TCP port.
+        own_address: IP address of the host that gets the order, which sets it itself.
+        servers_per_host: number of servers on each host. The first host decides it, since the
+            scheduler waits for all of them.
+        listener: file descriptor of Horovod's listening socket, on the first host; 0 elsewhere.
+        peers: IP addresses of the other hosts, by name, which Horovod's rendezvous serves.
     """
 
     address: str
     port: int
     own_address: str
     servers_per_host: int = 1
+    listener: int = 0
+    peers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Start:
-    """Start the kvstore and the worker.
+    """Start the roles: the kvstore and the worker.
 
     Attributes:
         attempt: number of the attempt, from 1.
-        resume: name of the checkpoint that training goes on from; empty for none.
-        rendezvous: where the kvstore meets; ``None`` without the parameter server. What is in this
-            and in ``resume`` is not decided here: the leader fills it in.
+        resume: name of the checkpoint to resume from; empty for none.
+        rendezvous: the scheduler or rendezvous; ``None`` if there is none. The leader sets this and
+            ``resume``, not ``decision``.
     """
 
     attempt: int
@@ -190,39 +215,68 @@ class Start:
     rendezvous: Optional[Rendezvous] = None
 
 
-class Restart(NamedTuple):
-    """End what belongs to the attempt before, and get ready for this one.
+@dataclass(frozen=True)
+class FirstStep:
+    """Record the first step of training, on any host."""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """End the processes of the previous attempt, and get ready for this one.
 
     Attributes:
-        attempt: number of the attempt that begins.
-        failure: what ended the one before.
+        attempt: number of the new attempt.
+        failure: the failure of the previous one.
     """
 
     attempt: int
     failure: Failure
 
 
-class StopScripts(NamedTuple):
-    """Ask the worker to stop, or whatever prepares for it."""
+@dataclass(frozen=True)
+class StopScripts:
+    """Ask the worker, or a process that prepares for it, to stop."""
 
     stop: Stop
 
 
-class End(NamedTuple):
-    """Make an end of whatever still runs, and report this verdict."""
+@dataclass(frozen=True)
+class EndScripts:
+    """End workers that still run after a stop, since the checkpoint is written."""
+
+
+@dataclass(frozen=True)
+class DrainRoles:
+    """Wait for the other processes after all workers have finished, and stop those that remain."""
+
+
+@dataclass(frozen=True)
+class End:
+    """Stop all processes, and report this verdict."""
 
     verdict: Verdict
 
 
-Action = Union[Do, Start, Restart, StopScripts, End]
+@dataclass(frozen=True)
+class Note:
+    """Log a message. The first host sends it only to the others."""
+
+    text: str
 
 
-class Order(NamedTuple):
-    """Something to be done, by one host or by all that have joined.
+Action = Union[Start, FirstStep, Restart, StopScripts, EndScripts, DrainRoles, End]
+"""The orders. In an attempt, no host gets the same order twice."""
+
+ORDERS = (Start, FirstStep, Restart, StopScripts, EndScripts, DrainRoles, End, Note)
+
+
+@dataclass(frozen=True)
+class Order:
+    """An action and its recipients.
 
     Attributes:
-        action: what is to be done. In an attempt, no host is given the same action twice.
-        to: the host; ``None`` for all that have joined, the first one included.
+        action: the action.
+        to: the host; ``None`` for all that have joined, including the first one.
     """
 
     action: Action

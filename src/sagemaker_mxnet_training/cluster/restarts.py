@@ -1,52 +1,43 @@
-"""Whether another attempt follows one that failed: a pure decision."""
+"""Decides whether a failed attempt is followed by a restart."""
 
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind
 
 DEFAULT_RESTARTS = 3
-"""Restarts of a job whose script uses ``checkpoints``, where ``max_restarts`` is not set."""
+"""Default of ``max_restarts`` for a script that uses ``checkpoints``."""
 
 _RESTARTABLE = frozenset(
     (
         FailureKind.EXCEPTION,
         FailureKind.EXIT_STATUS,
         FailureKind.SIGNAL,
+        FailureKind.PEER,
         FailureKind.OUT_OF_MEMORY,
         FailureKind.FROZEN,
         FailureKind.STALLED,
         FailureKind.LOST,
-        FailureKind.CHECKPOINT,
     )
 )
-"""What may not happen again. Everything else is a fault of the job, of its place, or of ours."""
+"""Failures worth a retry. All others are errors in the job, its environment, or this package."""
 
-
-@dataclass(frozen=True)
-class RestartPolicy:
-    """How often a job begins again.
-
-    Attributes:
-        max_restarts: as the setting; ``None`` for ``DEFAULT_RESTARTS`` if the script uses
-            ``checkpoints``, and none otherwise.
-        rejoin_timeout: seconds that a lost host has to come back; 0 if none does.
-    """
-
-    max_restarts: Optional[int] = None
-    rejoin_timeout: float = 0.0
+_ON_ANY_HOST = frozenset(
+    (FailureKind.EXCEPTION, FailureKind.EXIT_STATUS, FailureKind.OUT_OF_MEMORY)
+)
+"""Failures of the script, which may happen first on any host."""
 
 
 @dataclass(frozen=True)
 class FailedAttempt:
-    """How an attempt went.
+    """A failed attempt.
 
     Attributes:
-        number: 1 for the first.
-        failure: what ended it.
+        number: number of the attempt, from 1.
+        failure: its failure.
         started: whether its roles were started.
         committed: whether a checkpoint was written in it.
-        away: whether a host was lost, or has left, before its failure was judged.
+        away: whether a host was lost or has left.
     """
 
     number: int
@@ -57,10 +48,11 @@ class FailedAttempt:
 
 
 def limit(max_restarts: Optional[int], checkpoints: bool) -> int:
-    """Return how often a job may begin again.
+    """Return the maximum number of restarts.
 
     Args:
-        max_restarts: the setting.
+        max_restarts: the setting; ``None`` means ``DEFAULT_RESTARTS`` if the script uses
+            ``checkpoints``, else 0.
         checkpoints: whether the script uses ``checkpoints``.
     """
     if max_restarts is not None:
@@ -69,29 +61,26 @@ def limit(max_restarts: Optional[int], checkpoints: bool) -> int:
 
 
 def refusal(
-    policy: RestartPolicy,
+    max_restarts: Optional[int],
     checkpoints: bool,
     failed: FailedAttempt,
     before: Sequence[FailedAttempt] = (),
 ) -> str:
-    """Return why there is no further attempt; an empty text if there is one.
+    """Return why there is no restart; an empty string if there is one.
 
     Args:
-        policy: the job's.
+        max_restarts: the setting, as for ``limit``.
         checkpoints: whether the script uses ``checkpoints``.
-        failed: the attempt that failed now.
-        before: the attempts before it, in order.
+        failed: the attempt that has failed.
+        before: earlier attempts, in order.
     """
-    most = limit(policy.max_restarts, checkpoints)
+    most = limit(max_restarts, checkpoints)
     kind = failed.failure.kind
     reasons = (
         (most == 0, "restarts are off"),
         (not failed.started, "the job had not started"),
         (kind not in _RESTARTABLE, f"a failure of this kind ({kind.value}) would happen again"),
-        (
-            (failed.away or kind is FailureKind.LOST) and not policy.rejoin_timeout,
-            "a lost host does not come back (rejoin_timeout is 0)",
-        ),
+        (failed.away or kind is FailureKind.LOST, "a lost host does not come back"),
         (_repeated(failed, before), "it has happened before, and no checkpoint was written since"),
         (failed.number > most, f"the job was restarted {most} times (max_restarts)"),
     )
@@ -99,13 +88,23 @@ def refusal(
 
 
 def _repeated(failed: FailedAttempt, before: Sequence[FailedAttempt]) -> bool:
-    """Tell whether the same failure ended an attempt since the last checkpoint was written."""
-    one, after = failed.failure, failed
+    """Return whether the same failure has already happened since the last checkpoint."""
+    after = failed
     for attempt in reversed(before):
-        other = attempt.failure
         if after.committed:
             return False
-        if (one.host, one.role, one.reason) == (other.host, other.role, other.reason):
+        if _identity(failed.failure) == _identity(attempt.failure):
             return True
         after = attempt
     return False
+
+
+def _identity(failure: Failure) -> Tuple[object, ...]:
+    """Return a key that is equal for failures with the same cause."""
+    host, kind = failure.host, failure.kind
+    if kind in (FailureKind.STALLED, FailureKind.PEER):
+        return (kind,)  # their reasons contain durations or addresses
+    if kind in _ON_ANY_HOST:
+        # The reason may name the host, as in a path of a local run.
+        return (kind, failure.role, failure.reason.replace(host, ""), failure.status)
+    return (kind, failure.role, failure.rank, failure.reason, host)

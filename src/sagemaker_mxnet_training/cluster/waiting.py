@@ -1,94 +1,133 @@
-"""For whom the job waits: what the leader tells in the log, and when waiting becomes a failure."""
+"""The hosts that the leader waits for: log messages, and timeouts."""
 
 from dataclasses import dataclass
-from typing import Dict, Optional, Sequence
+from typing import Dict, Optional
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
-from sagemaker_mxnet_training.cluster.coordination import PROGRESS_PERIOD, listed
+from sagemaker_mxnet_training.cluster.coordinator import PROGRESS_PERIOD, listed
 from sagemaker_mxnet_training.cluster.decision import Cluster, Phase
-from sagemaker_mxnet_training.cluster.events import Step
+from sagemaker_mxnet_training.cluster.events import HostState
+from sagemaker_mxnet_training.config.job import Job
+from sagemaker_mxnet_training.control.members import LOOKUP_TIME, MemberConnections
+
+MISSING_LIMIT = 10
+"""Maximum number of missing hosts whose names are resolved, and that a failure names."""
+
+_UNEVEN = (
+    "with dist_sync all hosts must push equally often; use the same number of batches on all hosts"
+)
 
 
 @dataclass
 class HostStatus:
-    """What a host last reported about itself.
+    """The last report of a host.
 
     Attributes:
-        step: what it does.
-        idle: seconds for which its worker has made no progress.
+        state: its state.
+        idle: seconds since its worker last made progress.
     """
 
-    step: Optional[Step] = None
+    state: Optional[HostState] = None
     idle: float = 0.0
 
 
 class Waiting:
-    """The status of all hosts, and how often it is told.
+    """The status of all hosts.
 
     Args:
-        hosts: all hosts of the job.
-        stall_timeout: seconds without progress that are a failure; 0 for never.
-        now: when the job began (monotonic, seconds).
+        job: the job.
+        now: the current time (monotonic, seconds).
 
     Attributes:
-        status: what each host last reported.
+        status: the last report of each host.
     """
 
-    def __init__(self, hosts: Sequence[str], stall_timeout: float, now: float) -> None:
+    def __init__(self, job: Job, now: float) -> None:
         self.status: Dict[str, HostStatus] = {}
-        self._hosts = hosts
-        self._stall_timeout = stall_timeout
-        self.begin_anew(now)
+        self._job = job
+        self._opened = now
+        self.reset(now)
 
-    def begin_anew(self, now: float) -> None:
-        """Forget what was reported: another attempt begins."""
-        self.status = {host: HostStatus() for host in self._hosts}
-        self._told = now
+    def reset(self, now: float) -> None:
+        """Reset the status for a new attempt."""
+        self.status = {host: HostStatus() for host in self._job.hosts}
+        self._logged = now
 
-    def line(self, cluster: Cluster, join_time_left: float, now: float) -> str:
-        """Return what to log about the wait; empty between two such lines."""
-        if now - self._told < PROGRESS_PERIOD:
+    def line(self, cluster: Cluster, now: float) -> str:
+        """Return a log message about the wait, or an empty string if none is due."""
+        if now - self._logged < PROGRESS_PERIOD:
             return ""
         text = ""
         missing = sorted(cluster.hosts - cluster.joined)
         if cluster.phase is Phase.GATHERING and missing:
-            text = f"waiting for {listed(missing)} to join, {join_time_left:.0f} s left"
+            text = f"waiting for {listed(missing)} to join, {self._join_time(now):.0f} s left"
         elif cluster.phase is Phase.GATHERING:
             text = self._preparing(cluster)
         elif cluster.phase is Phase.TRAINING and cluster.finished:
             text = self._training(cluster)
         if text:
-            self._told = now
+            self._logged = now
         return text
 
+    def join_failure(
+        self, cluster: Cluster, members: MemberConnections, now: float
+    ) -> Optional[Failure]:
+        """Return the failure if hosts have not joined in time, else ``None``.
+
+        Args:
+            cluster: the state of the job.
+            members: the connections to the other hosts.
+            now: monotonic seconds.
+        """
+        missing = sorted(cluster.hosts - cluster.joined)
+        timeout, left = self._job.settings.join_timeout, self._join_time(now)
+        if not missing or cluster.phase is not Phase.GATHERING:
+            return None
+        if left <= min(LOOKUP_TIME, timeout / 2):
+            members.look_up(missing[:MISSING_LIMIT])
+        if left > 0:
+            return None
+        why = "; ".join(map(members.obstacle, missing[:MISSING_LIMIT]))
+        reason = (
+            f"{listed(missing)} did not join within {timeout:g} s ({why}); "
+            f"{self._job.current_host} listens on {members.listening}"
+        )
+        return Failure(missing[0], Role.ENTRYPOINT, reason, kind=FailureKind.JOIN)
+
     def stalled(self, cluster: Cluster) -> Optional[Failure]:
-        """Return the failure of a job in which nobody makes progress, if there is such a limit."""
+        """Return the failure if no host has made progress for ``stall_timeout``, else ``None``."""
+        limit = self._job.settings.stall_timeout
         training = sorted(cluster.hosts - cluster.finished)
-        if not self._stall_timeout or cluster.phase is not Phase.TRAINING or not training:
+        if not limit or cluster.phase is not Phase.TRAINING or not training:
             return None
         idle = min(self.status[host].idle for host in training)
-        if idle < self._stall_timeout:
+        if idle < limit:
             return None
         reason = f"stalled: no progress for {idle:.0f} s on {listed(training)}"
         if cluster.finished:
-            reason += (
-                f", while {listed(sorted(cluster.finished))} had finished: with dist_sync every "
-                "host must push equally often; give all hosts the same number of batches"
-            )
+            reason += f", after {listed(sorted(cluster.finished))} had finished: {_UNEVEN}"
         return Failure(training[0], Role.WORKER, reason, kind=FailureKind.STALLED)
+
+    def _join_time(self, now: float) -> float:
+        """Return the seconds until hosts must have joined."""
+        return max(0.0, self._opened + self._job.settings.join_timeout - now)
 
     def _preparing(self, cluster: Cluster) -> str:
         busy = []
         for host in sorted(cluster.joined - cluster.ready):
-            step = self.status[host].step
-            if step is not None:
-                busy.append(f"{host} ({step.value})")
+            state = self.status[host].state
+            if state is not None:
+                busy.append(f"{host} ({state.value})")
         return f"waiting for {listed(busy)}" if busy else ""
 
     def _training(self, cluster: Cluster) -> str:
         training = []
+        advice = ""
         for host in sorted(cluster.hosts - cluster.finished)[:10]:
             idle = self.status[host].idle
             stuck = f" (no progress for {idle:.0f} s)" if idle >= PROGRESS_PERIOD else ""
             training.append(f"{host}{stuck}")
-        return f"{listed(sorted(cluster.finished))} finished and waiting for {', '.join(training)}"
+            if stuck:
+                advice = f": {_UNEVEN}; sagemaker_mxnet_stall_timeout would make this a failure"
+        finished = listed(sorted(cluster.finished))
+        return f"{finished} finished and waiting for {', '.join(training)}{advice}"

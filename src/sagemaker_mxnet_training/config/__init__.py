@@ -1,1 +1,1 @@
-"""The configuration of a job: read from variables and files, checked, described."""
+"""The configuration of a job, from environment variables and files."""

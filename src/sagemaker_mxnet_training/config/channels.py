@@ -1,4 +1,4 @@
-"""The input channels of a job. None is opened or listed: one in Pipe mode is a FIFO."""
+"""The input channels of a job. They are not opened, since a channel in Pipe mode is a FIFO."""
 
 import os
 import re
@@ -23,10 +23,10 @@ def read(
     """Return the path of each channel.
 
     Args:
-        sources: has ``SM_CHANNELS`` and ``SM_CHANNEL_<NAME>``, which take precedence.
+        sources: provides ``SM_CHANNELS`` and ``SM_CHANNEL_<NAME>``, which take precedence.
         inputs: the members of ``inputdataconfig.json``.
-        data_dir: the directory that holds the channels.
-        check: gets the faults.
+        data_dir: the parent directory of the channels.
+        check: collects faults.
     """
     for found in inputs.values():
         if not isinstance(found.value, dict):

@@ -1,8 +1,8 @@
-"""From an environment and SageMaker's configuration files to one ``Job`` and its faults.
+"""Reads a ``Job`` from the environment and SageMaker's configuration files.
 
-An ``SM_*`` variable takes precedence over a file, and a file over a default. Where
-sagemaker-training 5.1.4 reads other variables too, its order is kept
-(``environment.Environment.__init__``, ``trainer.train``).
+An ``SM_*`` variable takes precedence over a file, and a file over a default. Other variables have
+the precedence of sagemaker-training 5.1.4 (``environment.Environment.__init__``,
+``trainer.train``).
 """
 
 import os
@@ -16,9 +16,9 @@ from sagemaker_mxnet_toolkit.settings.sources import Sources
 from sagemaker_mxnet_toolkit.settings.validation import (
     LOG_LEVEL,
     Validator,
+    integer,
     matching,
-    text,
-    whole,
+    string,
 )
 from sagemaker_mxnet_training.config import (
     channels,
@@ -26,7 +26,8 @@ from sagemaker_mxnet_training.config import (
     environment,
     hosts,
     hyperparameters,
-    settings,
+    job_settings,
+    mpi_options,
     user_code,
 )
 from sagemaker_mxnet_training.config.channels import CHANNEL_NAME
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 ROOT = "/opt/ml"
-"""The base directory, where ``SAGEMAKER_BASE_DIR`` names no other."""
+"""The default base directory; ``SAGEMAKER_BASE_DIR`` sets another one."""
 
 _REGION = matching(
     re.compile(r"(?![0-9]+\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"),
@@ -54,13 +55,13 @@ _REGION = matching(
     "the name of an AWS region, such as eu-west-1",
 )
 _S3 = matching(re.compile(r"s3://[^/\s]+(/.*)?"), "an S3 URL", "s3://bucket/prefix")
-_JOB_NAME = text("the name of a training job")
-_GPUS = whole(0, 1024, "a number of GPUs")
-_CPUS = whole(1, 65536, "a number of CPUs")
+_JOB_NAME = string("the name of a training job")
+_GPUS = integer(0, 1024, "a number of GPUs")
+_CPUS = integer(1, 65536, "a number of CPUs")
 _INFO = 20
 
-# Variables that are JSON, but that the job only passes on to the user's script.
-_PASSED_ON = {
+# JSON variables that are only passed to the user's script.
+_PASSED_THROUGH = {
     "SM_USER_ARGS": list,
     "SM_TRAINING_ENV": dict,
     "SM_INSTANCE_GROUPS": list,
@@ -71,16 +72,16 @@ _PASSED_ON = {
     "SM_IS_HETERO": bool,
 }
 
-# MAX_ARG_STRLEN of Linux: bytes of one argument or variable, with the NUL at its end (execve(2)).
+# Linux's MAX_ARG_STRLEN: maximum size of an argument or variable, with its NUL (execve(2)).
 _LONGEST_VARIABLE = 32 * 4096
 
 
 class Resolution(NamedTuple):
-    """What an environment describes.
+    """A job and the faults of its configuration.
 
     Attributes:
-        job: the job, with a default in each place that has a fault.
-        faults: one complete sentence for each fault; empty if the job can be run.
+        job: the job, with defaults for invalid values.
+        faults: a message for each fault; empty if the job can be run.
     """
 
     job: Job
@@ -90,7 +91,7 @@ class Resolution(NamedTuple):
         """Return the job.
 
         Raises:
-            ConfigurationError: with all faults, if there are any.
+            ConfigurationError: the configuration has faults.
         """
         if self.faults:
             raise ConfigurationError(self.faults)
@@ -98,13 +99,13 @@ class Resolution(NamedTuple):
 
 
 def resolve(environ: Mapping[str, str], root: str = ROOT) -> Resolution:
-    """Return the job that an environment and the files below its base directory describe.
+    """Return the job that the environment and the files in its base directory describe.
 
-    It reads the three configuration files and looks at directories; it creates nothing.
+    This reads the three configuration files and checks directories; it creates nothing.
 
     Args:
-        environ: the environment that the entrypoint was given.
-        root: the base directory, where ``SAGEMAKER_BASE_DIR`` names no other.
+        environ: the environment of the entrypoint.
+        root: the default base directory.
     """
     base = base_directory(environ, root)
     input_dir = os.path.join(base, "input")
@@ -114,19 +115,20 @@ def resolve(environ: Mapping[str, str], root: str = ROOT) -> Resolution:
     resources = sources.document("SM_RESOURCE_CONFIG", hosts.FILE)
     inputs = sources.document("SM_INPUT_DATA_CONFIG", channels.FILE)
     parameters = hyperparameters.read(sources, check)
-    for name, kind in _PASSED_ON.items():
+    for name, kind in _PASSED_THROUGH.items():
         sources.json(name, kind)
     hosts.check_resources(resources, check)
     current_host, all_hosts = hosts.read(sources, resources, check)
     entry_point, module_dir = user_code.read(sources, parameters, base, check)
     written = directories.read(sources, base, check)
+    groups = parameters.parameter("distribution_instance_groups")
+    distributed = hosts.distributed(all_hosts, groups, resources, check)
+    num_gpus = check.value(sources.variable("SM_NUM_GPUS"), _GPUS, count_gpus())
     job = Job(
         base_dir=base,
         current_host=current_host,
         hosts=all_hosts,
-        kvstore_hosts=hosts.distributed(
-            all_hosts, parameters.parameter("distribution_instance_groups"), resources, check
-        ),
+        distributed_hosts=distributed,
         network_interface=hosts.interface(sources, resources, check),
         hyperparameters=_values(parameters.user),
         framework_parameters=parameters.framework(),
@@ -143,22 +145,23 @@ def resolve(environ: Mapping[str, str], root: str = ROOT) -> Resolution:
         output_data_dir=written.data,
         output_intermediate_dir=written.intermediate,
         checkpoint_dir=written.checkpoints,
-        num_gpus=check.value(sources.variable("SM_NUM_GPUS"), _GPUS, count_gpus()),
+        num_gpus=num_gpus,
         num_cpus=check.value(sources.variable("SM_NUM_CPUS"), _CPUS, count_cpus()),
         visible_cpus=visible_cpus(),
         log_level=_log_level(sources, parameters, check),
         parameter_server=parameters.flag("parameter_server_enabled", check),
+        horovod=mpi_options.read(parameters, len(distributed), num_gpus, environ, check),
         s3_output=check.value(parameters.parameter("s3_output"), _S3, "") or None,
         region=_region(sources, parameters, check),
         job_name=_job_name(sources, parameters, check),
-        settings=settings.read(sources, parameters, check),
+        settings=job_settings.read(sources, parameters, check),
         environ=dict(environ),
     )
     return Resolution(job, check.faults.sentences() or _too_long(job))
 
 
 def base_directory(environ: Mapping[str, str], root: str = ROOT) -> str:
-    """Return what ``/opt/ml`` is in this environment."""
+    """Return the base directory, by default ``/opt/ml``."""
     return os.path.abspath(environ.get("SAGEMAKER_BASE_DIR") or root)
 
 
@@ -195,9 +198,9 @@ def _job_name(sources: Sources, parameters: Hyperparameters, check: Validator) -
 
 
 def _too_long(job: Job) -> Tuple[str, ...]:
-    """Return a fault if the kernel would start no program with this job's variables.
+    """Return a fault if a variable is too long for the kernel.
 
-    SageMaker takes hyperparameters that are larger together than a variable may be.
+    SageMaker's limit for all hyperparameters together is larger.
     """
     sizes = {
         name: len(os.fsencode(f"{name}={value}")) + 1
@@ -207,8 +210,7 @@ def _too_long(job: Job) -> Tuple[str, ...]:
     if sizes[largest] <= _LONGEST_VARIABLE:
         return ()
     return (
-        f"the variable {largest}, which the user's program gets, would have "
-        f"{sizes[largest]:,} bytes; expected {_LONGEST_VARIABLE:,} bytes at the most, the kernel's "
-        "limit for one variable: give long values to the program in a file of an input channel, "
-        "not as hyperparameters",
+        f"{largest}: this variable of the user's program would have {sizes[largest]:,} bytes; "
+        f"expected at most {_LONGEST_VARIABLE:,} bytes, the kernel's limit: pass long values to "
+        "the program in a file of an input channel, not as hyperparameters",
     )

@@ -1,14 +1,17 @@
-"""The directories that a job writes to."""
+"""The output directories of a job."""
 
+import contextlib
 import os
 from typing import NamedTuple, Optional
 
+from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.settings.sources import Sources
 from sagemaker_mxnet_toolkit.settings.validation import Validator
+from sagemaker_mxnet_training.config.job import Job
 
 
 class Directories(NamedTuple):
-    """Absolute paths, as in ``Job``: model, output, its data, uploads meanwhile, checkpoints."""
+    """Absolute paths, as in ``Job``."""
 
     model: str
     output: str
@@ -18,12 +21,12 @@ class Directories(NamedTuple):
 
 
 def read(sources: Sources, base: str, check: Validator) -> Directories:
-    """Return the directories; one that cannot be written to is a fault.
+    """Return the directories. A directory that is not writable is a fault.
 
     Args:
-        sources: has the ``SM_*_DIR`` variables.
-        base: the base directory, which holds the defaults.
-        check: gets the faults.
+        sources: provides the ``SM_*_DIR`` variables.
+        base: the base directory.
+        check: collects faults.
     """
 
     def path(name: str, default: str) -> str:
@@ -49,24 +52,50 @@ def read(sources: Sources, base: str, check: Validator) -> Directories:
     return found
 
 
-def check_writable(path: str) -> Optional[str]:
-    """Return why nothing can be written to a directory, or ``None`` if it can.
+def create(job: Job) -> None:
+    """Create the directories that a script may write to.
 
-    The directory need not exist yet; nothing is created to find out. ``os.access`` alone says yes
-    to root on everything, and ``statvfs`` alone does not know permissions.
+    Raises:
+        ConfigurationError: a required directory cannot be created.
     """
-    there = path
-    while not os.path.lexists(there) and os.path.dirname(there) != there:
-        there = os.path.dirname(there)
-    expected = "expected a directory that can be written to: mount one, or name another"
-    if not os.path.isdir(there):
-        return f"{path} cannot be written: {there} is not a directory; {expected}"
+    needed = {
+        "SM_MODEL_DIR": job.model_dir,
+        "SM_OUTPUT_DIR": job.output_dir,
+        "SM_OUTPUT_DATA_DIR": job.output_data_dir,
+    }
+    for name, path in needed.items():
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            expected = "mount a writable directory, or set another path"
+            raise ConfigurationError(
+                [f"{name}: cannot create {path}: {error.strerror}; {expected}"]
+            ) from error
+    # Optional: few scripts use them.
+    for path in (job.output_intermediate_dir, job.checkpoint_dir):
+        with contextlib.suppress(OSError):
+            os.makedirs(path, exist_ok=True)
+
+
+def check_writable(path: str) -> Optional[str]:
+    """Return why a directory is not writable, or ``None`` if it is.
+
+    If the directory does not exist, its nearest existing parent is checked. ``os.access`` alone
+    ignores read-only file systems for root, and ``statvfs`` alone ignores permissions.
+    """
+    existing = path
+    while not os.path.lexists(existing) and os.path.dirname(existing) != existing:
+        existing = os.path.dirname(existing)
+    expected = "expected a writable directory: mount one, or set another path"
+    if not os.path.isdir(existing):
+        return f"{path} cannot be written: {existing} is not a directory; {expected}"
     try:
-        read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+        read_only = bool(os.statvfs(existing).f_flag & os.ST_RDONLY)
     except OSError as error:
-        return f"{path} cannot be written: {there}: {error.strerror}; {expected}"
+        return f"{path} cannot be written: {existing}: {error.strerror}; {expected}"
     if read_only:
-        return f"{path} cannot be written: {there} is on a read-only file system; {expected}"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return f"{path} cannot be written: user {os.geteuid()} may not write to {there}; {expected}"
+        return f"{path} cannot be written: {existing} is on a read-only file system; {expected}"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        user = os.geteuid()
+        return f"{path} cannot be written: user {user} may not write to {existing}; {expected}"
     return None

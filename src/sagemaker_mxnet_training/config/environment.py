@@ -1,21 +1,22 @@
-"""The variables and arguments of child processes, made from a job without side effects.
+"""Environment variables and arguments of child processes.
 
 The variables are those of sagemaker-training 5.1.4 (its ENVIRONMENT_VARIABLES document and
-``Environment.to_env_vars``), so that scripts written for it run unchanged. They are made here,
-because importing its ``environment`` takes 0.2 s, creates directories and sets variables.
+``Environment.to_env_vars``), so that scripts written for it run unchanged. Its ``environment`` is
+not imported, since that takes 0.2 s, creates directories and sets variables.
 """
 
 import json
 import os
 from typing import Any, Dict, List, Mapping
 
+from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.settings import variables
 from sagemaker_mxnet_toolkit.settings.json_text import variable_text
 from sagemaker_mxnet_training.config.job import Job
 
 _GROUP = "homogeneousCluster"
 
-# Those that make sagemaker-training distribute work over the current instance group.
+# Hyperparameters with which sagemaker-training distributes over the current instance group.
 _DISTRIBUTIONS = (
     "sagemaker_mpi_enabled",
     "sagemaker_distributed_dataparallel_enabled",
@@ -25,38 +26,40 @@ _DISTRIBUTIONS = (
     "sagemaker_torch_distributed_enabled",
 )
 
-# ps-lite 1.x takes a bare PORT for the port to bind; the other two are for entrypoints only.
-_REMOVED = frozenset({"PORT", f"{variables.PREFIX}JOB_KEY", variables.CONTROL_FD})
+# ps-lite 1.x would bind PORT; the others are only for entrypoints.
+_REMOVED = frozenset(
+    {"PORT", f"{variables.PREFIX}JOB_KEY", variables.CONTROL_FD, variables.RANK_OUTPUT}
+)
 
 
 def base_environment(job: Job) -> Dict[str, str]:
-    """Return the environment that every child process starts from.
+    """Return the common environment of all child processes.
 
-    It is the entrypoint's own and ``script_environment``, without variables that would mislead a
-    child.
+    This is the entrypoint's environment and ``script_environment``, without variables that would
+    affect a child wrongly, and with this interpreter's directory first in ``PATH``.
     """
-    given = {name: text for name, text in job.environ.items() if name not in _REMOVED}
-    if given.get("PYTHONPATH"):
-        # Children have working directories of their own.
-        entries = given["PYTHONPATH"].split(os.pathsep)
-        given["PYTHONPATH"] = os.pathsep.join(entry and os.path.abspath(entry) for entry in entries)
-    return {**given, **script_environment(job), "PYTHONUNBUFFERED": "1"}
+    environ = {name: text for name, text in job.environ.items() if name not in _REMOVED}
+    if environ.get("PYTHONPATH"):
+        # Children have other working directories.
+        entries = environ["PYTHONPATH"].split(os.pathsep)
+        environ["PYTHONPATH"] = os.pathsep.join(each and os.path.abspath(each) for each in entries)
+    environ["PATH"] = program.search_path(environ)
+    return {**environ, **script_environment(job), "PYTHONUNBUFFERED": "1"}
 
 
 def script_environment(job: Job) -> Dict[str, str]:
     """Return the ``SM_*`` variables and ``SAGEMAKER_BASE_DIR``.
 
-    A variable that was set before keeps its text if that means the same. If the job's value differs
-    (``SM_HPS`` was changed by an ``SM_HP_<name>``, ``SM_HOSTS`` was not sorted, a path was
-    relative), the script gets the job's. Variables that the job only passes on always keep their
-    text.
+    A variable that is already set keeps its text if its value is the same. If not (``SM_HPS`` was
+    overridden by ``SM_HP_<name>``, ``SM_HOSTS`` was not sorted, a path was relative), it gets
+    the job's value. Variables that are only passed through always keep their text.
     """
     resolved = _texts(_resolved(job))
     derived = _texts(_derived(job))
-    given = {name: text for name, text in job.environ.items() if name.startswith("SM_") and text}
+    current = {name: text for name, text in job.environ.items() if name.startswith("SM_") and text}
     kept = {
         name: text
-        for name, text in given.items()
+        for name, text in current.items()
         if name not in resolved or _meaning(text) == _meaning(resolved[name])
     }
     return {**derived, **resolved, **kept, "SAGEMAKER_BASE_DIR": job.base_dir}
@@ -68,10 +71,10 @@ def script_arguments(job: Job) -> List[str]:
 
 
 def arguments(values: Mapping[str, Any]) -> List[str]:
-    """Return ``--name value`` for each value, sorted by name, one-letter names as ``-n value``.
+    """Return ``--name value`` for each value, sorted by name; ``-n value`` for one-letter names.
 
-    The form is that of sagemaker-training 5.1.4 (``mapping.to_cmd_args``): an object becomes
-    ``key=value,key=value``, ``null`` an empty text, anything else what ``str`` makes of it.
+    As in sagemaker-training 5.1.4 (``mapping.to_cmd_args``), an object becomes
+    ``key=value,key=value``, ``null`` an empty string, and other values are formatted by ``str``.
     """
     words: List[str] = []
     for name in sorted(values):
@@ -102,7 +105,7 @@ def _resolved(job: Job) -> Dict[str, Any]:
     return {
         "hosts": list(job.hosts),
         "current_host": job.current_host,
-        # Scripts that hand it to other libraries need a name; sagemaker-training's is eth0.
+        # Other libraries need a name; sagemaker-training's default is eth0.
         "network_interface_name": job.network_interface or "eth0",
         "hps": dict(job.hyperparameters),
         "user_entry_point": job.entry_point,
@@ -116,13 +119,14 @@ def _resolved(job: Job) -> Dict[str, Any]:
         "output_dir": job.output_dir,
         "output_data_dir": job.output_data_dir,
         "output_intermediate_dir": job.output_intermediate_dir,
+        "checkpoint_dir": job.checkpoint_dir,
         **{f"channel_{name}": path for name, path in job.channels.items()},
         **{f"hp_{name}": value for name, value in job.hyperparameters.items()},
     }
 
 
 def _derived(job: Job) -> Dict[str, Any]:
-    """Return the values that are derived from the job or only passed on."""
+    """Return the values that are derived from the job or only passed through."""
     groups = _instance_groups(job)
     program = job.entry_point
     shared = {
@@ -142,9 +146,10 @@ def _derived(job: Job) -> Dict[str, Any]:
 
 
 def _training_env(job: Job, shared: Mapping[str, Any]) -> Dict[str, Any]:
-    """Return what ``SM_TRAINING_ENV`` holds: the properties of their ``Environment``."""
+    """Return ``SM_TRAINING_ENV``: the properties of sagemaker-training's ``Environment``."""
     resolved = _resolved(job)
-    taken = {"hps", "framework_params", "channels"}
+    # It has no checkpoint_dir, and other names for the rest.
+    taken = {"hps", "framework_params", "channels", "checkpoint_dir"}
     distributed = shared["distribution_instance_groups"]
     groups = shared["instance_groups_dict"]
     hosts: List[str] = list(job.hosts)
@@ -167,14 +172,14 @@ def _training_env(job: Job, shared: Mapping[str, Any]) -> Dict[str, Any]:
         "master_hostname": master,
         "is_master": job.current_host == master,
         "is_modelparallel_enabled": model_parallel and model_parallel != "{}",
-        # Launchers of other frameworks' libraries, which this toolkit never starts.
+        # Launchers of libraries of other frameworks.
         "is_smddprun_installed": False,
         "is_smddpmprun_installed": False,
     }
 
 
 def _instance_groups(job: Job) -> Dict[str, Any]:
-    """Return what ``resourceconfig.json`` says about heterogeneous clusters."""
+    """Return the values for heterogeneous clusters, from ``resourceconfig.json``."""
     config = job.resource_config
     groups = {group["instance_group_name"]: group for group in config.get("instance_groups") or ()}
     current = config.get("current_group_name") or _GROUP

@@ -1,4 +1,4 @@
-"""The hosts of a job, as the variables or ``resourceconfig.json`` list them."""
+"""The hosts of a job, from environment variables or ``resourceconfig.json``."""
 
 import re
 import socket
@@ -6,13 +6,13 @@ from typing import Any, Mapping, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.settings.faults import Found, present
 from sagemaker_mxnet_toolkit.settings.sources import Sources
-from sagemaker_mxnet_toolkit.settings.validation import Kind, Validator, matching, text
+from sagemaker_mxnet_toolkit.settings.validation import Kind, Validator, matching, string
 
 FILE = "resourceconfig.json"
 """The configuration file that describes the hosts."""
 
-# Labels of 1 to 63 characters, as DNS has them (RFC 1035, 2.3.4; RFC 1123, 2.1), and underscores,
-# which docker-compose writes. Python's resolver raises UnicodeError for any other label.
+# Labels of 1 to 63 characters (RFC 1035, 2.3.4; RFC 1123, 2.1), with underscores, which
+# docker-compose uses. Python's resolver raises UnicodeError for other labels.
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 
@@ -31,7 +31,7 @@ def _is_ipv6(value: str) -> bool:
     return "%" not in value
 
 
-_EXPECTED = "labels of 1 to 63 letters, digits, '-' and '_', with dots between them, or an address"
+_EXPECTED = "labels of 1 to 63 letters, digits, '-' and '_', separated by dots, or an IP address"
 HOST_NAME = Kind(_host_name, f"a host name: {_EXPECTED}")
 _LISTED = Kind(_host_name, _EXPECTED)
 _INTERFACE = matching(
@@ -45,14 +45,14 @@ def read(
     """Return this host's name, and the names of all hosts, sorted.
 
     Args:
-        sources: has ``SM_CURRENT_HOST`` and ``SM_HOSTS``, which take precedence.
+        sources: provides ``SM_CURRENT_HOST`` and ``SM_HOSTS``, which take precedence.
         resources: the members of ``resourceconfig.json``.
-        check: gets the faults.
+        check: collects faults.
     """
     named = sources.variable("SM_CURRENT_HOST") or present(resources.get("current_host"))
     current = check.value(named, HOST_NAME, "")
     invalid = named is not None and not current
-    current = current or _machine()
+    current = current or _machine_name()
     found = sources.json("SM_HOSTS", list) or resources.get("hosts")
     if found is None:
         return current, (current,)
@@ -60,7 +60,7 @@ def read(
         found = found._replace(value=[])
     hosts = check.names(found, _LISTED, "host name")
     if hosts is not None and not hosts:
-        check.faults.add("no hosts", found, "at least one host name, and this host's among them")
+        check.faults.add("no hosts", found, "at least this host's name")
     elif hosts is not None and current not in hosts and not invalid:
         check.faults.add(
             f"this host, {current!r}, is not among the hosts",
@@ -71,27 +71,27 @@ def read(
 
 
 def interface(sources: Sources, resources: Mapping[str, Found], check: Validator) -> str:
-    """Return the name of the network interface towards the other hosts; may be empty."""
+    """Return the network interface to the other hosts; empty if it is not configured."""
     found = sources.variable("SM_NETWORK_INTERFACE_NAME")
     return check.value(found or present(resources.get("network_interface_name")), _INTERFACE, "")
 
 
-def _machine() -> str:
-    """Return this machine's name, or ``localhost`` if it has one that no network would know."""
+def _machine_name() -> str:
+    """Return this machine's name, or ``localhost`` if it is not a valid host name."""
     name = socket.gethostname()
     return name if _NAME.fullmatch(name) else "localhost"
 
 
 def check_resources(resources: Mapping[str, Found], check: Validator) -> None:
-    """Note faults in the optional part of ``resourceconfig.json``, which scripts get."""
+    """Check the optional members of ``resourceconfig.json``, which are passed to scripts."""
     for name in ("current_instance_type", "current_instance_group", "current_group_name"):
-        check.value(present(resources.get(name)), text("text"), "")
+        check.value(present(resources.get(name)), string("a string"), "")
     groups = present(resources.get("instance_groups"))
     if groups is not None and not (
         isinstance(groups.value, list) and all(map(_is_group, groups.value))
     ):
         check.faults.add(
-            "not instance groups",
+            "not a list of instance groups",
             groups,
             'a JSON list of {"instance_group_name": ..., "instance_type": ..., "hosts": [...]}',
         )
@@ -100,10 +100,10 @@ def check_resources(resources: Mapping[str, Found], check: Validator) -> None:
 def distributed(
     hosts: Tuple[str, ...], named: Optional[Found], resources: Mapping[str, Found], check: Validator
 ) -> Tuple[str, ...]:
-    """Return the hosts of the instance groups that the training is distributed over, sorted.
+    """Return the hosts of the instance groups that train together, sorted.
 
-    All hosts, where no groups are named, or none are listed (local mode): the names mean nothing
-    then, as in sagemaker-training 5.1.4.
+    These are all hosts if no groups are selected, or if there are no instance groups (local mode),
+    as in sagemaker-training 5.1.4.
     """
     listed = present(resources.get("instance_groups"))
     if named is None or listed is None or not isinstance(named.value, list):
@@ -113,7 +113,7 @@ def distributed(
     groups = {group["instance_group_name"]: group["hosts"] for group in listed.value}
     missing = [name for name in named.value if name not in groups]
     if missing:
-        check.faults.add(f"no instance groups {missing}", named, f"some of {list(groups)}")
+        check.faults.add(f"unknown instance groups {missing}", named, f"some of {list(groups)}")
     members = {host for name in named.value for host in groups.get(name, ())}
     return tuple(host for host in hosts if host in members)
 

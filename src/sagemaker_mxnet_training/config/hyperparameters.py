@@ -8,13 +8,13 @@ from sagemaker_mxnet_toolkit.settings.sources import Sources, match, members, sp
 from sagemaker_mxnet_toolkit.settings.validation import FLAG, Validator, unpassable
 
 FILE = "hyperparameters.json"
-"""The configuration file that holds the user's and the platform's."""
+"""The configuration file with all hyperparameters."""
 
-# Hyperparameters that are the platform's although their names say otherwise
-# (sagemaker-training 5.1.4, params.SAGEMAKER_HYPERPARAMETERS).
+# Hyperparameters of the platform without its prefix (sagemaker-training 5.1.4,
+# params.SAGEMAKER_HYPERPARAMETERS).
 _PLATFORM = frozenset({"_tuning_objective_metric", "default_user_module_name"})
 
-# Those of the platform's that are not framework parameters (the same tuple).
+# Hyperparameters of the platform that are not framework parameters.
 _NAMED = _PLATFORM | {
     "sagemaker_program",
     "sagemaker_submit_directory",
@@ -30,10 +30,10 @@ _JOB_KEY = "sagemaker_mxnet_job_key"
 
 
 class Hyperparameters(NamedTuple):
-    """All hyperparameters of a job, each with its place.
+    """All hyperparameters of a job.
 
     Attributes:
-        user: those that the user's program gets as arguments.
+        user: those that are passed to the user's program.
         platform: those of SageMaker, its SDK and this toolkit.
     """
 
@@ -41,18 +41,15 @@ class Hyperparameters(NamedTuple):
     platform: Mapping[str, Found]
 
     def parameter(self, name: str) -> Optional[Found]:
-        """Return the platform's ``sagemaker_<name>``; ``None`` if it is not set, or empty."""
+        """Return ``sagemaker_<name>``, or ``None`` if it is not set or empty."""
         return present(self.platform.get(f"sagemaker_{name}"))
 
     def flag(self, name: str, check: Validator) -> bool:
-        """Return the platform's ``sagemaker_<name>`` as true or false, false by default."""
+        """Return ``sagemaker_<name>`` as a boolean, false by default."""
         return check.value(self.parameter(name), FLAG, False)
 
     def framework(self) -> Dict[str, Any]:
-        """Return the values of the framework parameters, those of ``SM_FRAMEWORK_PARAMS``.
-
-        The job's key is left out: scripts do not get it.
-        """
+        """Return the framework parameters (``SM_FRAMEWORK_PARAMS``), without the job's key."""
         return {
             name: found.value
             for name, found in self.platform.items()
@@ -61,27 +58,27 @@ class Hyperparameters(NamedTuple):
 
 
 def read(sources: Sources, check: Validator) -> Hyperparameters:
-    """Return the hyperparameters; those that no program can be given are faults.
+    """Return the hyperparameters. Those that cannot be passed to a program are faults.
 
-    A whole set in a variable (``SM_HPS``, ``SM_FRAMEWORK_PARAMS``) replaces the file's set;
-    ``SM_HP_<name>`` then changes or adds a single one. The platform's may be in any of them.
+    ``SM_HPS`` and ``SM_FRAMEWORK_PARAMS`` replace those of the file; ``SM_HP_<name>`` then
+    overrides or adds a single one. The platform's may be in any of them.
     """
     user: Dict[str, Found] = {}
     platform: Dict[str, Found] = {}
     for name, found in sources.document(None, FILE).items():
         value = decode(found.value) if isinstance(found.value, str) else found.value
         (platform if _is_platform(name) else user)[name] = Found(value, name, found.place)
-    whole = sources.json("SM_HPS", dict)
+    hps = sources.json("SM_HPS", dict)
     framework = sources.json("SM_FRAMEWORK_PARAMS", dict)
-    if whole is not None:
+    if hps is not None:
         user = {}
     if framework is not None:
         platform = {name: found for name, found in platform.items() if name in _NAMED}
-    for name, found in members(whole).items() if whole else ():
+    for name, found in members(hps).items() if hps else ():
         (platform if _is_platform(name) else user)[name] = found
     platform.update(members(framework) if framework else {})
     for name, found in sources.prefixed("SM_HP_"):
-        _change((platform if _is_platform(name.lower()) else user), name, found)
+        _override((platform if _is_platform(name.lower()) else user), name, found)
     for values in (user, platform):
         check.faults.keep_secret({name: found.value for name, found in values.items()})
     _check_user(user, check.faults)
@@ -94,42 +91,33 @@ def _is_platform(name: str) -> bool:
     return name.startswith("sagemaker_") or name in _PLATFORM
 
 
-def _change(values: Dict[str, Found], name: str, found: Found) -> None:
-    """Apply one ``SM_HP_<name>``. Variables are spelled in capitals, hyperparameters seldom."""
+def _override(values: Dict[str, Found], name: str, found: Found) -> None:
+    """Apply ``SM_HP_<name>``, whose name is mostly in capitals."""
     same = [known for known in values if spelling(known) == spelling(name)]
     if any(variable_text(values[known].value) == found.value for known in same):
-        # It only repeats what SM_HPS says with its type: the text "5" is to stay a text.
+        # The same value as in SM_HPS, which has the type: the string "5" must stay a string.
         return
     for known in match(values, name):
         values[known] = Found(decode(found.value), known, found.place)
 
 
 def _check_user(user: Mapping[str, Found], faults: Faults) -> None:
-    """Note what cannot be an argument and a variable of the user's program."""
+    """Check that hyperparameters can be arguments and variables of the user's program."""
     for name, found in user.items():
-        trouble = "a name with '='" if "=" in name else unpassable(name)
-        if trouble:
-            faults.add(f"hyperparameter {name[:80]!r}: {trouble}", found, "another name")
+        problem = "contains '='" if "=" in name else unpassable(name)
+        if problem:
+            text = f"the name of hyperparameter {name[:80]!r} {problem}"
+            faults.add(text, found, "another name")
         texts = (text for _, text in walk(found.value) if isinstance(text, str))
-        troubles = [trouble for trouble in map(unpassable, texts) if trouble]
-        if troubles:
-            faults.add(troubles[0], found, "text that can be handed to a program")
+        problems = [problem for problem in map(unpassable, texts) if problem]
+        if problems:
+            faults.add(problems[0], found, "a string that can be passed to a program")
 
 
 def _check_platform(hyperparameters: Hyperparameters, check: Validator) -> None:
-    """Note ways of distributing the training that this toolkit does not have."""
+    """Check the names of instance groups."""
     groups = hyperparameters.parameter("distribution_instance_groups")
     if groups is not None and not (
         isinstance(groups.value, list) and all(isinstance(name, str) for name in groups.value)
     ):
-        check.faults.add("not names of instance groups", groups, "a JSON list of texts")
-    if hyperparameters.flag("mpi_enabled", check):
-        check.faults.add(
-            "distributed training with MPI (Horovod) is switched on, and this toolkit does not run "
-            "mpirun",
-            hyperparameters.parameter("mpi_enabled"),
-            "MXNet's parameter server: in the SageMaker SDK replace distribution={'mpi': ...} by "
-            "distribution={'parameter_server': {'enabled': True}} (the hyperparameter "
-            "sagemaker_parameter_server_enabled), and in the script Horovod by "
-            "mx.kv.create('dist_sync'); or leave out distribution, so that every host trains alone",
-        )
+        check.faults.add("not a list of instance groups", groups, "a JSON list of strings")

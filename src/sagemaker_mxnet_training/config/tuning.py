@@ -1,6 +1,6 @@
-"""Variables that tune how MXNet's processes use the CPUs and the memory of their host.
+"""Environment variables that tune the use of CPUs and memory by MXNet's processes.
 
-Variables that the user has set take precedence. docs/performance.md has measurements of each.
+Variables that the user has set take precedence. docs/performance.md has measurements.
 """
 
 from typing import Dict
@@ -8,34 +8,37 @@ from typing import Dict
 from sagemaker_mxnet_toolkit.failure import Role
 
 _NEVER = str(2**40)
-"""A threshold, in bytes, that no heap reaches."""
+"""A threshold in bytes that is never reached."""
 
 
-def variables(role: Role, cpus: int, visible: int, gpus: int, sharing: bool) -> Dict[str, str]:
+def variables(
+    role: Role, cpus: int, visible: int, gpus: int, sharing: bool, workers: int = 1
+) -> Dict[str, str]:
     """Return the variables of one process of MXNet.
 
     Args:
-        role: of the process.
-        cpus: CPUs that the host may use.
-        visible: CPUs that its processes see, at least as many.
-        gpus: GPUs of the host.
-        sharing: whether kvstore servers and the worker share the host.
+        role: the role of the process.
+        cpus: number of CPUs that the host may use.
+        visible: number of CPUs that its processes see, at least as many.
+        gpus: number of GPUs of the host.
+        sharing: whether several processes of MXNet share the host.
+        workers: number of workers on the host.
     """
-    return {**_threads(cpus, visible, gpus if role is Role.WORKER else 0, sharing), **_memory(role)}
+    gpus = gpus if role is Role.WORKER else 0
+    return {**_threads(cpus, visible, gpus, sharing, workers), **_memory(role)}
 
 
-def _threads(cpus: int, visible: int, gpus: int, sharing: bool) -> Dict[str, str]:
-    """Return how many threads there are, and how they wait.
+def _threads(cpus: int, visible: int, gpus: int, sharing: bool, workers: int) -> Dict[str, str]:
+    """Return the number of threads, and how they wait.
 
-    MXNet 1.9.1 uses half of the CPUs that it sees for OpenMP, one for each core of two hardware
-    threads (``engine/openmp.cc``). It sees the CPUs of the machine or of its affinity; it knows
-    neither a container's quota nor that a server and a worker share the host.
+    MXNet 1.9.1 uses half of the visible CPUs for OpenMP, one per core (``engine/openmp.cc``). It
+    ignores a container's CPU quota, and other processes on the host.
     """
     settings = {}
-    if cpus < visible:
-        settings["OMP_NUM_THREADS"] = str(max(1, min(cpus, visible // 2)))
+    if cpus < visible or workers > 1:
+        settings["OMP_NUM_THREADS"] = str(max(1, min(cpus, visible // 2) // workers))
     if sharing or cpus < visible:
-        # A thread that spins while it waits uses up the quota, or a CPU that another process needs.
+        # A spinning thread would use up the quota, or a CPU that another process needs.
         settings["OMP_WAIT_POLICY"] = "PASSIVE"
     if gpus > 1 and cpus < 4:
         # Threads that add up the gradients of several GPUs; MXNet's default is 4.
@@ -44,16 +47,16 @@ def _threads(cpus: int, visible: int, gpus: int, sharing: bool) -> Dict[str, str
 
 
 def _memory(role: Role) -> Dict[str, str]:
-    """Return how the C library's allocator (glibc) gets memory from the kernel.
+    """Return the settings of the C library's allocator (glibc).
 
-    It maps every block above 32 MiB anew, and unmaps it when it is freed (mallopt(3),
-    ``M_MMAP_THRESHOLD``); the kernel clears each page on first use. A server needs buffers as large
-    as the arrays for each push and pull, always the same ones: it keeps them. It keeps them in one
-    arena, since the heaps of the arenas that further threads get hold 64 MiB at most, and a larger
-    block is mapped all the same (glibc's ``malloc/arena.c``, ``HEAP_MAX_SIZE``). A script may need
-    its memory for something else later, so a worker goes on unmapping. Both use huge pages: one
-    page fault for each 2 MiB, not for each 4 KiB (``glibc.malloc.hugetlb``, glibc 2.35 and later,
-    where transparent huge pages are on request; elsewhere it has no effect).
+    By default it maps each block above 32 MiB and unmaps it when it is freed (mallopt(3),
+    ``M_MMAP_THRESHOLD``), and the kernel clears each page on first use. A server needs the same
+    large buffers for each push and pull, so it keeps them. It uses one arena, since the heaps of
+    other arenas are limited to 64 MiB and larger blocks would be mapped (glibc's
+    ``malloc/arena.c``, ``HEAP_MAX_SIZE``). A worker keeps unmapping, since a script may need its
+    memory for other things later. Both use huge pages, which cause one page fault per 2 MiB instead
+    of 4 KiB (``glibc.malloc.hugetlb``, glibc 2.35 and later, if transparent huge pages are set to
+    ``madvise``).
     """
     huge_pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     if role is Role.SERVER:

@@ -1,4 +1,4 @@
-"""The user's code: where it comes from, and which program in it is run."""
+"""The source of the user's code, and its entry point."""
 
 import os
 import stat
@@ -7,23 +7,23 @@ from typing import Optional, Tuple
 from sagemaker_mxnet_toolkit.errors import CodeError
 from sagemaker_mxnet_toolkit.settings.faults import Found
 from sagemaker_mxnet_toolkit.settings.sources import Sources
-from sagemaker_mxnet_toolkit.settings.validation import Validator, text
+from sagemaker_mxnet_toolkit.settings.validation import Validator, string
 from sagemaker_mxnet_training.config.hyperparameters import Hyperparameters
 
-_PROGRAM = "the name of a file, relative to the code directory, such as train.py"
+_PROGRAM = "the path of a file relative to the code directory, such as train.py"
 _SOURCE = "a directory, a tar.gz or s3://bucket/key"
 
 
 def read(
     sources: Sources, parameters: Hyperparameters, base: str, check: Validator
 ) -> Tuple[str, str]:
-    """Return the entry point and where the code comes from, as ``Job`` has them.
+    """Return the entry point and the source of the code, as in ``Job``.
 
     Args:
-        sources: has the variables, which take precedence.
-        parameters: has ``sagemaker_program`` and ``sagemaker_submit_directory``.
+        sources: provides the variables, which take precedence.
+        parameters: provides ``sagemaker_program`` and ``sagemaker_submit_directory``.
         base: the base directory.
-        check: gets the faults; that the program is missing is one if the code is here already.
+        check: collects faults, including a missing program if the code is a local directory.
     """
     program = _entry_point(
         sources.variable("SM_USER_ENTRY_POINT")
@@ -49,24 +49,25 @@ def read(
 def _entry_point(found: Optional[Found], check: Validator) -> str:
     if found is None:
         check.faults.add(
-            "no entry point is named",
+            "the entry point is not set",
             None,
-            f"{_PROGRAM}: set the hyperparameter sagemaker_program or SM_USER_ENTRY_POINT",
+            f"{_PROGRAM}: set the hyperparameter sagemaker_program or SM_USER_ENTRY_POINT "
+            "(to run a script on this machine: sagemaker-mxnet-training local SCRIPT)",
         )
         return ""
-    name = check.value(found, text(_PROGRAM), "")
+    name = check.value(found, string(_PROGRAM), "")
     if not name:
         return ""
     if os.path.isabs(name):
-        problem = "an entry point with an absolute path"
+        problem = "the entry point is an absolute path"
     elif ".." in name.split("/"):
-        problem = "an entry point that may be outside the code directory"
+        problem = "the entry point may be outside the code directory"
     elif name.startswith("-"):
-        problem = "an entry point that would be read as an option"
+        problem = "the entry point would be parsed as an option"
     elif not name.isprintable():
-        problem = "an entry point with a character that cannot be printed"
+        problem = "the entry point contains an unprintable character"
     elif os.path.normpath(name) == ".":
-        problem = "an entry point that is a directory"
+        problem = "the entry point is a directory"
     else:
         return os.path.normpath(name)
     check.faults.add(problem, found, _PROGRAM)
@@ -76,20 +77,20 @@ def _entry_point(found: Optional[Found], check: Validator) -> str:
 def _module_dir(found: Optional[Found], base: str, check: Validator) -> str:
     code_dir = os.path.join(base, "code")
     if found is None:
-        # Where SageMaker puts the code for network isolation (SDK 2.257, vpc_utils and
+        # SageMaker's location of the code with network isolation (SDK 2.257, vpc_utils and
         # estimator: a channel named "code").
         isolated = os.path.join(base, "input", "data", "code", "sourcedir.tar.gz")
         return isolated if os.path.isfile(isolated) and _is_empty(code_dir) else code_dir
-    place = check.value(found, text(_SOURCE), code_dir)
-    scheme, separator, rest = place.partition("://")
+    source = check.value(found, string(_SOURCE), code_dir)
+    scheme, separator, rest = source.partition("://")
     if separator:
         bucket, _, key = rest.partition("/")
         if scheme.lower() != "s3" or not bucket or not key:
             check.faults.add("not a source of code", found, _SOURCE)
         return f"s3://{rest}"
-    if not os.path.exists(place) and os.path.abspath(place) != code_dir:
-        check.faults.add("code that does not exist", found, _SOURCE)
-    return os.path.abspath(place)
+    if not os.path.exists(source) and os.path.abspath(source) != code_dir:
+        check.faults.add("the code does not exist", found, _SOURCE)
+    return os.path.abspath(source)
 
 
 def _is_empty(directory: str) -> bool:
@@ -102,39 +103,40 @@ def _is_empty(directory: str) -> bool:
 
 
 def check_entry_point(code_dir: str, name: str) -> None:
-    """Check that the user's program is in the code directory, once the code is.
+    """Check that the user's program exists in the code directory.
 
-    The module of a package (``setup.py``) need not be a file of that name: that it exists shows
-    only when the package is installed.
+    The module of a package (``setup.py``) is not checked, since it may be anywhere in the package.
 
     Args:
-        code_dir: the directory that holds the user's code.
+        code_dir: the directory with the user's code.
         name: the entry point, relative to it.
 
     Raises:
         CodeError: it is missing, not a file, or outside the code directory.
     """
-    what = "expected the user's program, named relative to the code directory"
-    todo = "set the hyperparameter sagemaker_program (or SM_USER_ENTRY_POINT)"
+    expected = (
+        "expected the path of the user's program relative to the code directory: set the "
+        "hyperparameter sagemaker_program (or SM_USER_ENTRY_POINT)"
+    )
     path = os.path.join(code_dir, name)
     inside = os.path.realpath(code_dir)
     if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
-        raise CodeError(f"the entry point {name!r} is outside {code_dir}; {what}: {todo}")
+        raise CodeError(f"the entry point {name!r} is outside {code_dir}; {expected}")
     if not name.endswith(".sh") and os.path.exists(os.path.join(code_dir, "setup.py")):
         return
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        there = _listing(code_dir)
+        listing = _listing(code_dir)
         raise CodeError(
-            f"the entry point {name!r} cannot be found in {code_dir} ({error.strerror}; {there}); "
-            f"{what}: {todo}"
+            f"the entry point {name!r} cannot be found in {code_dir} ({error.strerror}; "
+            f"{listing}); {expected}"
         ) from None
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-        raise CodeError(f"the entry point {name!r} in {code_dir} is {kind}; {what}: {todo}")
+        raise CodeError(f"the entry point {name!r} in {code_dir} is {kind}; {expected}")
     if not os.access(path, os.R_OK):
-        raise CodeError(f"the entry point {path} cannot be read; expected read permission for it")
+        raise CodeError(f"the entry point {path} cannot be read; expected read permission")
 
 
 def _listing(directory: str) -> str:
@@ -143,4 +145,4 @@ def _listing(directory: str) -> str:
     except OSError as error:
         return f"the directory cannot be listed: {error.strerror}"
     shown = ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
-    return f"there is {shown}" if names else "it is empty"
+    return f"the directory contains {shown}" if names else "the directory is empty"

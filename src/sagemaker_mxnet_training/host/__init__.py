@@ -1,1 +1,1 @@
-"""One host of a job: its supervisor, its processes, and what it leaves behind."""
+"""One host of a job: its supervisor, its processes and its results."""

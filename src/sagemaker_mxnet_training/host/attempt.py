@@ -1,38 +1,38 @@
-"""One run of the job's roles on a host: everything that another run would begin anew."""
+"""One attempt: a run of the job's roles on a host. A restart creates a new one."""
 
 import signal
 import time
 from dataclasses import dataclass
-from typing import Callable, Mapping, Optional, Set, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
-from sagemaker_mxnet_toolkit.code.entry_point import (
+from sagemaker_mxnet_toolkit.code.preparation import (
     EntryPointKind,
     entry_point_kind,
     make_executable,
 )
-from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.failure import FailureKind, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes import process
 from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
 from sagemaker_mxnet_toolkit.processes.table import ProcessTable
-from sagemaker_mxnet_training.cluster.coordination import Coordinator, Start, Step, Stop
+from sagemaker_mxnet_training.cluster.coordinator import Coordinator
+from sagemaker_mxnet_training.cluster.events import HostState, Start, Stop
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import plan
-from sagemaker_mxnet_training.host.phase import HostPhase
-from sagemaker_mxnet_training.host.timeline import Timeline
+from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
 
 BARRIER_GRACE = 1.0
-"""Seconds that a worker whose script finished after a stop has to leave MXNet's exit barrier."""
+"""Seconds after which a finished worker is killed in MXNet's exit barrier, during a stop."""
 
 KVSTORE = (Role.SCHEDULER, Role.SERVER)
 
-ROLES = (Role.WORKER, *KVSTORE)
-"""What is started anew in each attempt."""
+ROLES = (Role.WORKER, *KVSTORE, Role.RENDEZVOUS)
+"""Roles that are started in each attempt."""
 
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint that is whole: its name, the steps before it, when (monotonic, seconds)."""
+    """A complete checkpoint: its name, its step, and its time (monotonic, seconds)."""
 
     name: str
     step: int
@@ -40,26 +40,25 @@ class CheckpointFile:
 
 
 class Attempt:
-    """The state of one run of the roles, from the code being ready to the script's end.
+    """The state of one attempt.
 
     Args:
-        job: what to run.
+        job: the job.
         log: the entrypoint's log.
-        timeline: where phases are recorded.
+        timeline: records phases.
         table: the processes of this host.
-        coordinator: where this host's progress is reported.
-        number: of this run, from 1.
+        coordinator: gets reports of this host's progress.
+        number: number of the attempt, from 1.
 
     Attributes:
-        number: of this run, from 1.
-        stop: the request to stop this run, if there was one.
-        failed: whether the run has failed and another follows: nothing of it counts any more.
-        finished: whether the leader has been told that the script has finished.
-        worker_status: exit status of the script, in the shell's convention, if it has ended.
+        number: number of the attempt, from 1.
+        stop: the request to stop, if there was one.
+        failed: whether the attempt has failed and another one follows, so that it is ignored.
+        finished: whether it was reported that the script has finished.
         kvstore_used: whether a worker is known to have used the kvstore.
         checkpointing: whether this host's script uses checkpoints.
-        checkpoint: the last one that it has written.
-        specs: what was started.
+        checkpoint: the last checkpoint that it has written.
+        specs: the processes that were started.
     """
 
     def __init__(
@@ -77,7 +76,10 @@ class Attempt:
         self._table = table
         self._coordinator = coordinator
         self._starting: Set[Child] = set()  # roles that have not reported "started"
-        self._script_ended_at: Optional[float] = None
+        self._workers: List[Child] = []
+        self._ended_at: Dict[Child, float] = {}  # when scripts reported their end
+        self._statuses: Dict[Child, int] = {}  # exit statuses of scripts, in the order of their end
+        self._done: Set[Child] = set()  # workers that have finished
         self.number = number
         self.checkpointing = False
         self.checkpoint: Optional[CheckpointFile] = None
@@ -85,38 +87,54 @@ class Attempt:
         self.stop: Optional[Stop] = None
         self.failed = False
         self.finished = False
-        self.worker_status: Optional[int] = None
         self.kvstore_used = False
 
-    def start(self, order: Start, start_process: Callable[[ProcessSpec], Child]) -> None:
-        """Start the kvstore processes of this host, and its worker.
+    @property
+    def worker_status(self) -> Optional[int]:
+        """Exit status of the script, in the shell's convention; ``None`` while it runs.
+
+        With several workers it is that of the first one that failed.
+        """
+        statuses = [self._own_status(child, status) for child, status in self._statuses.items()]
+        return next(filter(None, statuses), 0) if statuses else None
+
+    def start(
+        self,
+        order: Start,
+        start_process: Callable[[ProcessSpec], Child],
+        variables: Mapping[str, str],
+    ) -> None:
+        """Start the roles of this host.
 
         Args:
-            order: says where the kvstore meets, and what training goes on from.
+            order: the order, with the rendezvous and the checkpoint to resume from.
             start_process: starts one process.
+            variables: variables for Horovod's workers on this host.
         """
         kind = entry_point_kind(self._job.code_dir, self._job.entry_point)
         if kind is EntryPointKind.COMMAND:
             make_executable(self._job.code_dir, self._job.entry_point)
-        self.specs = plan.roles(self._job, kind, order)
+        self.specs = plan.roles(self._job, kind, order, variables)
         for spec in self.specs:
             child = start_process(spec)
+            if spec.role is Role.WORKER:
+                self._workers.append(child)
             if spec.role is not Role.WORKER or kind is not EntryPointKind.COMMAND:
                 self._starting.add(child)
             else:
-                self._release_kvstore()  # a command does not report that it runs
+                self._release_kvstore()  # a command does not report its start
         self._enter_training()
 
     def on_started(self, child: Child) -> None:
-        """Take note that a role has reported that it runs."""
+        """Record that a role has reported its start."""
         self._starting.discard(child)
         if child.spec.role is Role.WORKER:
             self._release_kvstore()
         self._enter_training()
 
     def on_stepped(self) -> None:
-        """Take note that a server, of whichever host, has done the first step of training."""
-        # Whatever other reports are still unread: who trains has started.
+        """Record the first step of training, on any host."""
+        # All roles have started, even if their reports are still unread.
         self._starting.clear()
         self.kvstore_used = True
         self._enter_training()
@@ -125,77 +143,99 @@ class Attempt:
             self._log("entrypoint", "the first step of training is done")
 
     def on_checkpoint(self, event: Mapping[str, object]) -> None:
-        """Take note of a checkpoint that the script has written."""
+        """Record a checkpoint that the script has written."""
         name, step = event.get("file"), event.get("step")
         if isinstance(name, str) and isinstance(step, int):
             self.checkpoint = CheckpointFile(name, step, time.monotonic())
 
     def on_script_finished(self, child: Child) -> None:
-        """Take note that the script has reported its end; its process may still run."""
-        self._log(child.spec.name, "the script finished")
-        self.worker_status = 0
-        self._script_ended_at = time.monotonic()
+        """Record that the script has reported its end; its process may still run."""
+        self._log.debug(child.spec.name, "the script finished")
+        self._statuses[child] = 0
+        self._ended_at[child] = time.monotonic()
         if self.stop is None:
-            self.finish()
+            self._complete(child)
+        elif self.checkpointing and child.spec.rank == 0:
+            self.end_script()  # also end the other workers, since the checkpoint is written
 
     def on_exit(self, child: Child, status: int) -> None:
-        """Take note that a process of this run has ended.
+        """Record that a process of this attempt has ended.
 
         Args:
             child: the process.
             status: its exit status, in the shell's convention.
         """
         role = child.spec.role
-        if role is Role.WORKER and self._script_ended_at is None:
-            self.worker_status = status
+        if role is Role.WORKER:
+            self._statuses.setdefault(child, status)
         if self.stop is not None and child.stopped:
             if role in (Role.FETCH, Role.INSTALL):
-                # The script never ran; it ends as if the signal had reached it.
-                self.worker_status = 128 + self.stop.signal
+                # The script never ran; use the status that the signal would have caused.
+                self._statuses[child] = 128 + self.stop.signal
                 self.finish()
             elif role is Role.WORKER:
-                self.finish()
+                self._complete(child)
         elif role is Role.WORKER and status == 0:
-            self.finish()
+            self._complete(child)
 
-    def leave(self) -> None:
-        """End the script, which was asked to stop: the first host has written the checkpoint."""
-        if self.worker_status is None:
-            self.worker_status = 0
-            self._script_ended_at = time.monotonic() - BARRIER_GRACE
+    def end_script(self) -> None:
+        """End the script during a stop, since the first host has written the checkpoint."""
+        for child in self._table.living(Role.WORKER):
+            if child not in self._statuses:
+                self._statuses[child] = 0
+                self._ended_at[child] = time.monotonic() - BARRIER_GRACE
 
     def finish(self) -> None:
-        """Report, once, that the work of this host is done."""
+        """Report once that this host has finished."""
         if not (self.finished or self.failed):
             self.finished = True
             if self._timeline.current is not HostPhase.END:
                 self._timeline.phase(HostPhase.HOLD)
-            self._coordinator.report_step(Step.FINISHED)
+            self._coordinator.report_state(HostState.FINISHED)
 
     def tick(self, now: float) -> float:
-        """End a worker that sits in MXNet's exit barrier after a stop; return when to call again.
+        """Kill workers in MXNet's exit barrier after a stop; return when to call again.
 
-        The barrier waits for workers that the stop may have interrupted anywhere.
+        The barrier would wait for workers that the stop has interrupted.
         """
-        if self.stop is not None and self._script_ended_at is not None:
+        due = now + 1.0
+        if self.stop is not None:
             for child in self._table.living(Role.WORKER):
-                if now - self._script_ended_at < BARRIER_GRACE:
-                    return self._script_ended_at + BARRIER_GRACE
-                child.signal(signal.SIGKILL, leader_only=True)
-        return now + 1.0
+                leave_by = self._ended_at.get(child, now) + BARRIER_GRACE
+                if now >= leave_by:
+                    child.signal(signal.SIGKILL, leader_only=True)
+                else:
+                    due = min(due, leave_by)
+        return due
 
     def check_kvstore_use(self) -> None:
-        """Notice whether a worker has ever connected to a server of this host."""
+        """Check whether a worker has connected to a server of this host."""
         if not self.kvstore_used:
-            # A host that trains without the kvstore may have its scheduler alone.
+            # The first host may run the scheduler without servers.
             servers = self._table.living(Role.SERVER) or self._table.living(Role.SCHEDULER)
             self.kvstore_used = any(process.has_callers(server.pid) for server in servers)
+
+    def _own_status(self, child: Child, status: int) -> int:
+        """Return a worker's status, or that of the stop if the stop has taken its peer away."""
+        if self.stop is not None and child.failure_kind is FailureKind.PEER:
+            return 128 + self.stop.signal
+        return status
+
+    def _complete(self, child: Child) -> None:
+        """Record that a worker has finished; this host has finished when all have."""
+        if child in self._done:
+            return
+        self._done.add(child)
+        if child.spec.rank is not None and self.stop is None:
+            self._coordinator.report_rank_finished(child.spec.rank)
+        if self._done.issuperset(self._workers):
+            self.finish()
 
     def _enter_training(self) -> None:
         if not self._starting and self._timeline.current is HostPhase.ROLES:
             self._timeline.phase(HostPhase.TRAIN)
 
     def _release_kvstore(self) -> None:
-        """Let the kvstore processes go on, which wait for this with their stdin."""
+        """Start the work of the kvstore processes, which wait until their stdin is closed."""
         for child in self._table.living(*KVSTORE):
             child.close_stdin()

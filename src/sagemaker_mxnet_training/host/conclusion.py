@@ -1,25 +1,26 @@
-"""The last thing that a host does: it writes the result of the job and says how the job ended."""
+"""Writes the result files and the timeline at the end of a job, and logs how it ended."""
 
 import contextlib
+import os
 import selectors
 import time
 from dataclasses import replace
 from typing import Any, Callable, Optional
 
-from sagemaker_mxnet_toolkit import fileset
+from sagemaker_mxnet_toolkit import atomic_files
 from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.background import BackgroundCall
-from sagemaker_mxnet_training.cluster.coordination import Verdict
+from sagemaker_mxnet_training.cluster.events import Verdict
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import result, verdict_text
 from sagemaker_mxnet_training.host.timeline import Timeline
 
 DISK_TIMEOUT = 600.0
-"""Seconds that the disk has to take a result file.
+"""Timeout for writing a result file, in seconds.
 
-All that a job has written may have to reach the disk before it: 30 GB, at 50 MB/s.
+Everything that the job has written may have to be flushed first: 30 GB at 50 MB/s.
 """
 
 _NOTICE_PERIOD = 15.0
@@ -31,7 +32,7 @@ class DiskWait:
 
     Args:
         log: the entrypoint's log.
-        directory: what is written to.
+        directory: the directory that is written to.
     """
 
     def __init__(self, log: Log, directory: str) -> None:
@@ -40,31 +41,32 @@ class DiskWait:
         self._started = self._noticed = time.monotonic()
 
     def expired(self, now: float) -> bool:
-        """Return whether the operation has taken too long; log now and then that it goes on."""
+        """Return whether the operation has timed out; log the wait periodically."""
         if now - self._noticed >= _NOTICE_PERIOD:
             self._noticed = now
             left = self._started + DISK_TIMEOUT - now
-            self._log("entrypoint", f"waiting for the disk of {self._directory}, {left:.0f} s left")
+            text = f"waiting for the disk of {self._directory}, timeout in {left:.0f} s"
+            self._log("entrypoint", text)
         return now - self._started >= DISK_TIMEOUT
 
     def failure(self, host: str) -> Failure:
-        """Return what it is when the disk did not answer in time."""
+        """Return the failure for a timeout."""
         reason = (
-            f"the disk of {self._directory} did not take the result within {DISK_TIMEOUT:g} s; "
-            "expected a volume that works, and that is fast enough for what the job writes"
+            f"writing the result to {self._directory} timed out after {DISK_TIMEOUT:g} s; "
+            "expected a working volume that is fast enough for the job's output"
         )
         return Failure(host, Role.ENTRYPOINT, reason, kind=FailureKind.OUTPUT)
 
 
 class ResultPreparation:
-    """Makes the success file ready beside the loop, before anybody reports success.
+    """Prepares the success file in a thread, before any host reports success.
 
     Args:
         log: the entrypoint's log.
-        directory: where result files are written.
+        directory: the directory of the result files.
         host: the name of this host.
         selector: the supervisor's.
-        on_done: called once, with what is wrong or with ``None``, unless ``give_up`` was called.
+        on_done: called once with the failure or ``None``, unless ``cancel`` was called.
     """
 
     def __init__(
@@ -81,12 +83,12 @@ class ResultPreparation:
         BackgroundCall(lambda: result.prepare_success(directory), selector, self._on_call)
 
     def tick(self, now: float) -> None:
-        """Give up a disk that does not answer; log now and then that it is waited for."""
+        """Check the timeout, and log the wait periodically."""
         if self._on_done is not None and self._wait.expired(now):
             self._finish(self._wait.failure(self._host))
 
-    def give_up(self) -> None:
-        """Forget it: another attempt begins."""
+    def cancel(self) -> None:
+        """Do not call ``on_done``, since another attempt starts."""
         self._on_done = None
 
     def _on_call(self, call: BackgroundCall) -> None:
@@ -112,16 +114,16 @@ def conclude(
     started: float,
     beat: Callable[[], None],
 ) -> int:
-    """Write the result files and the timeline, end the log, and return the exit status.
+    """Write the result files and the timeline, log the end, and return the exit status.
 
     Args:
         job: the job.
         log: the entrypoint's log.
-        timeline: complete, except for the last failure.
+        timeline: the timeline.
         verdict: how the job ended.
         worker_status: exit status of this host's script, if it ran.
-        started: when the job began here (monotonic, seconds).
-        beat: tells the watchdog that this process lives; called every half second.
+        started: when the job started on this host (monotonic, seconds).
+        beat: sends a heartbeat to the watchdog; called every half second.
     """
 
     def on_disk(function: Callable[[], Any]) -> Any:
@@ -133,18 +135,21 @@ def conclude(
         return call.result()
 
     text = log.redact(verdict_text.failure_text(verdict))
-    trouble = on_disk(lambda: _write_result(job, verdict.outcome, text))
-    if trouble is not None:
+    failure = on_disk(lambda: _write_result(job, verdict.outcome, text))
+    if failure is not None:
         if verdict.outcome is Outcome.SUCCESS:
-            verdict = replace(verdict, outcome=Outcome.FAILURE, failure=trouble)
-            timeline.failure(trouble, time.monotonic())
-            on_disk(lambda: result.write_failure(job.output_dir, trouble.text()))
+            verdict = replace(verdict, outcome=Outcome.FAILURE, failure=failure)
+            timeline.failure(failure, time.monotonic())
+            on_disk(lambda: result.write_failure(job.output_dir, failure.text()))
         else:
-            log.error("entrypoint", trouble.reason)
+            log.error("entrypoint", failure.reason)
     seconds = time.monotonic() - started
     if verdict.failure is not None:
-        words = verdict_text.failure_block(verdict, job.current_host, seconds, job.code_dir)
-        log.error("entrypoint", words)
+        block = verdict_text.failure_block(verdict, job.current_host, seconds, job.code_dir)
+        log.error("entrypoint", block)
+    if verdict.outcome is Outcome.SUCCESS and job.is_leader and not verdict.saved:
+        script = os.path.join(job.code_dir, job.entry_point)
+        log.warning("entrypoint", result.no_model(job.model_dir, script))
     status = result.process_status(verdict, job.current_host, worker_status)
     log(
         "entrypoint",
@@ -157,21 +162,21 @@ def conclude(
 
 
 def _write_result(job: Job, outcome: Outcome, text: str) -> Optional[Failure]:
-    """Write the success or the failure file; return a failure where that is impossible."""
+    """Write the success or the failure file; return the failure if that is not possible."""
     with contextlib.suppress(OSError):
-        # A save that was cut short leaves nothing of its own to the model's archive.
-        fileset.settle(job.model_dir)
-    trouble = None
+        # Temporary files of an interrupted save must not be uploaded with the model.
+        atomic_files.remove_leftovers(job.model_dir)
+    problem = None
     if outcome is Outcome.SUCCESS:
         try:
             result.commit_success(job.output_dir)
         except OSError as error:
-            trouble = f"cannot write the success file in {job.output_dir}: {error.strerror}"
+            problem = f"cannot write the success file in {job.output_dir}: {error.strerror}"
     elif outcome is Outcome.FAILURE:
-        trouble = result.write_failure(job.output_dir, text)
-    if trouble is None:
+        problem = result.write_failure(job.output_dir, text)
+    if problem is None:
         return None
-    return Failure(job.current_host, Role.ENTRYPOINT, trouble, kind=FailureKind.OUTPUT)
+    return Failure(job.current_host, Role.ENTRYPOINT, problem, kind=FailureKind.OUTPUT)
 
 
 def _redacted(verdict: Verdict, log: Log) -> Verdict:

@@ -1,11 +1,11 @@
-"""Notices and reports the failures of a host's processes."""
+"""Detects and reports failures of a host's processes."""
 
 import time
 from dataclasses import replace
-from typing import Callable, Optional
+from typing import Callable, Mapping, Optional
 
 from sagemaker_mxnet_toolkit.container.oom import OomMonitor
-from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status, signal_name
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.process import Child
 from sagemaker_mxnet_toolkit.processes.table import ProcessTable
@@ -14,19 +14,19 @@ from sagemaker_mxnet_training.host.observer import Observer
 from sagemaker_mxnet_training.host.timeline import Timeline
 
 REPORT_GRACE = 1.0
-"""Seconds that a process has to end after it reported its failure."""
+"""Seconds in which a process must end after it has reported its failure."""
 
 
 class FailureReporter:
-    """Turns what goes wrong on this host into failures with a cause, a kind and a time.
+    """Creates failures of this host with a cause, a kind and a time, and reports them.
 
     Args:
         host: the name of this host.
         log: the entrypoint's log.
-        timeline: where failures are recorded.
+        timeline: records failures.
         table: the processes of this host.
-        observer: knows which processes are frozen.
-        report: takes a failure and when it happened (monotonic, seconds).
+        observer: finds frozen processes.
+        report: called with a failure and when it happened (monotonic, seconds).
     """
 
     def __init__(
@@ -47,16 +47,19 @@ class FailureReporter:
         self._oom = OomMonitor(time.monotonic())
 
     def tick(self, now: float) -> float:
-        """Report failures that no exit tells of; return when to be called again."""
+        """Report failures of processes that have not exited; return when to call again."""
         self._log_kills(self._oom.poll(now))
         for child, since in self._observer.frozen(now):
-            reason = f"frozen: stopped by a signal (SIGSTOP) for {now - since:.0f} s"
+            reason = f"frozen: suspended by a signal (SIGSTOP) for {now - since:.0f} s"
             child.stopped = True
-            failure = Failure(self._host, child.spec.role, reason, kind=FailureKind.FROZEN)
+            spec = child.spec
+            failure = Failure(
+                self._host, spec.role, reason, kind=FailureKind.FROZEN, rank=spec.rank
+            )
             self.report(failure, since, child)
         due = now + 1.0
         for child in self._table.living():
-            if child.failed_at is None or child.spec.role is Role.STANDBY:
+            if child.failed_at is None:
                 continue
             if now - child.failed_at >= REPORT_GRACE:
                 self.report_child(child)
@@ -65,14 +68,30 @@ class FailureReporter:
         return due
 
     def report_child(self, child: Child) -> None:
-        """Report the failure of a child, as it reported it itself or as its exit shows it."""
+        """Report the failure of a child, from its own report or its exit status."""
         now = time.monotonic()
         when = now if child.failed_at is None else child.failed_at
         self._log_kills(self._oom.check(now))
         failure = diagnosis.diagnose(child, self._host, self._oom, when, self._log.redact)
-        self._log.error(child.spec.name, f"failed: {failure.reason}")
+        if failure.kind is FailureKind.PEER:
+            self._log.warning(child.spec.name, f"lost another rank: {failure.reason}")
+        else:
+            self._log.error(child.spec.name, f"failed: {failure.reason}")
         child.stopped, child.failed_at = True, None
         self.report(failure, when, child)
+
+    def report_left(self, child: Child, event: Mapping[str, object]) -> None:
+        """Report that a script exited early after a signal, without a stop of the job."""
+        number = event.get("signal")
+        if not isinstance(number, int):
+            return
+        reason = f"exited early: {signal_name(number)} was sent to the script only"
+        self._log.error(child.spec.name, reason)
+        child.stopped = True
+        status = exit_status(-number)
+        spec = child.spec
+        failure = Failure(self._host, spec.role, reason, FailureKind.SIGNAL, status, rank=spec.rank)
+        self.report(failure, time.monotonic(), child)
 
     def report(self, failure: Failure, when: float, child: Optional[Child] = None) -> None:
         """Record a failure in the timeline, and report it."""
@@ -80,8 +99,8 @@ class FailureReporter:
         self._timeline.failure(shown, when, None if child is None else child.pid)
         self._report(failure, when)
 
-    def own(self, reason: str, kind: FailureKind, detail: str = "") -> Failure:
-        """Return a failure of the entrypoint itself."""
+    def of_entrypoint(self, reason: str, kind: FailureKind, detail: str = "") -> Failure:
+        """Return a failure of the entrypoint."""
         return Failure(self._host, Role.ENTRYPOINT, reason, kind, None, detail)
 
     def _log_kills(self, kills: int) -> None:

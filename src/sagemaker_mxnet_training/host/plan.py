@@ -1,9 +1,11 @@
-"""Which processes a host runs: pure functions from the job to process specifications."""
+"""The processes that a host runs: pure functions from the job to process specifications."""
 
 import os
-from typing import Dict, Mapping, Optional, Tuple
+import socket
+from dataclasses import replace
+from typing import Dict, Iterator, Mapping, Tuple
 
-from sagemaker_mxnet_toolkit.code.entry_point import EntryPointKind
+from sagemaker_mxnet_toolkit.code.preparation import EntryPointKind
 from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.processes.process import ProcessSpec
@@ -13,34 +15,45 @@ from sagemaker_mxnet_toolkit.settings.variables import (
     RESTART_COUNT,
     RESUME,
 )
-from sagemaker_mxnet_training.cluster.coordination import Rendezvous, Start
+from sagemaker_mxnet_training.cluster.events import Rendezvous, Start
 from sagemaker_mxnet_training.config import environment, tuning
 from sagemaker_mxnet_training.config.job import Job
+from sagemaker_mxnet_training.config.mpi_options import Horovod
+from sagemaker_mxnet_training.host import ranks
 
-# Programs that children run, by name: the supervisor imports little of what they need.
+# Modules that children run. They are not imported here, to keep the supervisor small.
 _FETCH = "sagemaker_mxnet_toolkit.code.fetch"
 _INSTALL = "sagemaker_mxnet_toolkit.requirements.install"
 _SYNC = "sagemaker_mxnet_training.roles.sync"
-_KVSTORE = "sagemaker_mxnet_training.roles.kvstore"
-_STANDBY = "sagemaker_mxnet_training.roles.standby"
+_KVSTORE = "sagemaker_mxnet_training.roles.kvstore_process"
+_RENDEZVOUS = "sagemaker_mxnet_training.roles.rendezvous"
 _BOOTSTRAP = "sagemaker_mxnet_training.roles.bootstrap"
+
+_NOTHING: Mapping[str, str] = {}
 
 _MODULE_DIR_SETTING = "SM_MODULE_DIR or sagemaker_submit_directory"
 
 
 def fetch(job: Job) -> ProcessSpec:
-    """Return the process that brings the user's code into the code directory."""
+    """Return the process that fetches the user's code."""
     region = ("--region", job.region) if job.region else ()
+    script = os.path.realpath(os.path.join(job.module_dir, job.entry_point))
+    channels = [
+        word
+        for path in job.channels.values()
+        if not script.startswith(os.path.join(os.path.realpath(path), ""))
+        for word in ("--channel", path)
+    ]
     argv = program.argv(
         _FETCH,
         *("--source", job.module_dir, "--code-dir", job.code_dir),
-        *("--setting", _MODULE_DIR_SETTING, *region),
+        *("--setting", _MODULE_DIR_SETTING, *region, *channels),
     )
     return ProcessSpec(Role.FETCH, "fetch", argv, environment.base_environment(job), job.base_dir)
 
 
 def install(job: Job) -> ProcessSpec:
-    """Return the process that installs what the user's code requires."""
+    """Return the process that installs the user's requirements."""
     argv = program.argv(_INSTALL, "--code-dir", job.code_dir, "--entry-point", job.entry_point)
     return ProcessSpec(
         Role.INSTALL, "install", argv, environment.base_environment(job), job.code_dir
@@ -48,7 +61,7 @@ def install(job: Job) -> ProcessSpec:
 
 
 def sync(job: Job) -> ProcessSpec:
-    """Return the process that copies intermediate output to S3 until its stdin is closed."""
+    """Return the process that uploads intermediate output to S3 until its stdin is closed."""
     region = ("--region", job.region) if job.region else ()
     argv = program.argv(_SYNC, "--output", str(job.s3_output), *region)
     return ProcessSpec(
@@ -56,52 +69,86 @@ def sync(job: Job) -> ProcessSpec:
     )
 
 
-def roles(job: Job, kind: EntryPointKind, start: Start) -> Tuple[ProcessSpec, ...]:
-    """Return the kvstore processes of this host, and its worker, in the order to start them.
+def roles(
+    job: Job, kind: EntryPointKind, start: Start, extra: Mapping[str, str] = _NOTHING
+) -> Tuple[ProcessSpec, ...]:
+    """Return the roles of this host, in the order in which they are started.
 
-    The scheduler is the first host's, which may itself be none of those that use the kvstore.
+    The first host runs the scheduler or the rendezvous, even if it does not train itself.
 
     Args:
         job: the job.
-        kind: what the entry point is, once the code is there.
+        kind: the kind of the entry point.
         start: the order to start them.
+        extra: variables for Horovod's workers on this host.
     """
-    rendezvous = start.rendezvous
-    attempt = {**_attempt_environment(start), **_checkpoints_environment(job, rendezvous)}
-    specs = []
+    attempt = {**_attempt_environment(start), **_checkpoints_environment(job, start)}
+    connecting = _connecting(job, start, attempt)
+    if not job.is_distributed or (start.rendezvous is None and job.horovod is None):
+        variables = {**_tuning(job, Role.WORKER, False), **environment.base_environment(job)}
+        return (*connecting, worker(job, kind, {**variables, **attempt}))
+    if job.horovod is not None:
+        return (*connecting, *_ranks(job, job.horovod, kind, start, {**extra, **attempt}))
+    assert start.rendezvous is not None
     script = os.path.join(job.code_dir, job.entry_point)
     scripts = (script,) if kind is EntryPointKind.PYTHON_SCRIPT else ()
-    if rendezvous is not None and job.is_leader:
-        variables = {**_kvstore_environment(job, rendezvous, Role.SCHEDULER), **attempt}
-        specs.append(_kvstore(job, Role.SCHEDULER, "scheduler", (), variables))
-    if rendezvous is None or job.current_host not in job.kvstore_hosts:
-        variables = {**_tuning(job, Role.WORKER, False), **environment.base_environment(job)}
-        return (*specs, worker(job, kind, {**variables, **attempt}))
-    variables = {**_kvstore_environment(job, rendezvous, Role.SERVER), **attempt}
-    for number in range(1, rendezvous.servers_per_host + 1):
+    specs = list(connecting)
+    variables = {**_kvstore_environment(job, start.rendezvous, Role.SERVER), **attempt}
+    for number in range(1, start.rendezvous.servers_per_host + 1):
         name = "server" if number == 1 else f"server-{number}"
         specs.append(_kvstore(job, Role.SERVER, name, scripts, variables))
-    variables = {**_kvstore_environment(job, rendezvous, Role.WORKER), **attempt}
+    variables = {**_kvstore_environment(job, start.rendezvous, Role.WORKER), **attempt}
     specs.append(worker(job, kind, variables))
     return tuple(specs)
 
 
-def standby(spec: ProcessSpec) -> ProcessSpec:
-    """Return the process that waits to become what ``spec`` is, in the next attempt."""
-    mine = {RESTART_COUNT, RESUME}
-    variables = {
-        name: text
-        for name, text in spec.environment.items()
-        # With these ``import mxnet`` would run the role, and never return.
-        if not name.startswith("DMLC_") and name not in mine
-    }
-    argv = program.argv(_STANDBY)
-    name = f"{spec.name} on standby"
-    return ProcessSpec(Role.STANDBY, name, argv, variables, spec.directory, stdin_open=True)
+def _connecting(job: Job, start: Start, attempt: Mapping[str, str]) -> Tuple[ProcessSpec, ...]:
+    """Return the scheduler or the rendezvous, if it runs on this host."""
+    rendezvous = start.rendezvous
+    if rendezvous is None or not job.is_leader:
+        return ()
+    if job.horovod is None:
+        variables = {**_kvstore_environment(job, rendezvous, Role.SCHEDULER), **attempt}
+        return (_kvstore(job, Role.SCHEDULER, "scheduler", (), variables),)
+    allowed = ",".join(sorted({*rendezvous.peers.values(), rendezvous.address, "127.0.0.1"}))
+    argv = program.argv(_RENDEZVOUS, "--fd", str(rendezvous.listener), "--allow", allowed)
+    variables = environment.base_environment(job)
+    return (
+        ProcessSpec(
+            Role.RENDEZVOUS,
+            "rendezvous",
+            argv,
+            variables,
+            job.base_dir,
+            inherited=(rendezvous.listener,),
+        ),
+    )
+
+
+def _ranks(
+    job: Job, horovod: Horovod, kind: EntryPointKind, start: Start, extra: Mapping[str, str]
+) -> Iterator[ProcessSpec]:
+    """Yield the workers of this host with Horovod."""
+    rendezvous = start.rendezvous
+    address, port = ("", 0) if rendezvous is None else (rendezvous.address, rendezvous.port)
+    for rank in ranks.ranks(job.distributed_hosts, job.current_host, horovod.processes_per_host):
+        variables = {
+            **_tuning(job, Role.WORKER, rank.local_size > 1, rank.local_size),
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(ranks.GLOO_TIMEOUT_SECONDS),
+            **environment.base_environment(job),
+            **horovod.options.variables,
+            **ranks.variables(rank, job.current_host, address, port),
+            **extra,
+        }
+        spec = worker(job, kind, variables)
+        files = job.settings.rank_output[2 * rank.local_rank : 2 * rank.local_rank + 2]
+        output = (files[0], files[1]) if len(files) == 2 else spec.output
+        single = rank.size == 1
+        yield spec if single else replace(spec, name=rank.name, rank=rank.rank, output=output)
 
 
 def worker(job: Job, kind: EntryPointKind, variables: Mapping[str, str]) -> ProcessSpec:
-    """Return the process of the user's script, in the three forms that an entry point has."""
+    """Return the process of the user's script, for each kind of entry point."""
     arguments = tuple(environment.script_arguments(job))
     if kind is EntryPointKind.PYTHON_SCRIPT:
         argv = program.argv(_BOOTSTRAP, "script", job.entry_point, *arguments)
@@ -109,15 +156,14 @@ def worker(job: Job, kind: EntryPointKind, variables: Mapping[str, str]) -> Proc
         name = job.entry_point[:-3] if job.entry_point.endswith(".py") else job.entry_point
         argv = program.argv(_BOOTSTRAP, "module", name.replace("/", "."), *arguments)
     else:
-        # The shell is here for scripts without a "#!" line only. The arguments are no part of
-        # its program, so nothing in them is interpreted, and exec leaves no shell between us
-        # and the script.
+        # The shell is needed for scripts without a "#!" line. It does not interpret the arguments,
+        # and exec replaces it by the script.
         argv = ("/bin/sh", "-c", 'exec "$0" "$@"', f"./{job.entry_point}", *arguments)
     path = variables.get("PYTHONPATH")
     environ = {
         **variables,
-        # As under sagemaker-training 5.1.4, modules beside the entry point can be imported from
-        # every process that the script starts.
+        # As in sagemaker-training 5.1.4, modules next to the entry point can be imported in all
+        # processes that the script starts.
         "PYTHONPATH": job.code_dir + (os.pathsep + path if path else ""),
     }
     return ProcessSpec(Role.WORKER, "worker", argv, environ, job.code_dir)
@@ -128,8 +174,7 @@ def _kvstore(
 ) -> ProcessSpec:
     """Return a process of the kvstore, which waits until its stdin is closed.
 
-    Nobody needs it before the script has imported MXNet, which takes longer than all that it does
-    itself: until the script is under way, the CPUs are the script's own.
+    It is not needed before the script has imported MXNet, and would slow down that import.
     """
     argv = program.argv(_KVSTORE, *script, wait=True)
     directory = job.code_dir if role is Role.SERVER else job.base_dir
@@ -137,8 +182,8 @@ def _kvstore(
 
 
 def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[str, str]:
-    """Return the environment by which ps-lite knows its place (MXNet 1.9.1, ps-lite's docs)."""
-    workers = len(job.kvstore_hosts)
+    """Return the environment of a kvstore process (ps-lite's documentation)."""
+    workers = len(job.distributed_hosts)
     variables = {
         **_tuning(job, role, True),
         **environment.base_environment(job),
@@ -147,35 +192,49 @@ def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[s
         "DMLC_NUM_SERVER": str(workers * rendezvous.servers_per_host),
         "DMLC_PS_ROOT_URI": rendezvous.address,
         "DMLC_PS_ROOT_PORT": str(rendezvous.port),
-        "DMLC_NODE_HOST": rendezvous.own_address,
+        "DMLC_NODE_HOST": _ranked_address(job, rendezvous.own_address),
         "PS_VERBOSE": str(job.settings.ps_verbose),
     }
     if role is not Role.WORKER:
-        # Only workers compute on GPUs; a server that sees them takes memory on the first.
+        # Only workers use GPUs; a server would allocate memory on the first one.
         variables["CUDA_VISIBLE_DEVICES"] = ""
     return variables
 
 
+def _ranked_address(job: Job, address: str) -> str:
+    """Return this host's IPv4 address, formatted so that ps-lite's ranks follow the host names.
+
+    The scheduler sorts the addresses as strings, the largest first, and numbers workers and servers
+    in that order (``Van::ProcessAddNodeCommandAtScheduler`` in MXNet 1.9.1). The first host gets
+    ``0x7f000001``, the second ``0x07f000001``; inet_aton(3) ignores leading zeros.
+    """
+    index = sum(host < job.current_host for host in job.distributed_hosts)
+    number = int.from_bytes(socket.inet_aton(address), "big")
+    return f"0x{'0' * index}{number:x}"
+
+
 def _attempt_environment(start: Start) -> Mapping[str, str]:
-    """Return what says which attempt this is, and what it goes on from."""
+    """Return variables with the number of the attempt and the checkpoint to resume from."""
     variables = {RESTART_COUNT: str(start.attempt - 1)}
     if start.resume or start.attempt > 1:
         variables[RESUME] = start.resume or FRESH
     return variables
 
 
-def _checkpoints_environment(job: Job, rendezvous: Optional[Rendezvous]) -> Mapping[str, str]:
-    """Return what says that scripts can have no checkpoints, where the first host cannot write."""
-    if rendezvous is None or job.leader in job.kvstore_hosts:
+def _checkpoints_environment(job: Job, start: Start) -> Mapping[str, str]:
+    """Return a variable that disables checkpoints if the first host does not train."""
+    alone = start.rendezvous is None and job.horovod is None
+    if alone or job.leader in job.distributed_hosts:
         return {}
     reason = (
-        f"checkpoints are written by the first host, {job.leader}, and it is in none of the "
-        "instance groups that the training is distributed over (sagemaker_distribution_instance_"
-        "groups): distribute it over a group with that host, or train without Checkpoint"
+        f"checkpoints are written by the first host, {job.leader}, which is not in the instance "
+        "groups that train (sagemaker_distribution_instance_groups): add the group of that host, "
+        "or train without Checkpoint"
     )
     return {NO_CHECKPOINTS: reason}
 
 
-def _tuning(job: Job, role: Role, sharing: bool) -> Mapping[str, str]:
-    """Return settings of MXNet for a role; what the user has set takes precedence over them."""
-    return tuning.variables(role, job.num_cpus, job.visible_cpus, job.num_gpus, sharing)
+def _tuning(job: Job, role: Role, sharing: bool, workers: int = 1) -> Mapping[str, str]:
+    """Return settings of MXNet for a role. Variables that the user has set take precedence."""
+    gpus = job.num_gpus if workers == 1 else 1
+    return tuning.variables(role, job.num_cpus, job.visible_cpus, gpus, sharing, workers)

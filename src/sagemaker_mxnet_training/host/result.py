@@ -1,19 +1,21 @@
-"""What a job leaves behind to say how it ended: the success or failure file, the exit status.
+"""The result of a job: the success or failure file, and the exit status.
 
-Paths and meanings are SageMaker's: ``/opt/ml/output/failure``, whose first 1,024 characters
-become the job's FailureReason, and ``/opt/ml/output/success``
-("How Amazon SageMaker Processes Training Output", SageMaker developer guide).
+The paths are SageMaker's: ``/opt/ml/output/failure``, whose first 1,024 characters become the job's
+FailureReason, and ``/opt/ml/output/success`` ("How Amazon SageMaker Processes Training Output",
+SageMaker developer guide).
 """
 
+import ast
 import contextlib
 import os
 from typing import TYPE_CHECKING, Optional
 
+from sagemaker_mxnet_toolkit.atomic_files import write_text
 from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import FailureKind, Outcome, Role
 
 if TYPE_CHECKING:
-    from sagemaker_mxnet_training.cluster.coordination import Verdict
+    from sagemaker_mxnet_training.cluster.events import Verdict
 
 _PREPARED = ".success.prepared"
 
@@ -30,17 +32,17 @@ def failure_path(output_dir: str) -> str:
 
 
 def clear(output_dir: str) -> None:
-    """Remove the result of an earlier job, so that it is not taken for this job's."""
+    """Remove the result files of an earlier job."""
     for name in ("success", "failure", _PREPARED):
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(output_dir, name))
 
 
 def prepare_success(output_dir: str) -> None:
-    """Do everything about the success file that can fail; ``commit_success`` does the rest.
+    """Write the success file under a temporary name; ``commit_success`` renames it.
 
-    Every host does this before any of them reports success, so that a full disk on one is a
-    failure on all.
+    All hosts do this before any of them reports success, so that a full disk on one host fails the
+    job on all.
 
     Raises:
         ResultError: the file cannot be written.
@@ -48,13 +50,13 @@ def prepare_success(output_dir: str) -> None:
     path = os.path.join(output_dir, _PREPARED)
     try:
         os.makedirs(output_dir, exist_ok=True)
-        # It is empty, so there is nothing to flush: that could take as long as writing the model.
+        # It is empty, so it is not flushed, which could take as long as writing the model.
         with open(path, "wb"):
             pass
     except OSError as error:
         raise ResultError(
             f"cannot write the success file: {path}: {error.strerror}; "
-            "free some space on it, or mount it writable"
+            "expected a writable volume with free space"
         ) from error
 
 
@@ -64,29 +66,57 @@ def commit_success(output_dir: str) -> None:
 
 
 def write_failure(output_dir: str, text: str) -> Optional[str]:
-    """Write the failure file, whole or not at all. One that the user's script wrote is kept.
+    """Write the failure file atomically, unless the user's script has written one.
 
     Returns:
-        Why it could not be written, or ``None``.
+        The error message if it could not be written, or ``None``.
     """
     path = failure_path(output_dir)
-    temporary = os.path.join(output_dir, ".failure.tmp")
     with contextlib.suppress(OSError):
         os.unlink(os.path.join(output_dir, _PREPARED))
     if os.path.exists(path):
         return None
     try:
         os.makedirs(output_dir, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text.rstrip() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
+        write_text(path, text.rstrip() + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         return f"cannot write {path}: {error.strerror}"
     return None
+
+
+def has_model(model_dir: str) -> bool:
+    """Return whether there is a file in the model directory."""
+    return any(files for _, _, files in os.walk(model_dir))
+
+
+def no_model(model_dir: str, script: str) -> str:
+    """Return the warning for a job that has succeeded without a model.
+
+    Args:
+        model_dir: the model directory.
+        script: path of the entry point.
+    """
+    text = (
+        f"the job succeeded without a model: {model_dir} is empty on all hosts; save the model "
+        "with sagemaker_mxnet_training.training_utils.save(os.environ['SM_MODEL_DIR'], model)"
+    )
+    if _has_uncalled_train(script):
+        text += (
+            f"; {os.path.basename(script)} defines train() but does not call it (early containers "
+            "did): call it under `if __name__ == '__main__':`"
+        )
+    return text
+
+
+def _has_uncalled_train(script: str) -> bool:
+    try:
+        with open(script, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return False
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return "train" in defined - names
 
 
 def process_status(verdict: "Verdict", host: str, worker_status: Optional[int]) -> int:
@@ -100,7 +130,7 @@ def process_status(verdict: "Verdict", host: str, worker_status: Optional[int]) 
     if verdict.outcome is Outcome.SUCCESS:
         return 0
     if verdict.outcome is Outcome.STOP:
-        # A script that was never started has no status; 143 is that of a process ended by SIGTERM.
+        # 143 (128 + SIGTERM) if the script was never started.
         return 143 if worker_status is None else worker_status
     failure = verdict.failure
     if failure is not None and failure.host == host and failure.role is Role.WORKER:

@@ -1,8 +1,8 @@
-"""The one loop that owns everything on a host: its processes, signals, deadlines and orders.
+"""The event loop of a host, which owns its processes, signals, deadlines and orders.
 
-Whatever happens arrives in the loop as a ready file descriptor or a passed deadline. What it means
-for the job as a whole is decided by the leader (``cluster.decision``); a host reports, and carries
-orders out (``host.steps``).
+Events are ready file descriptors and passed deadlines. A host reports them to the leader, which
+decides what they mean for the job (``cluster.decision``), and carries out its orders
+(``host.steps``).
 """
 
 import contextlib
@@ -16,27 +16,28 @@ from typing import Optional
 from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role, signal_name
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_toolkit.processes import process
+from sagemaker_mxnet_toolkit.processes import own_process
 from sagemaker_mxnet_toolkit.processes.signals import STOP_SIGNALS, SignalPipe
-from sagemaker_mxnet_training.cluster.coordination import Stop, Verdict
+from sagemaker_mxnet_toolkit.settings.variables import JOB_ID
+from sagemaker_mxnet_training.cluster.events import Stop, Verdict
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import result
 from sagemaker_mxnet_training.host.conclusion import conclude
+from sagemaker_mxnet_training.host.heartbeat import Watchdog
 from sagemaker_mxnet_training.host.steps import Steps
 from sagemaker_mxnet_training.host.timeline import Timeline
-from sagemaker_mxnet_training.host.watchdog import JOB_VARIABLE, Watchdog
 
 ABORT_TIMEOUT = 4.0
-"""Seconds to tell the other hosts, and to end all processes, after an error in the entrypoint."""
+"""Seconds to notify the other hosts and to kill all processes after an error in the entrypoint."""
 
 
 class Supervisor:
     """Runs one job on one host, from the user's code to the result files.
 
     Args:
-        job: what to run.
+        job: the job.
         log: the entrypoint's log.
-        timeline: where phases and processes are recorded.
+        timeline: records phases and processes.
     """
 
     def __init__(self, job: Job, log: Log, timeline: Timeline) -> None:
@@ -54,7 +55,8 @@ class Supervisor:
         """Run the job to its end; return the exit status of the entrypoint.
 
         Args:
-            fault: why the job cannot run on this host; nothing is started, but others are told.
+            fault: why the job cannot run on this host; nothing is started, but the other hosts are
+                notified.
         """
         with SignalPipe((*STOP_SIGNALS, signal.SIGCHLD)) as signals:
             self._selector.register(
@@ -71,13 +73,13 @@ class Supervisor:
 
     def _run(self, fault: str) -> Verdict:
         result.clear(self._job.output_dir)
-        # Before the watchdog: children that are there already have to be looked for, which takes
-        # longer than all the rest.
+        # Before the watchdog starts: the process table has to find existing children otherwise,
+        # which takes long.
         steps = self._steps = Steps(
-            self._job, self._log, self._timeline, self._selector, {JOB_VARIABLE: self._job_id}
+            self._job, self._log, self._timeline, self._selector, {JOB_ID: self._job_id}
         )
         if not fault:
-            process.become_subreaper()
+            own_process.become_subreaper()
             self._watchdog = self._start_watchdog()
             steps.table.exclude(self._watchdog.pid)
         steps.begin(fault)
@@ -93,7 +95,7 @@ class Supervisor:
         if steps.over(time.monotonic()):
             return
         for key, mask in self._selector.select(max(0.0, due - time.monotonic())):
-            # One handler may have closed what the next one was to read.
+            # An earlier handler may have closed this file.
             if self._selector.get_map().get(key.fd) is key:
                 key.data(mask)
 
@@ -106,8 +108,7 @@ class Supervisor:
         self._timeline.instant("signal", signal_name(number), "received")
         if steps.verdict is not None:
             return
-        # Who stops a job may signal every host. A host that has heard of the stop from another
-        # one has not been asked twice.
+        # All hosts may be signalled to stop a job, so only a second signal to this host counts.
         again, self._signalled = self._signalled, True
         stopping = steps.attempt.stop is not None
         if again and stopping:
@@ -134,7 +135,7 @@ class Supervisor:
             self._watchdog.beat()
 
     def _abort(self, reason: str, kind: FailureKind, trace: str = "") -> Verdict:
-        """Fail for a reason in the entrypoint itself; tell the others if that is still possible."""
+        """Fail because of an error in the entrypoint; notify the other hosts if possible."""
         host, redact, steps = self._job.current_host, self._log.redact, self._steps
         failure = Failure(host, Role.ENTRYPOINT, redact(reason), kind, None, redact(trace))
         now = time.monotonic()

@@ -1,47 +1,75 @@
-"""What happened when on one host, in the Chrome trace event format.
+"""Records the timeline of one host, in the Chrome trace event format.
 
-The file opens in Perfetto and ``chrome://tracing``, beside MXNet's own profiler output. The format
-is Google's "Trace Event Format": complete events (``X``) with a start and a duration, instants
-(``i``), counters (``C``) whose value holds until the next, and metadata (``M``) that names the
-rows; times are microseconds. A host is a process there, and a process of ours a thread.
+The file can be opened in Perfetto and ``chrome://tracing``, together with the output of MXNet's
+profiler. The format is Google's "Trace Event Format": complete events (``X``) with a start and a
+duration, instants (``i``), counters (``C``), and metadata (``M``) with the names of rows; times are
+microseconds. A host is a process in the trace, and a process of the job is a thread.
 
-``cat`` says what an event is: ``phase``, ``process``, ``usage``, ``signal``, ``failure``, ``stop``,
-``checkpoint``, ``restart``, ``resume`` or ``verdict``. ``otherData`` says whose timeline it is, and
-how the job ended.
+``cat`` is the kind of an event: ``phase``, ``process``, ``usage``, ``signal``, ``failure``,
+``stop``, ``checkpoint``, ``restart``, ``resume`` or ``verdict``. ``otherData`` has the host and the
+outcome of the job.
 """
 
 import contextlib
+import enum
 import json
 import os
 import time
 import zlib
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from sagemaker_mxnet_toolkit.atomic_files import write_text
 from sagemaker_mxnet_toolkit.failure import Failure, Role, signal_name
 from sagemaker_mxnet_training import __version__
-from sagemaker_mxnet_training.host.phase import HostPhase
 
 if TYPE_CHECKING:
     from sagemaker_mxnet_toolkit.processes.usage import Track
-    from sagemaker_mxnet_training.cluster.coordination import Verdict
+    from sagemaker_mxnet_training.cluster.events import Verdict
 
 PROGRAM = "sagemaker-mxnet-training"
-"""Value of ``otherData.program``, by which a timeline of ours is known."""
+"""Value of ``otherData.program``, which identifies the file."""
 
 CPU = "% of a core"
-"""Key of a CPU counter's value. The counter's name is that of its process, and `` CPU``."""
+"""Key of the value of a CPU counter, which is named ``<process> CPU``."""
 
 MEMORY = "MB"
-"""Key of a memory counter's value, in 10**6 bytes. The counter is called ``<process> memory``."""
+"""Key of the value of a memory counter, in 10**6 bytes, which is named ``<process> memory``."""
+
+
+class HostPhase(enum.Enum):
+    """The phase of a host. The values are the names in timelines, reports and summaries."""
+
+    RESOLVE = "resolve"
+    """Reads and checks the configuration."""
+    FETCH = "fetch"
+    """Fetches the user's code."""
+    INSTALL = "install"
+    """Installs the user's requirements."""
+    JOIN = "join"
+    """Waits for the other hosts."""
+    ROLES = "roles"
+    """Starts the kvstore processes and the worker."""
+    FIRST_STEP = "first step"
+    """Runs the script until its first step. Part of ``TRAIN`` if no server reports steps."""
+    TRAIN = "train"
+    """Runs the script."""
+    CLEAR = "clear"
+    """Stops the processes of a failed attempt before a restart."""
+    HOLD = "hold"
+    """Waits for scripts on other hosts, after its own has finished."""
+    DRAIN = "drain"
+    """Waits for scheduler and servers to exit, after all scripts have finished."""
+    END = "end"
+    """Stops remaining processes, after the outcome is known."""
 
 
 class Timeline:
-    """Records phases, lives of processes and instants of one host.
+    """Records phases, processes and instants of one host.
 
     Args:
-        host: names the file and the rows.
-        clock: returns the time as ``time.monotonic`` does.
-        wall_clock: returns the time as ``time.time`` does; called once.
+        host: name of the host.
+        clock: the monotonic clock.
+        wall_clock: the wall clock, called once.
     """
 
     def __init__(
@@ -53,10 +81,10 @@ class Timeline:
         self.host = host
         self._clock = clock
         self.current: Optional[HostPhase] = None
-        """The phase in progress."""
-        # Wall time once, and the monotonic clock from there: hosts share only the former.
+        """The current phase."""
+        # Hosts share the wall clock, but intervals are measured by the monotonic clock.
         self._offset = wall_clock() - clock()
-        # The entrypoint is process 1 in every container; hosts in one view need ids of their own.
+        # The entrypoint is process 1 in all containers, so hosts need other ids.
         self._id = zlib.crc32(host.encode("utf-8", "replace")) & 0x7FFFFFFF
         self._job_row = os.getpid()
         self._events: List[Dict[str, Any]] = []
@@ -71,12 +99,12 @@ class Timeline:
         since: Optional[float] = None,
         ended_as: Optional[HostPhase] = None,
     ) -> None:
-        """Begin a phase of the job, which ends the one before; ``None`` only ends it.
+        """Start a phase, which ends the previous one; ``None`` only ends it.
 
         Args:
             phase: the new phase.
-            since: when it began (monotonic, seconds); now by default.
-            ended_as: what the phase before was, where only its end tells.
+            since: when it started (monotonic, seconds); now by default.
+            ended_as: replaces the previous phase, if it is only known at its end.
         """
         now = self._clock() if since is None else since
         if self.current is not None:
@@ -94,21 +122,21 @@ class Timeline:
         signals: Sequence[Tuple[float, int]] = (),
         track: "Optional[Track]" = None,
     ) -> None:
-        """Record the life of a process until now, its signals and what it used.
+        """Record a process from its start until now, with its signals and usage.
 
         Args:
-            pid: its id, and its row.
+            pid: its process id, and its row.
             name: its name, unique on this host.
-            role: what it was for.
+            role: its role.
             started: when it was started (monotonic, seconds).
-            status: its exit status, in the shell's convention; ``None`` while it lives.
-            signals: what it was sent: when (monotonic, seconds), and the signal's number.
+            status: its exit status, in the shell's convention; ``None`` if it is running.
+            signals: time (monotonic, seconds) and number of each signal that it was sent.
             track: its CPU and memory, if they were sampled.
         """
         now = self._clock()
         self._name(pid, name)
-        told = {"role": role.value, "exit status": status}
-        self._span("process", pid, name, started, now, **told)
+        args = {"role": role.value, "exit status": status}
+        self._span("process", pid, name, started, now, **args)
         for when, number in signals:
             self._mark("signal", pid, signal_name(number), when, detail="sent")
         if track is not None:
@@ -117,24 +145,24 @@ class Timeline:
             self._count(f"{name} memory", MEMORY, megabytes, now)
 
     def instant(self, kind: str, name: str, detail: str = "", when: Optional[float] = None) -> None:
-        """Record something that took no time, such as a signal, on the job's row.
+        """Record an instant, such as a signal, on the job's row.
 
         Args:
-            kind: what sort of thing.
-            name: what it was.
-            detail: more about it.
+            kind: the kind of the event.
+            name: its name.
+            detail: additional text.
             when: when it happened (monotonic, seconds); now by default.
         """
         stamp = self._clock() if when is None else when
         self._mark(kind, self._job_row, name, stamp, detail=detail)
 
     def failure(self, failure: Failure, when: float, pid: Optional[int] = None) -> None:
-        """Record what failed on this host, on the job's row and on that of the process.
+        """Record a failure on this host, on the job's row and on that of the process.
 
         Args:
-            failure: what is recorded, without secrets.
-            when: when that happened (monotonic, seconds).
-            pid: the process that failed, if it was one of this host.
+            failure: the failure, without secrets.
+            when: when it happened (monotonic, seconds).
+            pid: the process that failed, if it is on this host.
         """
         for row in (self._job_row, *([] if pid is None else [pid])):
             self._mark("failure", row, "failure", when, **failure.to_json())
@@ -142,26 +170,20 @@ class Timeline:
     def write(
         self, directory: str, verdict: "Optional[Verdict]" = None, about: Mapping[str, Any] = {}
     ) -> None:
-        """Write ``timeline-<host>.json``, whole or not at all. A full disk is ignored.
+        """Write ``timeline-<host>.json`` atomically. Errors such as a full disk are ignored.
 
         Args:
-            directory: where to; it is made.
+            directory: the directory, created if necessary.
             verdict: how the job ended, without secrets.
-            about: more entries of ``otherData``.
+            about: other entries of ``otherData``.
         """
         ending = {} if verdict is None else verdict.to_json()
         other = {"program": PROGRAM, "version": __version__, "host": self.host, **about, **ending}
         trace = {"traceEvents": self._events, "displayTimeUnit": "ms", "otherData": other}
-        final = path(directory, self.host)
-        try:
+        with contextlib.suppress(OSError, ValueError, TypeError):
             text = json.dumps(trace, allow_nan=False)
             os.makedirs(directory, exist_ok=True)
-            with open(final + ".tmp", "w", encoding="utf-8") as file:
-                file.write(text)
-            os.rename(final + ".tmp", final)
-        except (OSError, ValueError, TypeError):
-            with contextlib.suppress(OSError):
-                os.unlink(final + ".tmp")
+            write_text(path(directory, self.host), text, flush=False)
 
     def _span(self, kind: str, row: int, name: str, start: float, end: float, **args: Any) -> None:
         self._add("X", kind, row, name, start, dur=round((end - start) * 1e6), args=args)

@@ -1,6 +1,6 @@
-"""The words for how a job ended: in the log, in the failure file, in ``local`` and in reports.
+"""Messages about the end of a job: in the log, in the failure file, in ``local`` and in reports.
 
-What is said follows from the outcome and from the kind of the failure, never from its text.
+They depend on the outcome and the kind of the failure, never on the text of its cause.
 """
 
 from typing import TYPE_CHECKING
@@ -8,34 +8,38 @@ from typing import TYPE_CHECKING
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 
 if TYPE_CHECKING:
-    from sagemaker_mxnet_training.cluster.coordination import Verdict
+    from sagemaker_mxnet_training.cluster.events import Verdict
 
 WORDS = {Outcome.SUCCESS: "SUCCEEDED", Outcome.STOP: "STOPPED", Outcome.FAILURE: "FAILED"}
-"""One word for each outcome."""
+"""A word for each outcome."""
 
 _DETAIL_LINES = 20
 
 _ADVICE = {
     FailureKind.INTERNAL: (
-        "this is a defect of sagemaker-mxnet-training: please report it with this log"
+        "this is a bug in sagemaker-mxnet-training: please report it with this log"
     ),
     FailureKind.OUT_OF_MEMORY: (
-        "give the container more memory, or let the script use less (batch size, workers)"
+        "increase the memory of the container, or reduce that of the script (batch size, workers)"
     ),
-    FailureKind.REQUIREMENTS: "correct requirements.txt, or add what it needs to the image",
-    FailureKind.CODE: "check sagemaker_submit_directory and what it names",
+    FailureKind.REQUIREMENTS: "correct requirements.txt, or add its packages to the image",
+    FailureKind.CODE: "check sagemaker_submit_directory and its content",
     FailureKind.CONFIGURATION: "correct the settings that the cause names",
     FailureKind.JOIN: (
-        "check that all hosts were started, with the same job description, and reach each other"
+        "check that all hosts were started, with the same configuration, and reach each other"
     ),
-    FailureKind.LOST: "look at the log and at the machine of {host}",
-    FailureKind.FROZEN: "find out who suspended the process on {host}: SIGSTOP, or a debugger",
+    FailureKind.PEER: (
+        "find the worker that ended first in the logs of all hosts: this one lost its connection"
+    ),
+    FailureKind.LOST: "check the log and the machine of {host}",
+    FailureKind.FROZEN: "find out what suspended the process on {host}: SIGSTOP, or a debugger",
     FailureKind.STALLED: (
-        "look for what the worker on {host} waits for; sagemaker_mxnet_stall_timeout sets the limit"
+        "find out what the worker on {host} waits for; sagemaker_mxnet_stall_timeout is the limit"
     ),
     FailureKind.NETWORK: "free the port or the address that the cause names, or set another one",
-    FailureKind.OUTPUT: "free some space on the output volume of {host}, or mount it writable",
-    FailureKind.CHECKPOINT: "free some space for checkpoints on {host}, or mount it writable",
+    FailureKind.OUTPUT: "free disk space on the output volume of {host}, or make it writable",
+    FailureKind.CHECKPOINT: "free disk space for checkpoints on {host}, or make it writable",
+    FailureKind.CHECKPOINT_USE: "change the script or the directory according to the cause",
 }
 _OF_A_PROGRAM = {
     Role.FETCH: _ADVICE[FailureKind.CODE],
@@ -50,7 +54,7 @@ def headline(outcome: Outcome, seconds: float, restarts: int = 0) -> str:
 
 def closing_line(outcome: Outcome, seconds: float, status: int, restarts: int = 0) -> str:
     """Return the last line of a host's log."""
-    # A failed job has said "the job FAILED" in the block that ``failure_block`` returns.
+    # ``failure_block`` already has "the job FAILED".
     word = "failed" if outcome is Outcome.FAILURE else f"was {WORDS[outcome]}"
     if outcome is Outcome.SUCCESS:
         word = WORDS[outcome]
@@ -58,7 +62,7 @@ def closing_line(outcome: Outcome, seconds: float, status: int, restarts: int = 
 
 
 def failure_text(verdict: "Verdict") -> str:
-    """Return the text of the failure file: the cause, the restarts before it, and its detail."""
+    """Return the text of the failure file: the cause, earlier restarts, and its detail."""
     failure = verdict.failure
     if failure is None:
         return ""
@@ -67,13 +71,13 @@ def failure_text(verdict: "Verdict") -> str:
 
 
 def failure_block(verdict: "Verdict", host: str, seconds: float, code_dir: str) -> str:
-    """Return the lines with which a failed job ends its log on every host.
+    """Return the summary at the end of the log of a failed job.
 
     Args:
         verdict: how it ended, with a failure.
-        host: the host whose log it is.
-        seconds: how long the job ran.
-        code_dir: where the user's code is.
+        host: the host of the log.
+        seconds: duration of the job.
+        code_dir: directory of the user's code.
     """
     failure = verdict.failure
     assert failure is not None
@@ -83,6 +87,7 @@ def failure_block(verdict: "Verdict", host: str, seconds: float, code_dir: str) 
         *([f"         {_earlier(verdict)}"] if verdict.restarts else []),
         f"  host:  {failure.host}{' (this host)' if failure.host == host else ''}",
         f"  role:  {failure.role.value}",
+        *([] if failure.rank is None else [f"  rank:  {failure.rank}"]),
         f"  kind:  {failure.kind.value}",
         f"  ran:   {duration(seconds)}",
     ]
@@ -98,15 +103,15 @@ def advice(failure: Failure, host: str, code_dir: str) -> str:
 
     Args:
         failure: the cause.
-        host: the host whose log is being read.
-        code_dir: where the user's code is.
+        host: the host of the log.
+        code_dir: directory of the user's code.
     """
     text = _ADVICE.get(failure.kind) or _OF_A_PROGRAM.get(failure.role)
     if text is not None:
         return text.format(host=failure.host)
     if failure.host != host:
-        return f"read the log of {failure.host} above its own last lines"
-    return f"read the lines above; the code is in {code_dir}"
+        return f"read the log of {failure.host} above its summary"
+    return f"read the log above; the code is in {code_dir}"
 
 
 def _earlier(verdict: "Verdict") -> str:

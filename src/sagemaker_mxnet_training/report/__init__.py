@@ -1,1 +1,1 @@
-"""What a job looked like, from the timelines that its hosts have written."""
+"""Reports on a job, from the timelines of its hosts."""

@@ -1,6 +1,6 @@
-"""A job as one HTML page: a picture of its hosts on one time axis, and what the picture cannot say.
+"""The report on a job as an HTML page: a chart of its hosts over time, and tables.
 
-The page loads nothing: plotly.js is in it, and a content security policy says so to the browser.
+The page loads nothing: it includes plotly.js, and has a content security policy.
 """
 
 import html
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sagemaker_mxnet_toolkit.failure import Outcome
-from sagemaker_mxnet_training.host.phase import HostPhase
+from sagemaker_mxnet_training.host.timeline import HostPhase
 from sagemaker_mxnet_training.host.verdict_text import WORDS, duration
 from sagemaker_mxnet_training.report import summary
 from sagemaker_mxnet_training.report.timelines import HostTimeline, JobTimeline, Mark, Process
@@ -31,11 +31,11 @@ _PHASES = {
     HostPhase.DRAIN.value: "#cdbf9b",
     HostPhase.END.value: "#b3a67f",
 }
-_ROLES = {"scheduler": "#7a4fa3", "server": "#c05621", "worker": "#13795b"}
+_ROLES = {"scheduler": "#7a4fa3", "rendezvous": "#7a4fa3", "server": "#c05621", "worker": "#13795b"}
 _OTHER = "#829ab1"
 _DASHES = ("solid", "dot", "dash", "dashdot", "longdash", "longdashdot")
-_BESIDE = ("fetch", "install")
-"""Processes that follow each other, and share a row."""
+_PREPARATION = ("fetch", "install")
+"""Processes that share a row, since they run one after the other."""
 
 _SYMBOLS = {
     "failure": ("x", _RED, 13),
@@ -45,12 +45,12 @@ _SYMBOLS = {
     "restart": ("star", "#2b6cb0", 13),
 }
 _ROW, _PANEL, _GAP = 22, 130, 34
-"""Heights in pixels: of a row, of the panels below, and of what lies between."""
+"""Heights in pixels of a row, of the panels below, and of the gaps between them."""
 _WIDTH = 900
-"""Width in pixels of the time axis where the window is 1,280 wide."""
+"""Width of the time axis in pixels, in a window of 1,280 pixels."""
 
 _FONTS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-# Nothing from any network; plotly.js as plotly 5.0 brings it compiles functions.
+# No network access. The plotly.js of plotly 5.0 needs 'unsafe-eval'.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data: blob:"
@@ -84,16 +84,16 @@ pre {{ background: #f5f7fa; padding: 10px 14px; overflow: auto; max-height: 24em
 
 
 def page(job: JobTimeline, name: str) -> str:
-    """Return the page as one HTML text.
+    """Return the HTML page.
 
     Args:
-        job: what it shows.
-        name: how the job is called in the title.
+        job: the job.
+        name: name of the job for the title.
     """
     word, colour = WORDS[job.outcome], _VERDICTS[job.outcome]
     facts = dict(summary.facts(job))
     cause = facts.pop("cause", None)
-    told = "".join(f"<div><dt>{k}</dt><dd>{_safe(v)}</dd></div>" for k, v in facts.items())
+    listed = "".join(f"<div><dt>{k}</dt><dd>{_safe(v)}</dd></div>" for k, v in facts.items())
     picture = figure(job).to_html(full_html=False, include_plotlyjs=True, config=_CONFIG)
     names, rows = summary.phase_table(job)
     usage = summary.usage_table(job)
@@ -105,7 +105,7 @@ def page(job: JobTimeline, name: str) -> str:
         f"<title>{word}: {_safe(name)}</title><style>{_STYLE}</style></head><body>",
         f'<h1><span class="verdict" style="background:{colour}">{word}</span>{_safe(name)}</h1>',
         f'<p class="cause" style="border-color:{colour}">{_safe(cause)}</p>' if cause else "",
-        f"<dl>{told}</dl>",
+        f"<dl>{listed}</dl>",
         _list(summary.attempts(job)),
         picture,
         f"<details open><summary>Detail</summary><pre>{_safe(detail)}</pre></details>"
@@ -123,7 +123,7 @@ def page(job: JobTimeline, name: str) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of the picture: the phases of a host, or some of its processes."""
+    """One row of the chart: the phases of a host, or some of its processes."""
 
     label: str
     host: HostTimeline
@@ -135,7 +135,7 @@ class _Row:
 
 
 def figure(job: JobTimeline) -> Any:
-    """Return the picture: rows of phases and processes, and below them CPU and memory."""
+    """Return the chart: rows of phases and processes, and below them CPU and memory."""
     rows = _rows(job)
     heights = [_ROW * len(rows), _PANEL, _PANEL]
     total = sum(heights) + 2 * _GAP
@@ -188,10 +188,10 @@ class _Axis:
         return (when - self._start) / self._size
 
     def span(self, start: float, end: float) -> float:
-        """Return a length; what took no time stays visible as a hairline."""
+        """Return a length, which is at least a visible hairline."""
         return max((end - start) / self._size, self.length * 5e-4)
 
-    def say(self, when: float) -> str:
+    def text(self, when: float) -> str:
         return duration(when - self._start)
 
 
@@ -200,20 +200,20 @@ _UNITS = (("seconds", 1.0, 600.0), ("minutes", 60.0, 6 * 3600.0))
 
 def _rows(job: JobTimeline) -> List[_Row]:
     rows = []
-    for host in (*job.hosts, *(_silent(name, job) for name in job.missing)):
+    for host in (*job.hosts, *(_missing_host(name, job) for name in job.missing)):
         rows.append(_Row(host.host, host, ()))
-        beside = tuple(each for each in host.processes if each.name in _BESIDE)
-        if beside:
-            rows.append(_Row(" · ".join(each.name for each in beside), host, beside))
-        alone = [each for each in host.processes if each.name not in _BESIDE]
-        # The processes of one role follow each other from attempt to attempt.
-        for kind in dict.fromkeys(each.kind for each in sorted(alone, key=lambda p: p.start)):
-            rows.append(_Row(kind, host, tuple(each for each in alone if each.kind == kind)))
+        preparation = tuple(each for each in host.processes if each.name in _PREPARATION)
+        if preparation:
+            rows.append(_Row(" · ".join(each.name for each in preparation), host, preparation))
+        others = [each for each in host.processes if each.name not in _PREPARATION]
+        # The processes of a role in several attempts share a row.
+        for kind in dict.fromkeys(each.kind for each in sorted(others, key=lambda p: p.start)):
+            rows.append(_Row(kind, host, tuple(each for each in others if each.kind == kind)))
     return rows
 
 
-def _silent(name: str, job: JobTimeline) -> HostTimeline:
-    """Return what there is to tell about a host without a timeline: at most that it failed."""
+def _missing_host(name: str, job: JobTimeline) -> HostTimeline:
+    """Return an empty timeline for a missing host, with its failure if it has failed."""
     marks: Tuple[Mark, ...] = ()
     if job.failure is not None and job.failure.host == name and job.moment is not None:
         marks = (Mark("failure", "failure", job.moment, None, job.failure.headline()),)
@@ -244,7 +244,7 @@ def _phases(rows: Sequence[_Row], axis: _Axis) -> List[Any]:
             marker={"color": colours, "line": {"color": "#fff", "width": 0.5}},
             hovertext=[
                 f"<b>{_safe(rows[y].label)}: {_safe(each.name)}</b><br>"
-                f"{axis.say(each.start)} to {axis.say(each.end)}, "
+                f"{axis.text(each.start)} to {axis.text(each.end)}, "
                 f"{duration(each.end - each.start)}"
                 for y, each in bars
             ],
@@ -255,7 +255,7 @@ def _phases(rows: Sequence[_Row], axis: _Axis) -> List[Any]:
 
 
 def _name_phases(fig: Any, rows: Sequence[_Row], axis: _Axis) -> None:
-    """Write the names into the bars that are wide enough; the others have them under the mouse."""
+    """Write the names of phases into bars that are wide enough; all are shown on hover."""
     for y, row in enumerate(rows):
         for each in () if row.processes else row.host.phases:
             share = (axis.at(each.end) - axis.at(each.start)) / axis.length
@@ -286,7 +286,7 @@ def _lives(rows: Sequence[_Row], axis: _Axis) -> List[Any]:
             },
             hovertext=[
                 f"<b>{_safe(row.host.host)}: {_safe(each.name)}</b> (process {each.pid})<br>"
-                f"{axis.say(each.start)} to {axis.say(each.end)}, "
+                f"{axis.text(each.start)} to {axis.text(each.end)}, "
                 f"{summary.verdict_on(each, row.host)}"
                 for _, row, each in bars
             ],
@@ -320,7 +320,7 @@ def _marks(rows: Sequence[_Row], axis: _Axis) -> List[Any]:
                     },
                     hovertext=[
                         f"<b>{_safe(row.host.host)}: {_safe(mark.name)}</b> "
-                        f"at {axis.say(mark.when)}<br>{_wrapped(mark.text)}"
+                        f"at {axis.text(mark.when)}<br>{_wrapped(mark.text)}"
                         for _, row, mark in found
                     ],
                     hoverinfo="text",
@@ -338,7 +338,7 @@ def _belongs(mark: Mark, row: _Row) -> bool:
 def _usage(job: JobTimeline, axis: _Axis) -> List[Tuple[int, Any]]:
     traces = []
     for number, host in enumerate(job.hosts):
-        hidden = {*_BESIDE, *(each.name for each in host.processes if each.name != each.kind)}
+        hidden = {*_PREPARATION, *(each.name for each in host.processes if each.name != each.kind)}
         for process in host.processes:
             for panel, values, unit in ((2, process.cpu, "%"), (3, process.memory, "MB")):
                 name = f"{process.kind} · {host.host}" if len(job.hosts) > 1 else process.kind
@@ -360,7 +360,7 @@ def _usage(job: JobTimeline, axis: _Axis) -> List[Tuple[int, Any]]:
 
 
 def _bands(fig: Any, rows: Sequence[_Row]) -> None:
-    """Put every second host on a ground of its own."""
+    """Draw a background for every second host."""
     hosts = [row.host.host for row in rows]
     for number, host in enumerate(dict.fromkeys(hosts)):
         if number % 2 == 0:
@@ -373,13 +373,13 @@ def _bands(fig: Any, rows: Sequence[_Row]) -> None:
 
 
 def _moment(fig: Any, job: JobTimeline, axis: _Axis) -> None:
-    """Draw the line at which the job failed, or was asked to stop, through all panels."""
+    """Draw a vertical line at the time when the job failed or was asked to stop."""
     if job.moment is None:
         return
     colour, at = _VERDICTS[job.outcome], axis.at(job.moment)
-    told = "asked to stop"
+    text = "asked to stop"
     if job.failure is not None:
-        told = f"{job.failure.role.value} on {job.failure.host} failed: {job.failure.reason}"
+        text = f"{job.failure.process} on {job.failure.host} failed: {job.failure.reason}"
     fig.add_shape(
         type="line", xref="x", x0=at, x1=at, yref="paper", y0=0, y1=1,
         line={"color": colour, "width": 1.5, "dash": "dash"},
@@ -388,7 +388,7 @@ def _moment(fig: Any, job: JobTimeline, axis: _Axis) -> None:
     fig.add_annotation(
         xref="x", x=at, yref="paper", y=1, yanchor="bottom", showarrow=False,
         xanchor="right" if late else "left", font={"color": colour, "size": 13},
-        text=f"<b>{axis.say(job.moment)}</b> {_safe(_short(told, 90))}",
+        text=f"<b>{axis.text(job.moment)}</b> {_safe(_short(text, 90))}",
     )  # fmt: skip
 
 
@@ -397,7 +397,7 @@ def _colour(process: Process) -> str:
 
 
 def _readable(colour: str) -> str:
-    """Return black or white, whichever reads better on a colour (WCAG's relative luminance)."""
+    """Return the text colour with the better contrast on a colour (WCAG relative luminance)."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -425,5 +425,5 @@ def _wrapped(text: str, width: int = 90) -> str:
 
 
 def _safe(text: Optional[str]) -> str:
-    # plotly's own texts know a little HTML too, and %{} in templates.
+    # plotly interprets some HTML, and %{} in templates.
     return html.escape(text or "").replace("%{", "%&#123;")

@@ -1,66 +1,85 @@
-"""A job in a few lines of text: how it ended, and if it failed, what, where and when."""
+"""A summary of a job as text: how it ended, and the cause of a failure."""
 
 import time
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from sagemaker_mxnet_toolkit.failure import Outcome
-from sagemaker_mxnet_training.host.phase import HostPhase
+from sagemaker_mxnet_training.host.timeline import HostPhase
 from sagemaker_mxnet_training.host.verdict_text import advice, duration, headline
 from sagemaker_mxnet_training.report.timelines import HostTimeline, JobTimeline, Mark, Process
 
 
 def facts(job: JobTimeline) -> Mapping[str, str]:
-    """Return the most important facts, each under a word for it."""
-    told: Dict[str, str] = {}
+    """Return the most important facts, each with a label."""
+    found: Dict[str, str] = {}
     if job.failure is not None:
-        told["cause"] = job.failure.headline()
-        told["kind"] = job.failure.kind.value
-        told["where"] = f"{job.failure.role.value} on {job.failure.host}"
-        told["next"] = advice(job.failure, "", "")
+        found["cause"] = job.failure.headline()
+        found["kind"] = job.failure.kind.value
+        found["where"] = f"{job.failure.process} on {job.failure.host}"
+        found["next"] = advice(job.failure, "", "")
     if job.outcome is Outcome.STOP:
         marks = [m for each in job.hosts for m in each.marks if m.kind == "stop"]
         if marks:
-            told["cause"] = f"{marks[0].text}: somebody asked the job to stop"
+            found["cause"] = f"{marks[0].text}: the job was asked to stop"
     if job.moment is not None:
-        told["when"] = f"{clock(job.moment)}, {duration(job.moment - job.start)} after the start"
-    told["began"] = f"{clock(job.start)}, ran {duration(job.end - job.start)}"
+        found["when"] = f"{clock(job.moment)}, {duration(job.moment - job.start)} after the start"
+    found["started"] = f"{clock(job.start)}, ran {duration(job.end - job.start)}"
     names = [each.host for each in job.hosts]
-    told["hosts"] = f"{len(names)}: {', '.join(names)}"
+    found["hosts"] = f"{len(names)}: {', '.join(names)}"
     if job.missing:
-        told["missing"] = (
+        found["missing"] = (
             f"{', '.join(job.missing)}: no timeline; "
-            "the entrypoint was killed, or what it wrote is elsewhere"
+            "the entrypoint was killed, or its output is in another directory"
         )
-    return told
+    return found
 
 
 def text(job: JobTimeline) -> str:
     """Return the summary, without the page's name."""
-    lines = [headline(job.outcome, job.end - job.start, job.restarts)]
-    lines += [f"  {word:<8}{told}" for word, told in facts(job).items()]
-    lines += [f"  {text}" for text in attempts(job)]
+    head = headline(job.outcome, job.end - job.start, job.restarts)
+    shown = lines(head, [*facts(job).items(), *attempts(job)])
     names, rows = phase_table(job)
-    lines += ["", *_columns(["phase (s)", *names], rows)]
-    lines += ["", *_columns(["process", "peak CPU", "mean CPU", "peak memory"], usage_table(job))]
-    return "\n".join(_printable(line) for line in lines)
+    shown += ["", *_columns(["phase (s)", *names], rows)]
+    shown += ["", *_columns(["process", "peak CPU", "mean CPU", "peak memory"], usage_table(job))]
+    return "\n".join(_printable(line) for line in shown)
+
+
+def lines(head: str, facts: Iterable[Union[str, Tuple[str, str]]]) -> List[str]:
+    """Return the lines of a summary: the headline, then each fact, with or without a label."""
+    return [head, *(f"  {x}" if isinstance(x, str) else f"  {x[0]:<8}{x[1]}" for x in facts)]
+
+
+def longest_phases(hosts: Sequence[HostTimeline]) -> str:
+    """Return the phases except the last, with their duration on the slowest host."""
+    longest: Dict[str, float] = {}
+    for host in hosts:
+        for phase in host.phases:
+            longest[phase.name] = max(phase.end - phase.start, longest.get(phase.name, 0.0))
+    # Skip phases that would be shown as 0.0 s.
+    known = [
+        f"{phase.value} {longest[phase.value]:.1f} s"
+        for phase in HostPhase
+        if phase is not HostPhase.END and longest.get(phase.value, 0.0) > 0.05
+    ]
+    return ", ".join(known) or "unknown"
 
 
 def attempts(job: JobTimeline) -> List[str]:
-    """Return a line for each restart: what ended the attempt, what was lost, how long it took."""
+    """Return a line for each restart: its cause, the lost training, and its duration."""
     return [_attempt(each) for each in restarts(job)]
 
 
 @dataclass(frozen=True)
 class RestartFacts:
-    """What a restart was about.
+    """Facts about a restart.
 
     Attributes:
-        name: of the attempt that began, such as ``attempt 2``.
-        cause: what ended the one before.
-        resumed: name of the checkpoint it went on from; empty for none.
-        lost: seconds of training since that checkpoint; ``None`` if that is not known.
-        back: seconds from the failure to the first step of the new attempt, if it got there.
+        name: name of the new attempt, such as ``attempt 2``.
+        cause: the failure of the previous attempt.
+        resumed: name of the checkpoint that it has resumed from; empty for none.
+        lost: seconds of training since that checkpoint; ``None`` if it is not known.
+        back: seconds from the failure to the first step of the new attempt, if there was one.
     """
 
     name: str
@@ -71,7 +90,7 @@ class RestartFacts:
 
 
 def restarts(job: JobTimeline) -> List[RestartFacts]:
-    """Return the facts of each restart, in order, as the hosts' timelines have them."""
+    """Return the facts of each restart, in order."""
     marks = sorted((m for each in job.hosts for m in each.marks), key=lambda mark: mark.when)
     steps = sorted(
         phase.end
@@ -79,9 +98,9 @@ def restarts(job: JobTimeline) -> List[RestartFacts]:
         for phase in each.phases
         if phase.name == HostPhase.FIRST_STEP.value
     )
-    told: Dict[str, RestartFacts] = {}
+    found: Dict[str, RestartFacts] = {}
     for mark in marks:
-        if mark.kind == "restart" and mark.name not in told:
+        if mark.kind == "restart" and mark.name not in found:
             failed = max(
                 (m.when for m in marks if m.kind == "failure" and m.when <= mark.when),
                 default=mark.when,
@@ -89,14 +108,14 @@ def restarts(job: JobTimeline) -> List[RestartFacts]:
             resumed = next((m.name for m in marks if _resumes(m, mark.name)), "")
             written = next((m.when for m in marks if _wrote(m, resumed)), None)
             again = next((step for step in steps if step > failed), None)
-            told[mark.name] = RestartFacts(
+            found[mark.name] = RestartFacts(
                 mark.name,
                 mark.text,
                 resumed,
                 None if written is None else max(0.0, failed - written),
                 None if again is None else again - failed,
             )
-    return list(told.values())
+    return list(found.values())
 
 
 def _resumes(mark: Mark, attempt: str) -> bool:
@@ -108,17 +127,17 @@ def _wrote(mark: Mark, name: str) -> bool:
 
 
 def _attempt(facts: RestartFacts) -> str:
-    words = [f"{facts.name}: after {facts.cause}"]
-    words.append(f"from {facts.resumed}" if facts.resumed else "from the beginning")
+    parts = [f"{facts.name}: after {facts.cause}"]
+    parts.append(f"from {facts.resumed}" if facts.resumed else "from the beginning")
     if facts.lost is not None:
-        words.append(f"{duration(facts.lost)} of training lost")
+        parts.append(f"{duration(facts.lost)} of training lost")
     if facts.back is not None:
-        words.append(f"training again after {duration(facts.back)}")
-    return "; ".join(words)
+        parts.append(f"training again after {duration(facts.back)}")
+    return "; ".join(parts)
 
 
 def phase_table(job: JobTimeline) -> Tuple[List[str], List[List[str]]]:
-    """Return the names of all phases, and for each host a row of the seconds that they took."""
+    """Return the names of all phases, and a row of their durations for each host."""
     found = {phase.name for each in job.hosts for phase in each.phases}
     names: List[str] = [phase.value for phase in HostPhase if phase.value in found]
     names += sorted(found.difference(names))
@@ -151,12 +170,12 @@ def verdict_on(process: Process, host: HostTimeline) -> str:
     if any(mark.kind == "failure" and mark.pid == process.pid for mark in host.marks):
         return "failed"
     if process.status is None:
-        return "still ran"
+        return "still running"
     return f"exit status {process.status}"
 
 
 def clock(when: float) -> str:
-    """Return a wall clock time (seconds) as a date and a time in UTC."""
+    """Format a wall clock time (seconds) as date and time in UTC."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
     except (OverflowError, ValueError, OSError):
@@ -164,7 +183,7 @@ def clock(when: float) -> str:
 
 
 def _mean(process: Process) -> Optional[float]:
-    """Return the mean load; each value counts for as long as it holds."""
+    """Return the mean load, weighted by time."""
     pairs = list(zip(process.cpu, process.cpu[1:]))
     seconds = sum(b[0] - a[0] for a, b in pairs)
     return sum(a[1] * (b[0] - a[0]) for a, b in pairs) / seconds if seconds > 0 else None
@@ -188,5 +207,5 @@ def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
 
 
 def _printable(line: str) -> str:
-    """Return a line that does nothing to the terminal it is printed on."""
+    """Replace characters that could affect a terminal."""
     return "".join(c if c.isprintable() else " " for c in line)

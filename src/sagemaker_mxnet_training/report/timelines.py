@@ -1,6 +1,6 @@
-"""The timelines of a job's hosts, which ``host.timeline`` writes, read back as plain data.
+"""Reads the timelines of a job's hosts, which ``host.timeline`` writes.
 
-They may come from other machines and other people, so nothing in them is taken for granted.
+They may come from other machines, so they are validated.
 """
 
 import glob
@@ -13,21 +13,22 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import Failure, Outcome
+from sagemaker_mxnet_toolkit.settings.sources import without_waiting
 from sagemaker_mxnet_training.host.timeline import CPU, MEMORY, PROGRAM
 
 SIZE_LIMIT = 64 * 2**20
-"""Bytes of one file: ten times what the longest job writes."""
+"""Maximum size of a file in bytes, ten times that of the longest job."""
 
 _PLACES = ("*/output/data", "output/data", ".")
 
 
 class ReportError(JobError):
-    """There is nothing to report on, or it cannot be read. The text names the file."""
+    """Timelines are missing or cannot be read. The message names the file."""
 
 
 @dataclass(frozen=True)
 class PhaseSpan:
-    """A part of the job on one host: its name, and from when to when (wall clock, seconds)."""
+    """A phase of the job on one host. Times are wall clock, in seconds."""
 
     name: str
     start: float
@@ -36,16 +37,16 @@ class PhaseSpan:
 
 @dataclass(frozen=True)
 class Process:
-    """The life of one process, and what it used.
+    """One process and its usage.
 
     Attributes:
         pid: its id on its host.
         name: unique on its host; ``worker #2`` is the worker of the second attempt.
         role: a value of ``Role``.
         start, end: wall clock, seconds.
-        status: its exit status, where it had ended.
-        cpu: percent of a core, each from its time (wall clock, seconds) to the next.
-        memory: 10**6 resident bytes at that time.
+        status: its exit status, if it had ended.
+        cpu: times (wall clock, seconds) and percent of a core until the next time.
+        memory: times and resident memory in 10**6 bytes.
     """
 
     pid: int
@@ -59,22 +60,22 @@ class Process:
 
     @property
     def kind(self) -> str:
-        """Its name in every attempt."""
+        """Its name without the number of the attempt."""
         return self.name.split(" #")[0]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that took no time.
+    """An instant.
 
     Attributes:
         kind: ``signal``, ``failure``, ``stop``, ``checkpoint``, ``restart``, ``resume`` or
             ``verdict``.
-        name: what it was, such as ``SIGTERM``.
+        name: its name, such as ``SIGTERM``.
         when: wall clock, seconds.
-        pid: the process that it happened to; ``None`` for the host as a whole.
-        text: more about it; may be empty.
-        role: of a failure, the role that failed.
+        pid: the process that it belongs to; ``None`` for the host.
+        text: additional text; may be empty.
+        role: the role that failed, for a failure.
     """
 
     kind: str
@@ -87,17 +88,17 @@ class Mark:
 
 @dataclass(frozen=True)
 class HostTimeline:
-    """What happened on one host, and how the job ended as it was told there.
+    """The timeline of one host.
 
     Attributes:
         host: its name.
         hosts: the names of all hosts of the job.
-        phases: in their order.
-        processes: by their start.
-        marks: as they were written.
+        phases: in chronological order.
+        processes: in the order of their start.
+        marks: in the order of the file.
         outcome: how the job ended.
         failure: the cause, for ``Outcome.FAILURE``.
-        restarts: how often the job began again.
+        restarts: number of restarts of the job.
     """
 
     host: str
@@ -112,16 +113,16 @@ class HostTimeline:
 
 @dataclass(frozen=True)
 class JobTimeline:
-    """All hosts of a job.
+    """The timelines of all hosts of a job.
 
     Attributes:
-        hosts: those that left a timeline, in their order.
-        missing: names of the others.
-        start, end: of the whole job (wall clock, seconds).
+        hosts: hosts with a timeline, in order.
+        missing: names of the other hosts.
+        start, end: start and end of the job (wall clock, seconds).
         outcome: how it ended.
         failure: the cause, for ``Outcome.FAILURE``.
-        moment: when that failed, or when the job was asked to stop (wall clock, seconds).
-        restarts: how often it began again.
+        moment: when it failed, or when it was asked to stop (wall clock, seconds).
+        restarts: number of restarts.
     """
 
     hosts: Tuple[HostTimeline, ...]
@@ -138,62 +139,69 @@ def find(directory: str) -> List[str]:
     """Return the paths of a job's timelines.
 
     Args:
-        directory: of a local run, of one host of it, or with what a host wrote.
+        directory: the run directory of ``local``, a host's directory in it, or one with timelines.
 
     Raises:
-        ReportError: there are none.
+        ReportError: there are no timelines.
     """
     if not os.path.isdir(directory):
-        raise ReportError(f"{directory}: there is no such directory; expected that of a local run")
+        raise ReportError(f"{directory} is not a directory; expected the run directory of local")
     base = glob.escape(directory)
     for place in _PLACES:
         paths = glob.glob(os.path.join(base, place, "timeline-*.json"))
         if paths:
             return sorted(os.path.normpath(path) for path in paths)
+    runs = glob.glob(os.path.join(base, "*", _PLACES[0], "timeline-*.json"))
+    if runs:
+        newest = os.path.relpath(max(runs, key=os.path.getmtime), directory).split(os.sep)[0]
+        raise ReportError(
+            f"{directory}: this is a directory of runs; expected one of them, such as "
+            f"{os.path.join(directory, newest)}"
+        )
     raise ReportError(
-        f"{directory}: no timeline-<host>.json in it, in output/data or in <host>/output/data; "
-        "expected the directory of a local run that has ended"
+        f"{directory}: there is no timeline-<host>.json in it, in output/data or in "
+        "<host>/output/data; expected the run directory of local, after the job has ended"
     )
 
 
 def read(path: str) -> HostTimeline:
-    """Read one host's timeline.
+    """Read the timeline of a host.
 
     Raises:
-        ReportError: it cannot be read, or is something else.
+        ReportError: the file cannot be read, or is not a timeline.
     """
     try:
         size = os.path.getsize(path)
         if size > SIZE_LIMIT:
-            raise ReportError(f"{path}: {size / 2**20:.0f} MiB; a timeline has less than 64")
-        with open(path, encoding="utf-8") as file:
+            raise ReportError(f"{path} has {size / 2**20:.0f} MiB; expected at most 64 MiB")
+        with open(path, encoding="utf-8", opener=without_waiting) as file:
             trace = json.load(file)
     except OSError as error:
-        raise ReportError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ReportError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ReportError(f"{path}: no JSON: {error}") from error
+        raise ReportError(f"{path} is not valid JSON: {error}") from error
     about = trace.get("otherData") if isinstance(trace, dict) else None
     if not isinstance(about, dict) or about.get("program") != PROGRAM:
-        raise ReportError(f"{path}: not a timeline of {PROGRAM}, but another program's file")
+        raise ReportError(f"{path} is not a timeline of {PROGRAM}")
     try:
         return _host(about, trace["traceEvents"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ReportError(
-            f"{path}: a damaged timeline, or one of another version: {what}"
+            f"{path} is damaged, or was written by another version: {what}"
         ) from error
 
 
 def join(hosts: Sequence[HostTimeline]) -> JobTimeline:
-    """Lay the timelines of a job's hosts over each other.
+    """Combine the timelines of a job's hosts.
 
     Raises:
-        ReportError: two are of the same host.
+        ReportError: there are two timelines of a host.
     """
     names = [each.host for each in hosts]
     for name in names:
         if names.count(name) > 1:
-            raise ReportError(f"{name}: two timelines of this host; expected those of one job")
+            raise ReportError(f"{name} has two timelines; expected those of one job")
     ordered = tuple(sorted(hosts, key=lambda each: _natural(each.host)))
     expected = sorted({name for each in hosts for name in each.hosts}, key=_natural)
     spans: List[Union[PhaseSpan, Process]] = []
@@ -218,12 +226,12 @@ def join(hosts: Sequence[HostTimeline]) -> JobTimeline:
 def _moment(
     hosts: Sequence[HostTimeline], outcome: Outcome, failure: Optional[Failure]
 ) -> Optional[float]:
-    """Return when it happened; where nobody could record that, when it was first told."""
+    """Return when the job failed or was stopped, else when a host first got the verdict."""
     if outcome is Outcome.SUCCESS:
         return None
     kind = "stop"
     if failure is not None:
-        # What failed in an attempt before the last one was not the end.
+        # Ignore failures before the last restart.
         since = max(
             (m.when for each in hosts for m in each.marks if m.kind == "restart"), default=0
         )
@@ -242,7 +250,7 @@ def _moment(
 
 
 def _natural(name: str) -> List[Any]:
-    """Order ``algo-2`` before ``algo-10``."""
+    """Return a sort key that orders ``algo-2`` before ``algo-10``."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
@@ -318,11 +326,11 @@ def _time(event: Mapping[str, Any]) -> float:
 def _number(value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"{value} is no number")
+        raise ValueError(f"{value} is not a number")
     return number
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"a text was expected, not {value!r:.40}")
+        raise TypeError(f"expected a string, not {value!r:.40}")
     return value

@@ -1,1 +1,1 @@
-"""Programs that run in processes of their own: the user's script, the kvstore, the watchdog."""
+"""Programs of child processes: the user's script, the kvstore, the watchdog."""

@@ -1,13 +1,12 @@
 """Runs the user's Python script as ``__main__`` and reports to the supervisor how it ended.
 
 A module for ``processes.program``, with the arguments ``script PATH [ARGUMENT...]`` or ``module
-NAME [ARGUMENT...]``. The script sees what it would see without us: its own ``__main__``,
-``sys.argv`` and ``sys.path``, the same tracebacks, the same exit status.
+NAME [ARGUMENT...]``. The script has its own ``__main__``, ``sys.argv`` and ``sys.path``, the usual
+tracebacks, and the usual exit status.
 
-Two things differ, and are why this file exists. A failure is reported with its type, message and
-traceback, so that nobody has to guess it from text. And it ends the process at once: the MXNet
-worker would otherwise wait in its destructor for all the other workers to finish too
-(``KVStoreDist::~KVStoreDist`` in MXNet 1.9.1, the exit barrier), for ever.
+There are two differences. A failure is reported with its type, message and traceback. And it ends
+the process at once: the destructor of an MXNet worker would otherwise wait for all other workers
+(``KVStoreDist::~KVStoreDist`` in MXNet 1.9.1, the exit barrier), possibly forever.
 """
 
 import atexit
@@ -16,17 +15,21 @@ import faulthandler
 import gc
 import io
 import os
+import re
+import runpy
 import signal
 import sys
 import threading
 import types
 from importlib.machinery import SourceFileLoader
-from typing import List, NoReturn, Optional
+from typing import Callable, Iterator, List, NoReturn, Optional
 
 from sagemaker_mxnet_toolkit import compatibility, tracebacks
 from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.processes.child_report import EXCEPTION, EXIT_STATUS, Report
-from sagemaker_mxnet_training.roles import optimizer_states, signal_handlers
+from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.processes.child_report import Report
+from sagemaker_mxnet_toolkit.settings.variables import TERMINAL
+from sagemaker_mxnet_training.roles import horovod_worker, signal_handlers
 from sagemaker_mxnet_training.roles.open_kvstores import OpenKVStores
 
 _TRACEBACK_LIMIT = 8192
@@ -34,49 +37,57 @@ _EXIT_HANDLERS_SECONDS = 3.0
 
 
 def main(arguments: List[str], report: Report) -> None:
-    """Run what the arguments name."""
+    """Run the script or module."""
     kind, target, *rest = arguments
-    run = _Run(report)
+    script = _Script(report)
     compatibility.install()
     _watch_native_crashes()
-    signal_handlers.watch(run.end)
-    compatibility.after_import(optimizer_states.explain)
-    # What is loaded so far lives as long as the process: the collector need not look at it, which
-    # it would once more when the script has ended.
+    script.ended_by = signal_handlers.watch(script.end)
+    _debug_on(os.environ.get(TERMINAL, ""))
+    if "HOROVOD_RANK" in os.environ:
+        horovod_worker.report_threads(report)
+    # Exclude everything that is loaded from garbage collection, also from that at exit.
     gc.freeze()
-    run.begin()
+    script.begin()
     try:
-        if kind == "script":
-            _run_script(target, rest)
-        else:
-            sys.argv = [target, *rest]
-            sys.path.insert(0, os.getcwd())
-            import runpy  # noqa: PLC0415 - of no use to a script
-
-            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        with horovod_worker.finished(script.ended_by):
+            if kind == "script":
+                _run_script(target, rest)
+            else:
+                sys.argv = [target, *rest]
+                sys.path.insert(0, os.getcwd())
+                runpy.run_module(target, run_name="__main__", alter_sys=True)
     except BaseException as error:
         if isinstance(error, SystemExit) and not error.code:
-            raise  # a clean exit is Python's own matter
-        if os.getpid() != run.pid:
+            script.report_left(error)
+            raise  # a normal exit
+        if os.getpid() != script.pid:
             _end_forked_child(error)
-        run.end(error)
+        script.end(error)
 
 
-class _Run:
+class _Script:
     """One run of the script, from its start to the report of its end."""
 
     def __init__(self, report: Report) -> None:
         self.pid = os.getpid()
+        self.ended_by: Callable[[BaseException], int] = lambda _: 0
         self._report = report
         self._kvstores = OpenKVStores()
-        # Exit handlers run last in, first out: these after the script's own and before MXNet's. The
-        # report comes first, since the kvstores wait for the other workers.
+        # Exit handlers run in reverse order: these after the script's and before MXNet's. The
+        # report is sent first, since closing the kvstores waits for the other workers.
         self._register()
         compatibility.after_import(self._register)
 
     def begin(self) -> None:
-        """Report that the script is about to run."""
+        """Report the start of the script."""
         self._report.event("started")
+
+    def report_left(self, error: BaseException) -> None:
+        """Report that the script has not finished, if a handler of SIGTERM or SIGINT ended it."""
+        number = self.ended_by(error)
+        if number in (signal.SIGTERM, signal.SIGINT) and os.getpid() == self.pid:
+            self._report.event("left", signal=number)
 
     def _register(self) -> None:
         for handler in (self._kvstores.close, self._finished):
@@ -88,23 +99,30 @@ class _Run:
             self._report.event("finished")
 
     def end(self, error: BaseException) -> NoReturn:
-        """End the process at once, as Python does for what nobody caught; report a failure."""
+        """Exit at once, with the status of an uncaught exception, and report a failure."""
+        if horovod_worker.ended_by_stop(error):
+            # Not a failure. MXNet's exit handler would raise the error again.
+            self._finished()
+            os._exit(0)
         status = 1
         if isinstance(error, SystemExit):
             status = _exit_status(error)
             if status != 0:
-                is_message = isinstance(error.code, str)
-                reason = "exited with the message {!r}" if is_message else "sys.exit({!r})"
-                self._report.failed(reason.format(error.code), kind=EXIT_STATUS)
+                lost_peer = horovod_worker.lost_peer(error)
+                kind = FailureKind.PEER if lost_peer else FailureKind.EXIT_STATUS
+                self._report.failed(_exit_reason(error), kind=kind)
         else:
             _print_and_report(error, self._report)
         if status != 0:
             atexit.unregister(self._finished)
-        atexit.unregister(self._kvstores.close)  # the others may never close theirs
+        atexit.unregister(self._kvstores.close)  # other workers may never close theirs
         _run_exit_handlers()
         if status == 0:
+            self.report_left(error)
             self._finished()
         if isinstance(error, KeyboardInterrupt):
+            if threading.current_thread() is not threading.main_thread():
+                os._exit(128 + signal.SIGINT)  # only the main thread can set handlers
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(self.pid, signal.SIGINT)
         os._exit(status)
@@ -129,7 +147,7 @@ def _run_script(path: str, arguments: List[str]) -> None:
 
 
 def _exit_status(exit_: SystemExit) -> int:
-    """Return the status that Python gives to a ``SystemExit``; print its message as Python does."""
+    """Return the exit status of a ``SystemExit``; print its message, as Python does."""
     if exit_.code is None:
         return 0
     if isinstance(exit_.code, int):
@@ -138,8 +156,56 @@ def _exit_status(exit_: SystemExit) -> int:
     return 1
 
 
+def _exit_reason(exit_: SystemExit) -> str:
+    """Return why a script has exited with a status, including the message of argparse."""
+    if isinstance(exit_.code, str):
+        return f"exited with the message {exit_.code!r}"
+    reason = f"sys.exit({exit_.code!r})"
+    parser = getattr(sys.modules.get("argparse"), "ArgumentParser", ())
+    for frame in _frames(exit_.__traceback__):
+        known = frame.f_locals
+        if frame.f_code.co_name == "error" and isinstance(known.get("self"), parser):
+            return f"{reason}: {known.get('message')}"
+    if exit_.__context__ is None or exit_.__suppress_context__:
+        return reason
+    return f"{reason} after {tracebacks.summary(exit_.__context__)}"
+
+
+def _missing_channel(error: BaseException) -> str:
+    """Return the job's channels, if a script has failed because of a missing one.
+
+    A missing variable causes a ``KeyError``, or another exception that mentions ``None``.
+    """
+    text = tracebacks.summary(error)
+    if not isinstance(error, KeyError):
+        if "None" not in text:
+            return ""
+        paths = {frame.f_code.co_filename for frame in _frames(error.__traceback__)}
+        text = "".join(map(_source, paths))
+    missing = sorted(set(re.findall(r"\bSM_CHANNEL_\w+", text)).difference(os.environ))
+    if not missing:
+        return ""
+    names = ", ".join(re.findall(r'"([^"]+)"', os.environ.get("SM_CHANNELS", ""))) or "none"
+    return f"; {', '.join(missing)} is not set: the job's channels are: {names}"
+
+
+def _source(path: str) -> str:
+    """Return the text of a file of the user's code; empty for other files."""
+    with contextlib.suppress(OSError):
+        if path.startswith(os.getcwd() + os.sep):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return file.read()
+    return ""
+
+
+def _frames(trace: Optional[types.TracebackType]) -> Iterator[types.FrameType]:
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
 def _end_forked_child(error: BaseException) -> NoReturn:
-    """End a child that the script forked as Python would: it is not the script."""
+    """End a process that the script has forked, as Python would."""
     if not isinstance(error, Exception):
         raise error
     sys.excepthook(type(error), error, _own_frames_removed(error.__traceback__))
@@ -149,9 +215,11 @@ def _end_forked_child(error: BaseException) -> NoReturn:
 def _print_and_report(error: BaseException, report: Report) -> None:
     error.__traceback__ = _own_frames_removed(error.__traceback__)
     detail = tracebacks.text(error)[-_TRACEBACK_LIMIT:]
-    # The report comes first: what is printed may have to wait for a slow reader.
-    kind = error.kind.value if isinstance(error, JobError) else EXCEPTION
-    report.failed(tracebacks.summary(error), detail, kind)
+    # Report first, since printing may block.
+    kind = error.kind if isinstance(error, JobError) else FailureKind.EXCEPTION
+    if horovod_worker.lost_peer(error):
+        kind = FailureKind.PEER
+    report.failed(tracebacks.summary(error) + _missing_channel(error), detail, kind)
     with contextlib.suppress(Exception):
         sys.excepthook(type(error), error, error.__traceback__)
 
@@ -163,25 +231,45 @@ def _own_frames_removed(trace: Optional[types.TracebackType]) -> Optional[types.
 
 
 def _run_exit_handlers() -> None:
-    """Run the script's exit handlers and write its output, unless one of them waits for MXNet."""
+    """Run the script's exit handlers with a timeout, and flush its output."""
 
     def run() -> None:
         with contextlib.suppress(BaseException):
             atexit._run_exitfuncs()
 
     handlers = threading.Thread(target=run, daemon=True)
-    handlers.start()
-    handlers.join(_EXIT_HANDLERS_SECONDS)
+    with contextlib.suppress(RuntimeError):  # the limit on threads is reached
+        handlers.start()
+        handlers.join(_EXIT_HANDLERS_SECONDS)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
 
 
-def _watch_native_crashes() -> None:
-    """Let a native crash print the Python stack and then end the process by its own signal.
+def _debug_on(terminal: str) -> None:
+    """Make ``breakpoint()`` use the terminal of ``local``, if there is one."""
+    if not terminal or "PYTHONBREAKPOINT" in os.environ:
+        return
 
-    MXNet 1.9.1 installs a handler of its own on import, after which a SIGSEGV ends the process
-    with exit status 255 and no word of Python.
+    def debug() -> None:
+        import pdb
+
+        # The terminal belongs to another session, but can be read and written.
+        streams = [open(terminal, mode, opener=_without_control) for mode in ("r", "w")]  # noqa: SIM115
+        pdb.Pdb(stdin=streams[0], stdout=streams[1]).set_trace(sys._getframe(1))
+
+    sys.breakpointhook = debug
+
+
+def _without_control(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOCTTY)
+
+
+def _watch_native_crashes() -> None:
+    """Print the Python stack of a native crash, and end the process by its signal.
+
+    MXNet 1.9.1 installs its own handler on import, which would exit with status 255 after a SIGSEGV
+    and not print the Python stack.
     """
     faulthandler.enable()
 

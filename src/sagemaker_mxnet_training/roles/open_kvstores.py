@@ -1,17 +1,18 @@
 """Closes a worker's distributed kvstores when its script has ended.
 
-MXNet 1.9.1 leaves that to the destructor of the Python object, which fails in two ways:
+MXNet 1.9.1 closes them in the destructor of the Python object, which fails in two ways:
 
-- The destructor may never run. Python calls none at its end for an object to which something that
-  survives refers: MXNet's registry refers to an optimizer class of the script, the class to the
-  script's names, and these to the kvstore; with scikit-learn installed, which MXNet imports, the
-  registry survives. The process then exits under the kvstore's threads, and a successful training
-  ends with "terminate called without an active exception" (SIGABRT).
-- It runs after MXNet's exit handler, from which on the engine drops operations that have not begun
-  (``ThreadedEngine::NotifyShutdown``). Where a script ends without waiting for its last push, the
-  other workers, which may wait for it, wait for ever.
+- The destructor may never run, if a reference to the object survives until Python's end: MXNet's
+  registry refers to an optimizer class of the script, the class to the script's globals, and these
+  to the kvstore. With scikit-learn installed, which MXNet imports, the registry survives. The
+  process then exits while the kvstore's threads run, and a successful training ends with "terminate
+  called without an active exception" (SIGABRT).
+- It runs after MXNet's exit handler, after which the engine drops operations that have not started
+  (``ThreadedEngine::NotifyShutdown``). If a script ends without waiting for its last push, other
+  workers that wait for it hang.
 """
 
+import atexit
 import functools
 import os
 import signal
@@ -20,10 +21,11 @@ import weakref
 from typing import Any
 
 from sagemaker_mxnet_toolkit import compatibility
+from sagemaker_mxnet_toolkit.compatibility import kvstore
 
 
 class OpenKVStores:
-    """The kvstores of this process, from MXNet's import on."""
+    """Tracks the kvstores of this process, starting with MXNet's import."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -31,6 +33,7 @@ class OpenKVStores:
         compatibility.after_import(self._follow)
 
     def _follow(self) -> None:
+        atexit.unregister(kvstore.forget)  # ``close`` is called instead
         store, stores = sys.modules["mxnet.kvstore"].KVStore, self._stores
         initialize = store.__init__
 
@@ -42,14 +45,14 @@ class OpenKVStores:
         store.__init__ = initialize_and_follow
 
     def close(self) -> None:
-        """Finish what the engine has to do, and close the distributed kvstores.
+        """Wait for all operations of the engine, and close the distributed kvstores.
 
-        Waits until all other workers do so, too. To be called before MXNet's exit handler.
+        Waits until all other workers do the same. Call it before MXNet's exit handler.
 
         Raises:
-            mxnet.base.MXNetError: when an operation fails for whose result nobody waited.
+            mxnet.base.MXNetError: an asynchronous operation failed.
         """
-        # A forked child has the objects, but none of the threads.
+        # A forked child has the objects, but not the threads.
         if os.getpid() != self._pid:
             return
         stores = [store for store in self._stores if "dist" in store.type]
@@ -63,7 +66,7 @@ class OpenKVStores:
 
 
 def _ignore_signals() -> None:
-    """Call no handler of the script from here on, as Python calls none in its destructors."""
+    """Disable signal handlers of the script."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM):
         if callable(signal.getsignal(number)):
@@ -71,7 +74,7 @@ def _ignore_signals() -> None:
 
 
 def _close(store: Any) -> None:
-    """Free a kvstore, and leave nothing for its destructor."""
+    """Free a kvstore, so that its destructor does not."""
     base = sys.modules["mxnet.base"]
     handle, store.handle = store.handle, base.KVStoreHandle()
     base.check_call(base._LIB.MXKVStoreFree(handle))

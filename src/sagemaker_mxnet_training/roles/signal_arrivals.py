@@ -1,10 +1,9 @@
-"""Tells which signals have arrived in this process, whatever its main thread is doing.
+"""Receives the signals of this process, independent of its main thread.
 
 Python's C handler writes the number of each signal to the wake-up descriptor of ``signal``. A
-forked child inherits both, so a signal to the child arrives here too: from a library that forks
-without Python's hooks as well, and in the moment before any hook can run. The descriptor is
-therefore a socket whose messages carry the process id of the writer (unix(7), SO_PASSCRED), which
-the kernel fills in; what another process wrote is ignored.
+forked child inherits the descriptor, and may get a signal before a hook can reset it. So the
+descriptor is a socket whose messages have the process id of the writer (unix(7), SO_PASSCRED), and
+messages of other processes are ignored.
 """
 
 import contextlib
@@ -19,11 +18,11 @@ _CREDENTIALS = struct.Struct("3i")
 """``struct ucred``: process id, user id, group id (unix(7))."""
 
 
-def listen() -> Optional[socket.socket]:
-    """Have the signals of this process written to a socket, from here on; call in the main thread.
+def open_socket() -> Optional[socket.socket]:
+    """Make Python write the signals of this process to a socket; call it in the main thread.
 
     Returns:
-        The socket, for ``numbers``; ``None`` if the script has a wake-up descriptor of its own.
+        The socket, for ``numbers``; ``None`` if the script has set its own wake-up descriptor.
     """
     reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -35,10 +34,10 @@ def listen() -> Optional[socket.socket]:
         reader.close()
         writer.close()
         return None
-    writer.detach()  # it stays open as long as this process
+    writer.detach()  # keep it open until the process ends
 
     def leave_child() -> None:
-        """Take the descriptor from a forked child, unless the script has set its own."""
+        """Reset the descriptor in a forked child, unless the script has set its own."""
         if threading.current_thread() is threading.main_thread():
             current = signal.set_wakeup_fd(-1)
             if current not in (-1, descriptor):
@@ -49,11 +48,11 @@ def listen() -> Optional[socket.socket]:
 
 
 def numbers(reader: socket.socket) -> Iterator[int]:
-    """Yield the number of each signal to this process, and none of those to its children."""
+    """Yield the number of each signal to this process, but not to its children."""
     pid, space = os.getpid(), socket.CMSG_SPACE(_CREDENTIALS.size)
-    with contextlib.suppress(OSError):  # the script has closed all descriptors, as daemons do
+    with contextlib.suppress(OSError):  # the script may close all descriptors, like a daemon
         while True:
-            # The kernel joins no messages of two senders.
+            # The kernel does not merge messages of two senders.
             received, ancillary, _, _ = reader.recvmsg(64, space)
             if not received:
                 return

@@ -1,13 +1,13 @@
-"""Ends a host's processes when its supervisor cannot: killed, or frozen.
+"""Kills a host's processes if its supervisor was killed or hangs.
 
-Started as a program by ``host.watchdog``. It holds the read end of a pipe on which the supervisor
-beats. A closed pipe means that the supervisor is dead; silence, that it is frozen. In both cases
-every process of the job on this host is killed, found by the job's identity in its environment or
-as a child of such a one, and a failure file says so. In a container whose supervisor is PID 1 the
-kernel does the first half of this by itself.
+``host.heartbeat`` starts this program. The supervisor sends heartbeats on a pipe. If the pipe is
+closed, the supervisor has died; if it is silent, the supervisor hangs. In both cases this program
+kills all processes of the job on this host (which have the job's id in their environment) and their
+descendants, and writes the failure file. In a container whose supervisor is PID 1, the kernel kills
+all processes when it dies.
 
-It waits for as long as the job runs, so it imports little: ``typing``, ``contextlib`` and
-``subprocess`` would make it larger by a quarter.
+It runs as long as the job, so it imports little: ``typing``, ``contextlib`` and ``subprocess``
+would increase its memory by a quarter.
 """
 
 import os
@@ -22,38 +22,39 @@ _SWEEP_SECONDS = 3.0
 
 
 def main() -> None:
-    """Watch until the supervisor is gone. Arguments as ``host.watchdog`` gives them."""
-    del sys.path[0]  # the directory of this file is no place to import from
+    """Watch the supervisor. ``host.heartbeat`` passes the arguments."""
+    del sys.path[0]  # do not import from the directory of this file
     pipe, silence, marker, failure_file, host, supervisor = sys.argv[1:]
+    # The same as in processes.signals, which is not imported to save memory.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     cause = _watch(int(pipe), float(silence))
     if cause is not None:
-        text = f"{host}: entrypoint failed: {cause}; its processes were ended by its watchdog\n"
-        try:  # noqa: SIM105  (contextlib is one of those)
+        text = f"{host}: entrypoint failed: {cause}; the watchdog killed its processes\n"
+        try:  # noqa: SIM105  (contextlib is not imported)
             os.write(2, f"[sagemaker-mxnet-training] {text}".encode())
         except OSError:
-            pass  # nobody reads it any more
+            pass  # stderr is closed
         _sweep(marker, int(supervisor) if "silent" in cause else 0)
         _write_failure(failure_file, text)
 
 
 def _watch(pipe: int, silence: float):  # type: ignore[no-untyped-def]
-    """Wait until the supervisor is gone; return why, or ``None`` after a clean end."""
+    """Wait until the supervisor dies or hangs; return the cause, or ``None`` after a clean end."""
     while True:
         readable, _, _ = select.select([pipe], [], [], silence)
         if not readable:
             return f"was silent for {silence:g} s (frozen?)"
         block = os.read(pipe, 4096)
         if not block:
-            return "died without a goodbye (killed?)"
+            return "died unexpectedly (killed?)"
         if CLEAN_END in block:
             return None
 
 
 def _sweep(marker: str, supervisor: int) -> None:
-    """Kill every process of the job until none is left."""
-    import psutil  # noqa: PLC0415  (only needed at this rare end)
+    """Kill all processes of the job until none is left."""
+    import psutil  # late, to save memory
 
     name, _, value = marker.partition("=")
     deadline = time.monotonic() + _SWEEP_SECONDS
@@ -64,7 +65,7 @@ def _sweep(marker: str, supervisor: int) -> None:
                 if process.pid == supervisor or process.environ().get(name) == value:
                     found.append(process)
             except psutil.Error:
-                pass  # it has ended, or it is somebody else's
+                pass  # it has ended, or belongs to another user
         living = [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         if not living:
             return
@@ -82,14 +83,12 @@ def _sweep(marker: str, supervisor: int) -> None:
 def _write_failure(path: str, text: str) -> None:
     if os.path.exists(path):
         return
-    try:
-        with open(path + ".watchdog", "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(path + ".watchdog", path)
-    except OSError:
-        pass  # a full disk: it has been printed
+    import contextlib
+
+    from sagemaker_mxnet_toolkit.atomic_files import write_text
+
+    with contextlib.suppress(OSError):  # such as a full disk; the text was printed
+        write_text(path, text)
 
 
 if __name__ == "__main__":

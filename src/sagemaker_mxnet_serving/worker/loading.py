@@ -1,0 +1,188 @@
+"""Loads a model: calls the script's functions, and provides defaults for missing ones."""
+
+import contextlib
+import os
+import platform
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Optional, Tuple, Union
+
+import msgspec
+import mxnet
+import numpy
+import orjson
+
+from sagemaker_mxnet_serving.inference import Request
+from sagemaker_mxnet_serving.model_directory import locate
+from sagemaker_mxnet_serving.model_info import ModelError, ModelSettings
+from sagemaker_mxnet_serving.worker.array_handler import ArrayHandler
+from sagemaker_mxnet_serving.worker.blocks import BlockModel
+from sagemaker_mxnet_serving.worker.context import Context
+from sagemaker_mxnet_serving.worker.executors import Executors
+from sagemaker_mxnet_serving.worker.function_handler import FunctionHandler
+from sagemaker_mxnet_serving.worker.saved_network import (
+    ServedModule,
+    first_line,
+    network_in,
+    network_of,
+)
+from sagemaker_mxnet_serving.worker.script import (
+    Script,
+    load_script,
+    script_failed,
+    show_log_records,
+)
+
+Predictor = Union[Executors, BlockModel]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and the handler of its requests.
+
+    Attributes:
+        settings: its settings.
+        script: the script's functions.
+        model: the model that the script's functions get: the result of ``model_fn``, or a
+            ``Module`` of the model's files; None if no function gets it.
+        predictor: predicts if no function of the script handles requests.
+        handler: answers requests.
+        kind: a description for messages.
+    """
+
+    settings: ModelSettings
+    script: Script
+    model: Any
+    predictor: Optional[Predictor]
+    handler: Union[ArrayHandler, FunctionHandler]
+    kind: str
+
+    @property
+    def batchable(self) -> bool:
+        """Whether requests may be batched."""
+        return self.predictor is not None and self.predictor.joins
+
+    def warm_up(self) -> None:
+        """Predict zeros, if the shapes of the inputs are known, and call ``model_warmup_fn``.
+
+        Raises:
+            ModelError: one of these failed.
+        """
+        if self.predictor is not None:
+            try:
+                self.predictor.warm_up(joins=self.settings.max_batch > 1)
+            except Exception as error:
+                raise ModelError(
+                    f"{self.kind} cannot predict zeros of the shapes that it was saved with: "
+                    f"{first_line(error)}"
+                ) from error
+        _call(self.script, self.settings, "model_warmup_fn", self.settings.model_dir, self.model)
+
+    def describe(self) -> Dict[str, Any]:
+        """Return the description; ``Service.describe`` documents it."""
+        inputs = self.handler.inputs
+        rows = self.predictor.rows if self.predictor is not None else "passed to the script"
+        return {
+            "model": self.kind,
+            "directory": os.path.abspath(self.settings.model_dir),
+            "inputs": [
+                {
+                    "name": each.name,
+                    "shape": None if each.row is None else [None, *each.row],
+                    "dtype": str(each.dtype),
+                }
+                for each in inputs
+            ],
+            "rows": rows,
+            "batchable": self.batchable,
+            "device": str(device(self.settings)),
+            "script": self.script.path,
+            "functions": sorted(self.script.functions),
+            "versions": {
+                "python": platform.python_version(),
+                "mxnet": mxnet.__version__,
+                "numpy": numpy.__version__,
+                "msgspec": msgspec.__version__,
+                "orjson": orjson.__version__,
+            },
+        }
+
+
+def load_model(settings: ModelSettings) -> LoadedModel:
+    """Import the script and load the model.
+
+    Raises:
+        ModelError: the model cannot be served.
+    """
+    location = locate(settings.model_dir, settings.code_dir, settings.program)
+    settings = replace(settings, model_dir=location.model_dir)
+    # Scripts open files of the model by relative paths, and log.
+    with contextlib.suppress(OSError):
+        os.chdir(location.model_dir)
+    show_log_records(settings.log_level)
+    script = load_script(location, settings.program)
+    _call(script, settings, "pre_model_fn", settings.model_dir)
+    model, predictor, kind = _load(script, settings)
+    ctx = device(settings)
+    if predictor is not None:
+        return LoadedModel(
+            settings, script, model, predictor, ArrayHandler(predictor, settings.accept), kind
+        )
+    _check_can_predict(script, model, kind)
+    handler = FunctionHandler(script, model, settings.accept, ctx, settings.model_dir)
+    return LoadedModel(settings, script, model, None, handler, kind)
+
+
+def _load(script: Script, settings: ModelSettings) -> Tuple[Any, Optional[Predictor], str]:
+    """Return the model, the predictor if the script does not predict, and a description."""
+    ctx, first = device(settings), settings.first_dimension
+    if "model_fn" not in script.functions:
+        network = network_in(settings.model_dir, ctx, first)
+        kind = f"the saved network in {settings.model_dir}"
+        if script.handles_requests:
+            return ServedModule(network, only_first=first is not None), None, kind
+        warmed = "model_warmup_fn" in script.functions
+        model = ServedModule(network, only_first=first is not None) if warmed else None
+        return model, Executors(network, only_first=first is not None), kind
+    model = _call(script, settings, "model_fn", settings.model_dir)
+    kind = f"{type(model).__name__} from model_fn of {script.path}"
+    predictor: Optional[Predictor] = None
+    if not script.handles_requests:
+        if type(model) is mxnet.mod.Module:  # a subclass may override predict
+            predictor = Executors(network_of(model, ctx, first), only_first=first is not None)
+        elif isinstance(model, mxnet.gluon.Block):
+            predictor = BlockModel(model, ctx)
+    return model, predictor, kind
+
+
+def _check_can_predict(script: Script, model: Any, kind: str) -> None:
+    if script["predict_fn"] or script["transform_fn"]:
+        return
+    if isinstance(model, (mxnet.gluon.Block, ServedModule)):
+        return
+    if not isinstance(model, mxnet.mod.BaseModule):
+        raise ModelError(
+            f"{kind} cannot predict: return a bound mx.mod.Module or an mx.gluon.Block from "
+            "model_fn, or define predict_fn or transform_fn"
+        )
+    if not (model.binded and model.params_initialized):
+        raise ModelError(
+            f"{kind} is not bound or has no parameters: call module.bind(for_training=False, ...) "
+            "and module.set_params(...) in model_fn"
+        )
+
+
+def device(settings: ModelSettings) -> Any:
+    """Return the device of a model's arrays; a worker sees one GPU at most."""
+    return mxnet.gpu(0) if settings.use_gpu else mxnet.cpu()
+
+
+def _call(script: Script, settings: ModelSettings, name: str, *arguments: Any) -> Any:
+    """Call a function of the script; return None if it is not defined."""
+    function = script[name]
+    if function is None:
+        return None
+    context = Context(Request(id=name, body=b""), settings.model_dir, settings.use_gpu)
+    try:
+        return function(*arguments, context=context)
+    except (Exception, SystemExit) as error:
+        raise script_failed(f"{name} of {script.path}", error) from error

@@ -1,0 +1,1 @@
+"""The control channel between the hosts of a job: addresses, connections and messages."""

@@ -1,0 +1,108 @@
+"""What ``bootstrap`` does for a script that trains with Horovod.
+
+Horovod need not be installed: nothing here imports it.
+"""
+
+import contextlib
+import functools
+import importlib.abc
+import importlib.util
+import os
+import sys
+from importlib.machinery import ModuleSpec
+from typing import Any, Callable, Iterator, List, Optional, Set
+
+from sagemaker_mxnet_toolkit.processes.child_report import Report
+from sagemaker_mxnet_training.host.ranks import names_lost_peer
+
+_BASICS = "horovod.common.basics"
+"""The module that has Horovod's ``init``, of every framework (0.16 to 0.28)."""
+
+
+def report_threads(report: Report) -> None:
+    """Report the threads that ``hvd.init`` starts: they use the CPU also when there is no work."""
+    sys.meta_path.insert(0, _Finder(report))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Waits for the import of Horovod."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Optional[ModuleSpec]:
+        """Return where the module is, with a loader that wraps ``init``."""
+        if name != _BASICS:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        loader: Any = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def execute_and_wrap(module: Any) -> None:
+                execute(module)
+                _wrap_init(module.HorovodBasics, self._report)
+
+            loader.exec_module = execute_and_wrap
+        return spec
+
+
+def _wrap_init(basics: Any, report: Report) -> None:
+    init = basics.init
+
+    @functools.wraps(init)
+    def init_and_report(*args: Any, **options: Any) -> Any:
+        before = _threads()
+        result = init(*args, **options)
+        report.event("horovod", threads=sorted(_threads() - before))
+        return result
+
+    basics.init = init_and_report
+
+
+def _threads() -> Set[int]:
+    return set(map(int, os.listdir("/proc/self/task")))
+
+
+@contextlib.contextmanager
+def finished(ended_by: Callable[[BaseException], int]) -> Iterator[None]:
+    """Finish what the script in the block has started, before Horovod's own exit handler.
+
+    Otherwise the last steps of a script that reads no result are dropped, here and on the others,
+    and after the loss of another worker it would end with status 0 and wrong weights.
+
+    Args:
+        ended_by: returns the signal because of which an exception ends the script, if there is one:
+            the others may not take their part any more.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if not error.code and not ended_by(error):
+            _wait()
+        raise
+    _wait()
+
+
+def _wait() -> None:
+    if "horovod.mxnet" in sys.modules:
+        sys.modules["mxnet"].nd.waitall()
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Return whether Horovod failed because another worker was gone, and the script for that."""
+    seen: List[BaseException] = []
+    cause: Optional[BaseException] = error if "horovod" in sys.modules else None
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        if type(cause).__name__ == "MXNetError" and names_lost_peer(str(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def ended_by_stop(error: BaseException) -> bool:
+    """Return whether rank 0 has left with the last checkpoint of a job that stops."""
+    manager = sys.modules.get("sagemaker_mxnet_training.checkpoints.manager")
+    return getattr(manager, "stopping", False) and lost_peer(error)

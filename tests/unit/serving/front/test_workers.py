@@ -1,0 +1,85 @@
+"""The workers of a model process, which here is the other end of a socket."""
+
+import asyncio
+import json
+import socket
+from typing import Any, Dict, List
+
+import pytest
+
+from sagemaker_mxnet_serving.front import workers
+from sagemaker_mxnet_serving.front.endings import Endings
+from sagemaker_mxnet_serving.front.metrics import Metrics
+from sagemaker_mxnet_toolkit.failure import Failure
+
+
+class Log:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: List[str] = []
+
+    def error(self, role: str, text: str) -> None:
+        self.lines.append(text)
+
+
+class Listener:
+    """Keeps the failures that are reported."""
+
+    def __init__(self) -> None:
+        self.failures: List[str] = []
+
+    def worker_failed(self, failure: Failure, last: bool) -> None:
+        assert not last
+        self.failures.append(failure.reason)
+
+
+@pytest.mark.parametrize("error", [{}, {"error": "no more processes"}])
+def test_worker_that_cannot_be_started_is_requested_again(
+    monkeypatch: pytest.MonkeyPatch, error: Dict[str, str]
+) -> None:
+    """The kernel drops its connection where the front has as many files open as it may."""
+    monkeypatch.setattr(workers, "RETRY_SECONDS", 0.01)
+    log, owner = Log(), Listener()
+
+    async def run() -> List[Any]:
+        front, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        other.setblocking(False)
+        parts: Any = (lambda: None, owner, Endings(), log, Metrics())
+        with other:
+            found = workers.Workers("model", front, *parts)
+            found.request([0, 1])
+            loop = asyncio.get_event_loop()
+            orders = []
+            for _ in range(4):
+                orders.append(json.loads(await loop.sock_recv(other, 4096)))
+                other.send(json.dumps({"worker": None, **error}).encode())
+            found.close()
+        return orders
+
+    orders = asyncio.run(asyncio.wait_for(run(), 60))
+    assert orders == [{"fork": 0}, {"fork": 1}] * 2
+    (line,) = log.lines
+    assert error.get("error", "limit on open files") in line
+    assert owner.failures == [line.partition(";")[0]], "after three in turn"
+
+
+def test_requests_for_many_workers_all_arrive() -> None:
+    """The socket holds about 280 messages."""
+
+    async def run() -> List[int]:
+        front, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        other.setblocking(False)
+        parts: Any = (lambda: None, Listener(), Endings(), Log(), Metrics())
+        slots = []
+        with other:
+            found = workers.Workers("model", front, *parts)
+            found.request(range(1024))
+            loop = asyncio.get_event_loop()
+            for _ in range(1024):
+                slots.append(json.loads(await loop.sock_recv(other, 4096))["fork"])
+                other.send(json.dumps({"worker": None}).encode())
+            found.close()
+        return slots
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)) == list(range(1024))

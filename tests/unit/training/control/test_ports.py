@@ -1,0 +1,89 @@
+"""Listening on a port, and saying who has it."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from sagemaker_mxnet_toolkit.errors import NetworkError
+from sagemaker_mxnet_toolkit.listening import listen, port_owner
+from sagemaker_mxnet_training.control.ports import scheduler_port
+from tests.support.fakes import FakeLog
+
+HOLDER = """
+import socket, sys
+taken = socket.create_server(("127.0.0.1", 0))
+print(taken.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_taken_port_is_reported_with_its_owner(tmp_path):
+    script = tmp_path / "holder.py"
+    script.write_text(HOLDER)
+    holder = subprocess.Popen(
+        [sys.executable, str(script), "--password", "s3cret"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        port = int(holder.stdout.readline())
+        with pytest.raises(NetworkError) as caught:
+            listen("127.0.0.1", port)
+    finally:
+        holder.communicate()
+    assert f"cannot listen on 127.0.0.1 port {port}: it is" in str(caught.value)
+    assert f"taken by process {holder.pid}, " in str(caught.value)
+    assert str(script) in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    listen("127.0.0.1", port).close()
+
+
+def test_free_scheduler_port_is_the_one_asked_for():
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+    for given in (True, False):
+        assert scheduler_port("127.0.0.1", port, given, FakeLog()) == port
+
+
+def test_taken_scheduler_port_names_its_owner():
+    log = FakeLog()
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        taken = f"port {port}.* is taken by process {os.getpid()}, "
+        with pytest.raises(NetworkError, match=taken):
+            scheduler_port("127.0.0.1", port, True, log)
+        assert not log.lines
+        other = scheduler_port("127.0.0.1", port, False, log)
+    assert other != port
+    assert re.match(rf"{taken}.*; using port {other} instead", log.lines[0])
+
+
+def test_scheduler_ports_are_below_the_ephemeral_range():
+    assert 10000 <= scheduler_port("127.0.0.1", 0, False, FakeLog()) < 32768
+
+
+def test_the_owner_may_be_this_process():
+    with listen("127.0.0.1", 0) as sock:
+        assert f"process {os.getpid()}," in port_owner(sock.getsockname()[1])
+
+
+def test_listening_on_an_address_of_another_machine():
+    with pytest.raises(NetworkError, match=r"cannot listen on 192\.0\.2\.1 port 0: "):
+        listen("192.0.2.1", 0)
+
+
+def test_port_is_reusable_after_its_connections_closed():
+    """Even with a connection in TIME_WAIT, which the side that closes first keeps for a minute."""
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port))
+        sock.setblocking(True)
+        served, _ = sock.accept()
+        served.close()
+        assert client.recv(1) == b""
+        client.close()
+    listen("127.0.0.1", port).close()
