@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sagemaker_mxnet_toolkit.container.oom import WINDOW, OomMonitor
 from sagemaker_mxnet_toolkit.failure import FailureKind, Role
+from sagemaker_mxnet_toolkit.processes.process import Child
 from sagemaker_mxnet_training.host.diagnosis import diagnose
 
 
@@ -82,9 +83,11 @@ def child(
     printed: str = "its last lines",
 ) -> Any:
     stderr = SimpleNamespace(text=lambda: printed)
-    return SimpleNamespace(
+    fake = SimpleNamespace(
         spec=SimpleNamespace(role=role, rank=rank), returncode=code, failure=told, stderr=stderr
     )
+    fake.failure_kind = Child.failure_kind.__get__(fake)
+    return fake
 
 
 RAISED = {"event": "failed", "reason": "ValueError: boom", "detail": "Traceback"}
