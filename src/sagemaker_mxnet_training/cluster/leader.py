@@ -38,7 +38,7 @@ from sagemaker_mxnet_training.cluster.events import (
 )
 from sagemaker_mxnet_training.cluster.waiting import Waiting
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.control import ports
+from sagemaker_mxnet_training.control.addresses import scheduler_port
 from sagemaker_mxnet_training.control.members import MemberConnections
 
 _EVERY_ADDRESS = "0.0.0.0"
@@ -183,7 +183,7 @@ class Leader(Coordinator):
         if self._needs_rendezvous:
             # Processes of an earlier attempt must not reach the scheduler of this one.
             preferred = settings.ps_port if start.attempt == 1 or settings.ps_port_given else 0
-            port = ports.scheduler_port(self._address, preferred, settings.ps_port_given, self._log)
+            port = scheduler_port(self._address, preferred, settings.ps_port_given, self._log)
             rendezvous = Rendezvous(self._address, port, self._address, settings.servers_per_host)
             if self._job.horovod is not None:
                 # Listen before the clients start, since they give up soon.
@@ -204,7 +204,7 @@ class Leader(Coordinator):
     def _check_port(self) -> None:
         """Report that an explicit port is taken, before anything is fetched."""
         try:
-            ports.scheduler_port(self._address, self._job.settings.ps_port, True, self._log)
+            scheduler_port(self._address, self._job.settings.ps_port, True, self._log)
         except NetworkError as error:
             self._report_port(error)  # not raised, so that the other hosts get the cause
 

@@ -1,5 +1,7 @@
 """Names and addresses: what resolves, what never can, and how a lookup tells."""
 
+import os
+import re
 import selectors
 import socket
 from dataclasses import replace
@@ -7,8 +9,14 @@ from typing import Any, List
 
 import pytest
 
+from sagemaker_mxnet_toolkit.errors import NetworkError
+from sagemaker_mxnet_toolkit.listening import listen
 from sagemaker_mxnet_training.control import addresses
-from sagemaker_mxnet_training.control.addresses import InvalidNameError, NameLookup
+from sagemaker_mxnet_training.control.addresses import (
+    InvalidNameError,
+    NameLookup,
+    scheduler_port,
+)
 from tests.support.fakes import FakeLog, job
 
 
@@ -124,3 +132,27 @@ def test_lookup_fails_silently_in_the_end(loop: Answers, monkeypatch: pytest.Mon
 def test_a_lookup_can_be_closed_before_its_answer(loop: Answers) -> None:
     loop.look_up("main", main="10.0.0.1").close()
     assert not loop.answers
+
+
+def test_free_scheduler_port_is_the_one_asked_for() -> None:
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+    for given in (True, False):
+        assert scheduler_port("127.0.0.1", port, given, FakeLog()) == port
+
+
+def test_taken_scheduler_port_names_its_owner() -> None:
+    log = FakeLog()
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        taken = f"port {port}.* is taken by process {os.getpid()}, "
+        with pytest.raises(NetworkError, match=taken):
+            scheduler_port("127.0.0.1", port, True, log)
+        assert not log.lines
+        other = scheduler_port("127.0.0.1", port, False, log)
+    assert other != port
+    assert re.match(rf"{taken}.*; using port {other} instead", log.lines[0])
+
+
+def test_scheduler_ports_are_below_the_ephemeral_range() -> None:
+    assert 10000 <= scheduler_port("127.0.0.1", 0, False, FakeLog()) < 32768

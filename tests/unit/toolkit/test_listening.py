@@ -1,7 +1,6 @@
 """Listening on a port, and saying who has it."""
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -10,8 +9,6 @@ import pytest
 
 from sagemaker_mxnet_toolkit.errors import NetworkError
 from sagemaker_mxnet_toolkit.listening import listen, port_owner
-from sagemaker_mxnet_training.control.ports import scheduler_port
-from tests.support.fakes import FakeLog
 
 HOLDER = """
 import socket, sys
@@ -40,30 +37,6 @@ def test_taken_port_is_reported_with_its_owner(tmp_path):
     assert str(script) in str(caught.value)
     assert "s3cret" not in str(caught.value)
     listen("127.0.0.1", port).close()
-
-
-def test_free_scheduler_port_is_the_one_asked_for():
-    with listen("127.0.0.1", 0) as sock:
-        port = sock.getsockname()[1]
-    for given in (True, False):
-        assert scheduler_port("127.0.0.1", port, given, FakeLog()) == port
-
-
-def test_taken_scheduler_port_names_its_owner():
-    log = FakeLog()
-    with listen("127.0.0.1", 0) as sock:
-        port = sock.getsockname()[1]
-        taken = f"port {port}.* is taken by process {os.getpid()}, "
-        with pytest.raises(NetworkError, match=taken):
-            scheduler_port("127.0.0.1", port, True, log)
-        assert not log.lines
-        other = scheduler_port("127.0.0.1", port, False, log)
-    assert other != port
-    assert re.match(rf"{taken}.*; using port {other} instead", log.lines[0])
-
-
-def test_scheduler_ports_are_below_the_ephemeral_range():
-    assert 10000 <= scheduler_port("127.0.0.1", 0, False, FakeLog()) < 32768
 
 
 def test_the_owner_may_be_this_process():
