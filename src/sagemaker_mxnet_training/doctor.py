@@ -24,6 +24,7 @@ from sagemaker_mxnet_toolkit.settings.variables import COMPATIBILITY
 from sagemaker_mxnet_training import __version__
 from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.config.description import describe
+from sagemaker_mxnet_training.config.directories import check_writable
 
 IMPORT_SECONDS = 60.0
 """Timeout in seconds for importing MXNet, which usually takes 1 to 4."""
@@ -235,7 +236,7 @@ def _job(
     if not configured:
         # Without a base directory, this is not a container.
         checked = directories[2:] if os.path.isdir(base) else ()
-        return (), [*filter(None, map(configuration.check_writable, checked))], directories
+        return (), [*filter(None, map(check_writable, checked))], directories
     resolution = configuration.resolve(environ)
     if resolution.faults:
         return (), resolution.faults, directories

@@ -45,7 +45,8 @@ from sagemaker_mxnet_toolkit.settings.variables import (
     TERMINAL,
 )
 from sagemaker_mxnet_training.checkpoints import catalog
-from sagemaker_mxnet_training.config import configuration, environment
+from sagemaker_mxnet_training.config import environment
+from sagemaker_mxnet_training.config.directories import CHANNEL_NAME, check_writable
 from sagemaker_mxnet_training.host import result, timeline, verdict_text
 from sagemaker_mxnet_training.report import summary, timelines
 from sagemaker_mxnet_training.report.timelines import HostTimeline
@@ -202,7 +203,7 @@ def _channels(options: argparse.Namespace, directory: str, faults: List[str]) ->
             is_file = os.path.exists(channels[name])
             fault = "expected a directory, not a file" if is_file else "no such directory"
             faults.append(f"--channel {name}={path}: {fault}")
-        if name and not configuration.CHANNEL_NAME.match(name):
+        if name and not CHANNEL_NAME.match(name):
             faults.append(f"--channel {name}: expected a name of letters, digits, '.', '-' and '_'")
     return channels
 
@@ -211,7 +212,7 @@ def _run_dir(options: argparse.Namespace, directory: str, script: str, faults: L
     stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}"
     stem = os.path.splitext(os.path.basename(script))[0]
     run_dir = _absolute(directory, options.run_dir or os.path.join("runs", f"{stem}-{stamp}"))
-    problem = configuration.check_writable(run_dir)
+    problem = check_writable(run_dir)
     if problem is not None:
         faults.append(f"--run-dir: {problem}")
     elif os.path.isdir(run_dir) and os.listdir(run_dir) and not fetch.holds_run(run_dir):

@@ -21,7 +21,6 @@ from sagemaker_mxnet_toolkit.settings.validation import (
     string,
 )
 from sagemaker_mxnet_training.config import (
-    channels,
     directories,
     environment,
     hosts,
@@ -30,21 +29,8 @@ from sagemaker_mxnet_training.config import (
     mpi_options,
     user_code,
 )
-from sagemaker_mxnet_training.config.channels import CHANNEL_NAME
-from sagemaker_mxnet_training.config.directories import check_writable
 from sagemaker_mxnet_training.config.hyperparameters import Hyperparameters
 from sagemaker_mxnet_training.config.job import Job
-from sagemaker_mxnet_training.config.user_code import check_entry_point
-
-__all__ = [
-    "CHANNEL_NAME",
-    "ROOT",
-    "Resolution",
-    "base_directory",
-    "check_entry_point",
-    "check_writable",
-    "resolve",
-]
 
 ROOT = "/opt/ml"
 """The default base directory; ``SAGEMAKER_BASE_DIR`` sets another one."""
@@ -113,14 +99,14 @@ def resolve(environ: Mapping[str, str], root: str = ROOT) -> Resolution:
     check.faults.keep_secret(environ)
     sources = Sources(environ, os.path.join(input_dir, "config"), check.faults)
     resources = sources.document("SM_RESOURCE_CONFIG", hosts.FILE)
-    inputs = sources.document("SM_INPUT_DATA_CONFIG", channels.FILE)
+    inputs = sources.document("SM_INPUT_DATA_CONFIG", directories.CHANNELS_FILE)
     parameters = hyperparameters.read(sources, check)
     for name, kind in _PASSED_THROUGH.items():
         sources.json(name, kind)
     hosts.check_resources(resources, check)
     current_host, all_hosts = hosts.read(sources, resources, check)
     entry_point, module_dir = user_code.read(sources, parameters, base, check)
-    written = directories.read(sources, base, check)
+    written = directories.read_outputs(sources, base, check)
     groups = parameters.parameter("distribution_instance_groups")
     distributed = hosts.distributed(all_hosts, groups, resources, check)
     num_gpus = check.value(sources.variable("SM_NUM_GPUS"), _GPUS, count_gpus())
@@ -132,7 +118,7 @@ def resolve(environ: Mapping[str, str], root: str = ROOT) -> Resolution:
         network_interface=hosts.interface(sources, resources, check),
         hyperparameters=_values(parameters.user),
         framework_parameters=parameters.framework(),
-        channels=channels.read(sources, inputs, os.path.join(input_dir, "data"), check),
+        channels=directories.read_channels(sources, inputs, os.path.join(input_dir, "data"), check),
         resource_config=_values(resources),
         input_data_config=_values(inputs),
         entry_point=entry_point,

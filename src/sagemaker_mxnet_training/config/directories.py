@@ -1,17 +1,55 @@
-"""The output directories of a job."""
+"""The directories of a job: its input channels, and those that it writes to.
+
+Channels are not opened, since one in Pipe mode is a FIFO.
+"""
 
 import contextlib
 import os
-from typing import NamedTuple, Optional
+import re
+from typing import Dict, Mapping, NamedTuple, Optional
 
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
-from sagemaker_mxnet_toolkit.settings.sources import Sources
-from sagemaker_mxnet_toolkit.settings.validation import Validator
+from sagemaker_mxnet_toolkit.settings.faults import Found, present
+from sagemaker_mxnet_toolkit.settings.sources import Sources, match
+from sagemaker_mxnet_toolkit.settings.validation import Validator, matching
 from sagemaker_mxnet_training.config.job import Job
+
+CHANNELS_FILE = "inputdataconfig.json"
+"""The configuration file that describes the channels."""
+
+CHANNEL_NAME = re.compile(r"(?!\.+\Z)[A-Za-z0-9._-]{1,255}\Z")
+"""The pattern of ChannelName (API reference, Channel)."""
+
+_CHANNEL = matching(CHANNEL_NAME, "a channel name", "1 to 255 letters, digits, '.', '-' and '_'")
+
+
+def read_channels(
+    sources: Sources, inputs: Mapping[str, Found], data_dir: str, check: Validator
+) -> Dict[str, str]:
+    """Return the path of each channel.
+
+    Args:
+        sources: provides ``SM_CHANNELS`` and ``SM_CHANNEL_<NAME>``, which take precedence.
+        inputs: the members of ``inputdataconfig.json``.
+        data_dir: the parent directory of the channels.
+        check: collects faults.
+    """
+    for found in inputs.values():
+        if not isinstance(found.value, dict):
+            check.faults.add("not the description of a channel", found, "a JSON object")
+    listed = sources.json("SM_CHANNELS", list)
+    if listed is None:
+        listed = Found(list(inputs), "channels", f"SM_INPUT_DATA_CONFIG or {CHANNELS_FILE}")
+    names = check.names(listed, _CHANNEL, "channel name") or []
+    channels = {name: os.path.join(data_dir, name) for name in names}
+    for name, path in sources.prefixed("SM_CHANNEL_"):
+        for channel in match(names, name):
+            channels[channel] = check.path(present(path), os.path.join(data_dir, channel))
+    return channels
 
 
 class Directories(NamedTuple):
-    """Absolute paths, as in ``Job``."""
+    """The directories that a job writes to: absolute paths, as in ``Job``."""
 
     model: str
     output: str
@@ -20,8 +58,8 @@ class Directories(NamedTuple):
     checkpoints: str
 
 
-def read(sources: Sources, base: str, check: Validator) -> Directories:
-    """Return the directories. A directory that is not writable is a fault.
+def read_outputs(sources: Sources, base: str, check: Validator) -> Directories:
+    """Return the directories that a job writes to. One that is not writable is a fault.
 
     Args:
         sources: provides the ``SM_*_DIR`` variables.

@@ -37,8 +37,9 @@ from sagemaker_mxnet_training.cluster.events import (
 )
 from sagemaker_mxnet_training.cluster.follower import Follower
 from sagemaker_mxnet_training.cluster.leader import Leader
-from sagemaker_mxnet_training.config import configuration, directories
+from sagemaker_mxnet_training.config import directories
 from sagemaker_mxnet_training.config.job import Job
+from sagemaker_mxnet_training.config.user_code import check_entry_point
 from sagemaker_mxnet_training.host import diagnosis, horovod, plan, result
 from sagemaker_mxnet_training.host.attempt import ROLES, Attempt
 from sagemaker_mxnet_training.host.checkpoint_choice import CheckpointChoice
@@ -141,7 +142,7 @@ class Steps:
 
     def _install(self) -> None:
         """Install the requirements. Next: ``_prepare_horovod``."""
-        configuration.check_entry_point(self._job.code_dir, self._job.entry_point)
+        check_entry_point(self._job.code_dir, self._job.entry_point)
         self._timeline.phase(HostPhase.INSTALL)
         if preparation.install_needed(self._job.code_dir, self._job.entry_point):
             self._start_process(plan.install(self._job))
