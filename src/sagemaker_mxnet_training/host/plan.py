@@ -16,7 +16,7 @@ from sagemaker_mxnet_toolkit.settings.variables import (
     RESUME,
 )
 from sagemaker_mxnet_training.cluster.events import Rendezvous, Start
-from sagemaker_mxnet_training.config import environment, tuning
+from sagemaker_mxnet_training.config import environment
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.config.mpi_options import Horovod
 from sagemaker_mxnet_training.host import ranks
@@ -85,7 +85,10 @@ def roles(
     attempt = {**_attempt_environment(start), **_checkpoints_environment(job, start)}
     connecting = _connecting(job, start, attempt)
     if not job.is_distributed or (start.rendezvous is None and job.horovod is None):
-        variables = {**_tuning(job, Role.WORKER, False), **environment.base_environment(job)}
+        variables = {
+            **environment.tuning(job, Role.WORKER, False),
+            **environment.base_environment(job),
+        }
         return (*connecting, worker(job, kind, {**variables, **attempt}))
     if job.horovod is not None:
         return (*connecting, *_ranks(job, job.horovod, kind, start, {**extra, **attempt}))
@@ -133,7 +136,7 @@ def _ranks(
     address, port = ("", 0) if rendezvous is None else (rendezvous.address, rendezvous.port)
     for rank in ranks.ranks(job.distributed_hosts, job.current_host, horovod.processes_per_host):
         variables = {
-            **_tuning(job, Role.WORKER, rank.local_size > 1, rank.local_size),
+            **environment.tuning(job, Role.WORKER, rank.local_size > 1, rank.local_size),
             "HOROVOD_GLOO_TIMEOUT_SECONDS": str(ranks.GLOO_TIMEOUT_SECONDS),
             **environment.base_environment(job),
             **horovod.options.variables,
@@ -185,7 +188,7 @@ def _kvstore_environment(job: Job, rendezvous: Rendezvous, role: Role) -> Dict[s
     """Return the environment of a kvstore process (ps-lite's documentation)."""
     workers = len(job.distributed_hosts)
     variables = {
-        **_tuning(job, role, True),
+        **environment.tuning(job, role, True),
         **environment.base_environment(job),
         "DMLC_ROLE": role.value,
         "DMLC_NUM_WORKER": str(workers),
@@ -232,9 +235,3 @@ def _checkpoints_environment(job: Job, start: Start) -> Mapping[str, str]:
         "or train without Checkpoint"
     )
     return {NO_CHECKPOINTS: reason}
-
-
-def _tuning(job: Job, role: Role, sharing: bool, workers: int = 1) -> Mapping[str, str]:
-    """Return settings of MXNet for a role. Variables that the user has set take precedence."""
-    gpus = job.num_gpus if workers == 1 else 1
-    return tuning.variables(role, job.num_cpus, job.visible_cpus, gpus, sharing, workers)
