@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagemaker_mxnet_toolkit.code import fetch, preparation
-from sagemaker_mxnet_toolkit.code.archive import unpack
+from sagemaker_mxnet_toolkit.code.fetch import unpack
 from sagemaker_mxnet_toolkit.code.preparation import (
     EntryPointKind,
     entry_point_kind,
@@ -84,7 +84,7 @@ def test_archive_is_extracted_with_links_and_permissions(tmp_path):
 def test_absolute_links_and_special_files_are_skipped(tmp_path, capfd, monkeypatch, filters):
     """Those of a virtual environment, of a data directory, and of leftover FIFOs."""
     if not filters:
-        monkeypatch.setattr("sagemaker_mxnet_toolkit.code.archive._HAS_FILTERS", False)
+        monkeypatch.setattr("sagemaker_mxnet_toolkit.code.fetch._HAS_FILTERS", False)
     source = archive(
         tmp_path / "source.tar.gz",
         member("train.py", b"1"),
