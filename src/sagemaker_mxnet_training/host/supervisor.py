@@ -9,11 +9,13 @@ import contextlib
 import os
 import selectors
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from typing import Optional
 
-from sagemaker_mxnet_toolkit.errors import JobError
+from sagemaker_mxnet_toolkit.errors import JobError, StartError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role, signal_name
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes import own_process
@@ -23,12 +25,66 @@ from sagemaker_mxnet_training.cluster.events import Stop, Verdict
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import result
 from sagemaker_mxnet_training.host.conclusion import conclude
-from sagemaker_mxnet_training.host.heartbeat import Watchdog
 from sagemaker_mxnet_training.host.steps import Steps
 from sagemaker_mxnet_training.host.timeline import Timeline
+from sagemaker_mxnet_training.roles import watchdog
 
 ABORT_TIMEOUT = 4.0
 """Seconds to notify the other hosts and to kill all processes after an error in the entrypoint."""
+
+
+class Watchdog:
+    """Starts the watchdog, sends it heartbeats, and stops it at the end of the job.
+
+    The watchdog (``roles.watchdog``) kills the host's processes if the supervisor dies or hangs.
+    """
+
+    def __init__(self, job: Job, job_id: str) -> None:
+        """Start the process.
+
+        Args:
+            job: the job. After ``peer_timeout`` without a heartbeat, the supervisor hangs.
+            job_id: value of ``JOB_ID`` in all processes of the host.
+
+        Raises:
+            StartError: it cannot be started.
+        """
+        read_end, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        arguments = (
+            str(read_end),
+            str(job.settings.peer_timeout),
+            f"{JOB_ID}={job_id}",
+            result.failure_path(job.output_dir),
+            job.current_host,
+            str(os.getpid()),
+        )
+        environment = {k: v for k, v in job.environ.items() if k != JOB_ID}
+        try:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-u", os.path.abspath(watchdog.__file__), *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(read_end,),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise StartError("the watchdog", error) from error
+        os.close(read_end)
+        self.pid = self._popen.pid
+
+    def beat(self) -> None:
+        """Send a heartbeat."""
+        with contextlib.suppress(OSError):
+            os.write(self._pipe, watchdog.BEAT)
+
+    def release(self) -> None:
+        """Stop the watchdog."""
+        with contextlib.suppress(OSError):
+            os.write(self._pipe, watchdog.CLEAN_END)
+        os.close(self._pipe)
+        self._popen.kill()
+        self._popen.wait()
 
 
 class Supervisor:
@@ -80,7 +136,7 @@ class Supervisor:
         )
         if not fault:
             own_process.become_subreaper()
-            self._watchdog = self._start_watchdog()
+            self._watchdog = Watchdog(self._job, self._job_id)
             steps.table.exclude(self._watchdog.pid)
         steps.begin(fault)
         while not steps.over(time.monotonic()):
@@ -120,15 +176,6 @@ class Supervisor:
         if not stopping:
             stop = Stop(self._job.current_host, number)
             steps.coordinator.report_stop(stop, time.monotonic())
-
-    def _start_watchdog(self) -> Watchdog:
-        return Watchdog(
-            self._job_id,
-            self._job.settings.peer_timeout,
-            result.failure_path(self._job.output_dir),
-            self._job.current_host,
-            self._job.environ,
-        )
 
     def _beat(self) -> None:
         if self._watchdog is not None:

@@ -1,6 +1,6 @@
 """Kills a host's processes if its supervisor was killed or hangs.
 
-``host.heartbeat`` starts this program. The supervisor sends heartbeats on a pipe. If the pipe is
+``host.supervisor`` starts this program. The supervisor sends heartbeats on a pipe. If the pipe is
 closed, the supervisor has died; if it is silent, the supervisor hangs. In both cases this program
 kills all processes of the job on this host (which have the job's id in their environment) and their
 descendants, and writes the failure file. In a container whose supervisor is PID 1, the kernel kills
@@ -22,7 +22,7 @@ _SWEEP_SECONDS = 3.0
 
 
 def main() -> None:
-    """Watch the supervisor. ``host.heartbeat`` passes the arguments."""
+    """Watch the supervisor. ``host.supervisor`` passes the arguments."""
     del sys.path[0]  # do not import from the directory of this file
     pipe, silence, marker, failure_file, host, supervisor = sys.argv[1:]
     # The same as in processes.signals, which is not imported to save memory.
