@@ -40,12 +40,12 @@ from sagemaker_mxnet_training.cluster.leader import Leader
 from sagemaker_mxnet_training.config import directories
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.config.user_code import check_entry_point
-from sagemaker_mxnet_training.host import diagnosis, horovod, plan, result
+from sagemaker_mxnet_training.host import horovod, plan, result
 from sagemaker_mxnet_training.host.attempt import ROLES, Attempt
 from sagemaker_mxnet_training.host.checkpoint_choice import CheckpointChoice
 from sagemaker_mxnet_training.host.conclusion import ResultPreparation
 from sagemaker_mxnet_training.host.drain import TERMINATE_GRACE, Drain
-from sagemaker_mxnet_training.host.failures import FailureReporter
+from sagemaker_mxnet_training.host.failures import FailureReporter, ending
 from sagemaker_mxnet_training.host.observer import Observer
 from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
 
@@ -353,7 +353,7 @@ class Steps:
     def _on_exit(self, child: Child) -> None:
         role, status = child.spec.role, exit_status(child.returncode or 0)
         self._record(child, status)
-        self._log.debug(child.spec.name, f"ended with {diagnosis.ending(child.returncode or 0)}")
+        self._log.debug(child.spec.name, f"ended with {ending(child.returncode or 0)}")
         if not self.attempt.failed:
             if child.stopped and child.failure_kind in UNWRITTEN:
                 self.failures.report_child(child)

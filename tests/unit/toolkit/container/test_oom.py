@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sagemaker_mxnet_toolkit.container.oom import WINDOW, OomMonitor
 from sagemaker_mxnet_toolkit.failure import FailureKind, Role
 from sagemaker_mxnet_toolkit.processes.process import Child
-from sagemaker_mxnet_training.host.diagnosis import diagnose
+from sagemaker_mxnet_training.host.failures import diagnose
 
 
 class Kernel:
