@@ -43,10 +43,10 @@ from sagemaker_mxnet_training.config.user_code import check_entry_point
 from sagemaker_mxnet_training.host import horovod, plan, result
 from sagemaker_mxnet_training.host.attempt import ROLES, Attempt
 from sagemaker_mxnet_training.host.checkpoint_choice import CheckpointChoice
-from sagemaker_mxnet_training.host.conclusion import ResultPreparation
 from sagemaker_mxnet_training.host.drain import TERMINATE_GRACE, Drain
 from sagemaker_mxnet_training.host.failures import FailureReporter, ending
 from sagemaker_mxnet_training.host.observer import Observer
+from sagemaker_mxnet_training.host.result import ResultPreparation
 from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
 
 _STATES = {Role.FETCH: HostState.FETCH, Role.INSTALL: HostState.INSTALL}
@@ -372,9 +372,7 @@ class Steps:
         if self.attempt.stop is not None:
             self.coordinator.report_state(HostState.DRAINED)
             return
-        self._preparation = ResultPreparation(
-            self._log, self._job.output_dir, self._job.current_host, self._selector, self._on_result
-        )
+        self._preparation = ResultPreparation(self._job, self._log, self._selector, self._on_result)
 
     def _on_result(self, failure: Optional[Failure]) -> None:
         if failure is None:

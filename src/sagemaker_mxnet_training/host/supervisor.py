@@ -24,7 +24,7 @@ from sagemaker_mxnet_toolkit.settings.variables import JOB_ID
 from sagemaker_mxnet_training.cluster.events import Stop, Verdict
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import result
-from sagemaker_mxnet_training.host.conclusion import conclude
+from sagemaker_mxnet_training.host.result import conclude
 from sagemaker_mxnet_training.host.steps import Steps
 from sagemaker_mxnet_training.host.timeline import Timeline
 from sagemaker_mxnet_training.roles import watchdog
