@@ -16,13 +16,13 @@ from tests.support.jobs import Network, free_port, job
 DEFECT = """
 import os, sys
 from sagemaker_mxnet_cli import command_line
-from sagemaker_mxnet_toolkit.processes import usage
+from sagemaker_mxnet_training.host import observer
 
 def broken(leaders):
     raise ZeroDivisionError("a defect")
 
 if os.environ["SM_CURRENT_HOST"] == sys.argv[1]:
-    usage.measure = broken
+    observer.measure = broken
 command_line.main(["train"])
 """
 

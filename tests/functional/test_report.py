@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping
 
 import pytest
 
-from sagemaker_mxnet_toolkit.processes import usage
+from sagemaker_mxnet_training.host import observer
 from tests.support.jobs import job, script
 
 BOUND = 100
@@ -49,7 +49,7 @@ init()
 kv.set_optimizer(mx.optimizer.SGD(learning_rate=0.1))
 for _ in range(5):
     push_and_pull()
-    time.sleep({usage.PERIOD / 2})  # a job is sampled that lasts longer than the period
+    time.sleep({observer.SAMPLE_PERIOD / 2})  # a job is sampled that lasts longer than the period
 say("done")
 """
 

@@ -23,8 +23,8 @@ from sagemaker_mxnet_toolkit.failure import Failure, Role, signal_name
 from sagemaker_mxnet_training import __version__
 
 if TYPE_CHECKING:
-    from sagemaker_mxnet_toolkit.processes.usage import Track
     from sagemaker_mxnet_training.cluster.events import Verdict
+    from sagemaker_mxnet_training.host.observer import Track
 
 PROGRAM = "sagemaker-mxnet-training"
 """Value of ``otherData.program``, which identifies the file."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
-from sagemaker_mxnet_toolkit.processes.usage import Track, Usage
 from sagemaker_mxnet_training.cluster.events import Verdict
+from sagemaker_mxnet_training.host.observer import Track, Usage
 from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
 
 EXCEPTION = FailureKind.EXCEPTION

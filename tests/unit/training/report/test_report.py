@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Optional, Tuple
 import pytest
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
-from sagemaker_mxnet_toolkit.processes.usage import Track, Usage
 from sagemaker_mxnet_training.cluster.events import Verdict
+from sagemaker_mxnet_training.host.observer import Track, Usage
 from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
 from sagemaker_mxnet_training.host.verdict_text import duration
 from sagemaker_mxnet_training.report import command, page, summary, timelines

@@ -1,4 +1,4 @@
-"""Resource usage of processes, measured at a low and bounded cost."""
+"""The observer of processes: their usage, measured at a low and bounded cost."""
 
 import os
 import signal
@@ -14,17 +14,17 @@ from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.process import Child
 from sagemaker_mxnet_toolkit.processes.table import ProcessTable
-from sagemaker_mxnet_toolkit.processes.usage import (
+from sagemaker_mxnet_training.host.observer import (
     MAX_SHARE,
-    PERIOD,
     POINTS,
+    SAMPLE_PERIOD,
+    Observer,
     Point,
-    SamplingSchedule,
     Track,
     Usage,
     measure,
+    next_sample,
 )
-from sagemaker_mxnet_training.host.observer import Observer
 from tests.support.jobs import eventually
 
 FAMILY = """
@@ -91,14 +91,10 @@ def test_nobody_to_look_at() -> None:
 
 
 @pytest.mark.parametrize("cost", [0.0, 0.0001, 0.003, 0.05, 2.0])
-def test_looking_costs_its_share_and_no_more(cost: float) -> None:
-    schedule, now = SamplingSchedule(100.0), 100.0
-    assert schedule.due == now
-    for _ in range(10):
-        now = schedule.due
-        schedule.sampled(cost, now + cost)
-        assert schedule.due - now >= PERIOD
-        assert cost <= MAX_SHARE * (schedule.due - now)
+def test_samples_cost_a_bounded_share(cost: float) -> None:
+    due = next_sample(cost, 100.0 + cost)
+    assert due - 100.0 >= SAMPLE_PERIOD
+    assert cost <= MAX_SHARE * (due - 100.0)
 
 
 def grown(looks: int) -> Track:
@@ -153,12 +149,12 @@ class NoProcesses:
 
 def test_slow_sample_before_training_does_not_delay_the_roles() -> None:
     observer = Observer(cast(ProcessTable, NoProcesses()), cast(Log, None), 100.0)
-    assert observer.due == 100.0 + PERIOD
+    assert observer.due == 100.0 + SAMPLE_PERIOD
     with observer.paid():
         began = time.thread_time()
-        while time.thread_time() - began < 10 * PERIOD * MAX_SHARE:
+        while time.thread_time() - began < 10 * SAMPLE_PERIOD * MAX_SHARE:
             pass
-    assert observer.due > time.monotonic() + 5 * PERIOD
+    assert observer.due > time.monotonic() + 5 * SAMPLE_PERIOD
     now = time.monotonic()
     observer.restart_progress(now)
-    assert observer.due == now + PERIOD
+    assert observer.due == now + SAMPLE_PERIOD
