@@ -25,6 +25,7 @@ from sagemaker_mxnet_training import __version__
 from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.config.description import describe
 from sagemaker_mxnet_training.config.directories import check_writable
+from sagemaker_mxnet_training.host import horovod
 
 IMPORT_SECONDS = 60.0
 """Timeout in seconds for importing MXNet, which usually takes 1 to 4."""
@@ -244,9 +245,6 @@ def _job(
     directories = [base, job.code_dir, job.model_dir, job.output_dir, job.output_data_dir]
     missing = []
     if job.horovod is not None:
-        # Imported late, since it needs `retrying`, which may be missing.
-        from sagemaker_mxnet_training.host import horovod
-
         missing = [] if horovod.library() else [horovod.MISSING]
     return describe(job).splitlines(), missing, directories
 

@@ -23,8 +23,8 @@ from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.process import Child
 from sagemaker_mxnet_toolkit.processes.table import ProcessTable
 from sagemaker_mxnet_training.host.observer import Observer
-from sagemaker_mxnet_training.host.ranks import names_lost_peer
 from sagemaker_mxnet_training.host.timeline import Timeline
+from sagemaker_mxnet_training.roles.horovod_worker import names_lost_peer
 
 REPORT_GRACE = 1.0
 """Seconds in which a process must end after it has reported its failure."""

@@ -1,4 +1,4 @@
-"""Horovod's requirements on a host: its library, and a host name that other hosts can reach.
+"""Horovod on a host: its ranks with their variables, its library, and the name of the machine.
 
 Horovod 0.28.1 announces the address of the machine's name and ignores ``HOROVOD_GLOO_IFACE``
 (``GlooContext::InitializeForProcessSet``). If that is a loopback address, as in Debian's
@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import socket
-from typing import Dict, Mapping, Optional
+from typing import Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import FailureKind
@@ -27,17 +27,88 @@ MISSING = (
     "here: use an image that has it, such as the one of scripts/build-image.sh --horovod, or "
     "MXNet's parameter server (sagemaker_parameter_server_enabled)"
 )
-"""Message of ``MissingHorovodError``."""
+
+GLOO_TIMEOUT_SECONDS = 86400
+"""How long Horovod waits for another rank, in ``hvd.init`` and in each operation.
+
+The default of 30 s would end a job in which a rank downloads data before ``hvd.init``. The
+supervisors detect dead, frozen and disconnected workers much sooner.
+"""
 
 
-class MissingHorovodError(JobError):
-    """Horovod for MXNet is not installed. It cannot be a requirement, as pip cannot build it."""
+class Rank(NamedTuple):
+    """One worker among all of them.
 
-    kind = FailureKind.CONFIGURATION
+    Attributes:
+        rank: index of the worker in the job: ``cross_rank * local_size + local_rank``.
+        size: number of workers of the job.
+        local_rank: index of the worker on its host.
+        local_size: number of workers on its host.
+        cross_rank: index of its host.
+        cross_size: number of hosts.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    cross_rank: int
+    cross_size: int
+
+    @property
+    def name(self) -> str:
+        """Name of the worker in logs."""
+        return f"rank-{self.rank}"
 
 
-class HostNameError(JobError):
-    """The workers of other hosts cannot connect to those of this host."""
+def ranks(hosts: Sequence[str], host: str, per_host: int) -> Tuple[Rank, ...]:
+    """Return the workers of a host.
+
+    Args:
+        hosts: the hosts that train together, sorted.
+        host: one of them.
+        per_host: number of workers on each host.
+    """
+    index = hosts.index(host)
+    size = len(hosts) * per_host
+    return tuple(
+        Rank(index * per_host + local, size, local, per_host, index, len(hosts))
+        for local in range(per_host)
+    )
+
+
+def rank_variables(rank: Rank, host: str, address: str = "", port: int = 0) -> Dict[str, str]:
+    """Return the environment variables of a worker: Horovod's, and Open MPI's for scripts.
+
+    Args:
+        rank: the worker's rank.
+        host: the name of its host; Horovod only uses it to distinguish hosts.
+        address: IP address of the rendezvous; empty for a job of one worker, for which Horovod
+            keeps its store in memory.
+        port: TCP port of the rendezvous.
+    """
+    horovod = {f"HOROVOD_{name.upper()}": str(value) for name, value in rank._asdict().items()}
+    if address:
+        horovod["HOROVOD_GLOO_RENDEZVOUS_ADDR"] = address
+        horovod["HOROVOD_GLOO_RENDEZVOUS_PORT"] = str(port)
+    return {
+        **horovod,
+        "HOROVOD_HOSTNAME": host,
+        # Horovod built with MPI would otherwise expect mpirun.
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "OMPI_COMM_WORLD_RANK": str(rank.rank),
+        "OMPI_COMM_WORLD_SIZE": str(rank.size),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(rank.local_rank),
+        "OMPI_COMM_WORLD_LOCAL_SIZE": str(rank.local_size),
+    }
+
+
+class HorovodError(JobError):
+    """Horovod for MXNet is not installed, or other hosts cannot connect to workers of this host.
+
+    Horovod cannot be a requirement, since pip cannot build it.
+    """
 
     kind = FailureKind.CONFIGURATION
 
@@ -62,12 +133,12 @@ def prepare(job: Job) -> Mapping[str, str]:
     This resolves host names, which may take a while.
 
     Raises:
-        MissingHorovodError: Horovod is not installed.
-        HostNameError: the host's name does not resolve to an address that other hosts can reach.
+        HorovodError: Horovod is not installed, or the host's name does not resolve to an address
+            that other hosts can reach.
     """
     assert job.horovod is not None
     if not library():
-        raise MissingHorovodError(MISSING)
+        raise HorovodError(MISSING)
     variables = _host_name_variables(job) if job.ranks > 1 else {}
     environ = {**job.environ, **job.horovod.options.variables}
     on_network = interface_address(job.network_interface) is not None
@@ -91,7 +162,7 @@ def _host_name_variables(job: Job) -> Dict[str, str]:
         if address
         else "does not resolve"
     )
-    raise HostNameError(
+    raise HorovodError(
         f"the name of this machine, {name}, {problem}; Horovod announces the address that this "
         f"name resolves to: add a line with the address and {name} to /etc/hosts (docker run "
         "--add-host), or give the container a name that the network resolves (docker run "

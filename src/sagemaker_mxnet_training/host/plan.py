@@ -19,7 +19,7 @@ from sagemaker_mxnet_training.cluster.events import Rendezvous, Start
 from sagemaker_mxnet_training.config import environment
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.config.mpi_options import Horovod
-from sagemaker_mxnet_training.host import ranks
+from sagemaker_mxnet_training.host.horovod import GLOO_TIMEOUT_SECONDS, rank_variables, ranks
 
 # Modules that children run. They are not imported here, to keep the supervisor small.
 _FETCH = "sagemaker_mxnet_toolkit.code.fetch"
@@ -134,13 +134,13 @@ def _ranks(
     """Yield the workers of this host with Horovod."""
     rendezvous = start.rendezvous
     address, port = ("", 0) if rendezvous is None else (rendezvous.address, rendezvous.port)
-    for rank in ranks.ranks(job.distributed_hosts, job.current_host, horovod.processes_per_host):
+    for rank in ranks(job.distributed_hosts, job.current_host, horovod.processes_per_host):
         variables = {
             **environment.tuning(job, Role.WORKER, rank.local_size > 1, rank.local_size),
-            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(ranks.GLOO_TIMEOUT_SECONDS),
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(GLOO_TIMEOUT_SECONDS),
             **environment.base_environment(job),
             **horovod.options.variables,
-            **ranks.variables(rank, job.current_host, address, port),
+            **rank_variables(rank, job.current_host, address, port),
             **extra,
         }
         spec = worker(job, kind, variables)

@@ -5,18 +5,25 @@ Horovod need not be installed: nothing here imports it.
 
 import contextlib
 import functools
-import importlib.abc
 import importlib.util
 import os
+import re
 import sys
 from importlib.machinery import ModuleSpec
 from typing import Any, Callable, Iterator, List, Optional, Set
 
 from sagemaker_mxnet_toolkit.processes.child_report import Report
-from sagemaker_mxnet_training.host.ranks import names_lost_peer
 
 _BASICS = "horovod.common.basics"
 """The module that has Horovod's ``init``, of every framework (0.16 to 0.28)."""
+
+# Errors of Horovod 0.28.1 and Gloo after another worker has died. MXNet removes the name of Gloo's
+# source file from them.
+_LOST_PEER = re.compile(
+    r"Horovod has been shut down|gloo::|/gloo/transport/|"
+    r"Connection (?:closed|reset) by peer|Broken pipe|(?:Read|Write) (?:error|timeout) |"
+    r"Socket (?:unexpectedly )?closed |Timed out waiting |caused pair closure"
+)
 
 
 def report_threads(report: Report) -> None:
@@ -24,7 +31,7 @@ def report_threads(report: Report) -> None:
     sys.meta_path.insert(0, _Finder(report))
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder:
     """Waits for the import of Horovod."""
 
     def __init__(self, report: Report) -> None:
@@ -88,6 +95,11 @@ def finished(ended_by: Callable[[BaseException], int]) -> Iterator[None]:
 def _wait() -> None:
     if "horovod.mxnet" in sys.modules:
         sys.modules["mxnet"].nd.waitall()
+
+
+def names_lost_peer(text: str) -> bool:
+    """Return whether a worker's output shows that it failed because another worker had died."""
+    return _LOST_PEER.search(text) is not None
 
 
 def lost_peer(error: BaseException) -> bool:
