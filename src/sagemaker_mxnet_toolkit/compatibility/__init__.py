@@ -10,8 +10,7 @@ use (``numpy_view.restore_fromstring``).
 - ``numpy_view``: the module that they get for ``import numpy``;
 - ``repairs``: patches for single modules of MXNet, and ``kvstore`` for its kvstore;
 - ``deferred_imports``: loads SciPy and others when MXNet first uses them;
-- ``operators``: caches the functions that MXNet generates at each import;
-- ``import_cache``: finds, checks and writes the cache file.
+- ``import_cache``: caches the functions that MXNet generates at each import.
 
 ``sagemaker-mxnet-training.pth`` makes every interpreter call ``find_spec`` here when ``mxnet`` is
 first imported. Neither this package nor MXNet nor NumPy is loaded before. The job's processes also

@@ -5,7 +5,7 @@ For images, whose jobs may run as a user that cannot write to the package's dire
 
 import sys
 
-from sagemaker_mxnet_toolkit.compatibility import import_cache, import_hook, operators
+from sagemaker_mxnet_toolkit.compatibility import import_cache, import_hook
 from sagemaker_mxnet_toolkit.settings.variables import COMPATIBILITY, IMPORT_CACHE
 
 
@@ -17,7 +17,7 @@ def main() -> int:
     import_hook.use_cache([directory])
     import mxnet
 
-    key = operators.key_of(mxnet.base)
+    key = import_cache.key_of(mxnet.base)
     if key is None or import_cache.read(key, [directory]) is None:
         print(
             f"the import cache was not written to {directory}; expected a writable directory, "

@@ -21,7 +21,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from sagemaker_mxnet_toolkit.compatibility import deferred_imports, import_cache, operators
+from sagemaker_mxnet_toolkit.compatibility import deferred_imports, import_cache
 from sagemaker_mxnet_toolkit.compatibility.numpy_view import (
     DISTUTILS_VERSION,
     is_numpy_2,
@@ -154,13 +154,13 @@ class _Loader(SourceFileLoader):
             REPAIRS[self.name](module)
             _PROCESS.repaired.append(self.name)
 
-    def _operators(self) -> Optional[operators.Operators]:
+    def _operators(self) -> Optional[import_cache.Operators]:
         """Return the cache of generated functions if this module generates some, or ``None``."""
-        if self.name not in operators.MODULES or _PROCESS.imported or not import_cache.enabled():
+        if self.name not in import_cache.MODULES or _PROCESS.imported or not import_cache.enabled():
             return None
         if _PROCESS.operators is None:
             directories = _PROCESS.cache_directories or import_cache.default_directories()
-            _PROCESS.operators = operators.Operators(sys.modules["mxnet.base"], directories)
+            _PROCESS.operators = import_cache.Operators(sys.modules["mxnet.base"], directories)
         return _PROCESS.operators
 
     def _import_mxnet(self, module: ModuleType) -> None:
@@ -254,7 +254,7 @@ class _Process:
     def __init__(self) -> None:
         self.view: Optional[ModuleType] = None
         self.imported = False
-        self.operators: Optional[operators.Operators] = None
+        self.operators: Optional[import_cache.Operators] = None
         self.cache_directories: Sequence[str] = ()
         self.cached = 0
         self.repaired: List[str] = []
