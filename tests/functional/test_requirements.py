@@ -28,7 +28,7 @@ from sagemaker_mxnet_toolkit.errors import RequirementsError
 from sagemaker_mxnet_toolkit.failure import FailureKind
 from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.requirements import install as requirements
-from sagemaker_mxnet_toolkit.requirements import installer, requirement_file
+from sagemaker_mxnet_toolkit.requirements import requirement_file
 from sagemaker_mxnet_toolkit.settings.variables import REPORT_FD
 from tests.support import packages
 from tests.support.leaks import no_leaks
@@ -615,11 +615,10 @@ def test_a_stop_leaves_no_temporary_files(env, index, tmp_path):
 
 def test_an_installation_that_takes_too_long_is_ended(index, tmp_path):
     lines = requirement_file.parse("tiny\n", {})
-    request = installer.Installation(str(tmp_path), lines, False, ())
     environ = {**os.environ, "PIP_INDEX_URL": index.url(), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     with no_leaks():
         with pytest.raises(RequirementsError, match="installing requirements.txt timed out"):
-            installer.run(request, environ, deadline=time.monotonic())
+            requirements.run_pip(str(tmp_path), lines, False, (), environ, time.monotonic())
 
 
 def test_nothing_is_needed_without_a_file_or_a_package(env):

@@ -15,26 +15,41 @@ import codecs
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from typing import Iterator, List, Mapping, Optional, Sequence
+from collections import deque
+from typing import Callable, Deque, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from packaging.utils import canonicalize_name
 
 from sagemaker_mxnet_toolkit.code.preparation import REQUIREMENTS as FILE
 from sagemaker_mxnet_toolkit.code.preparation import is_package
 from sagemaker_mxnet_toolkit.errors import RequirementsError
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_toolkit.progress import progress, write_line
-from sagemaker_mxnet_toolkit.requirements import installed, installer, known, requirement_file
+from sagemaker_mxnet_toolkit.redaction import redact_text, secrets_in
+from sagemaker_mxnet_toolkit.requirements import installed, known, pip_failure, requirement_file
+from sagemaker_mxnet_toolkit.requirements.installed import Kept
+from sagemaker_mxnet_toolkit.requirements.requirement_file import Line, LineKind
+from sagemaker_mxnet_toolkit.requirements.virtual_environment import pip_program
 from sagemaker_mxnet_toolkit.settings.sources import without_waiting
 
 DEADLINE = 3600.0
 """Maximum duration of an installation in seconds, including the wait for a concurrent one."""
 
+REPOSITORY_VARIABLE = "CA_REPOSITORY_ARN"
+"""Variable of sagemaker-training 5.1.4 with the CodeArtifact repository to install from."""
+
 _POLL_SECONDS = 0.2
+_STOP_SECONDS = 5.0
 _IMPORT_SECONDS = 300.0
 _TAIL_LINES = 40
+_LOG_VARIABLE = "PIP_LOG"
+_NUMPY_WHEELS = ("--only-binary", "numpy")
 _IMPORT_MXNET = (
     "from sagemaker_mxnet_toolkit import compatibility\ncompatibility.install()\nimport mxnet"
 )
@@ -89,8 +104,7 @@ def _install(code_dir: str, entry_point: Optional[str], environ: Mapping[str, st
             return []
         before = installed.versions()
         with progress("installing the package" if is_user_package else f"installing {FILE}"):
-            request = installer.Installation(code_dir, lines, is_user_package, kept)
-            installer.run(request, environ, deadline)
+            run_pip(code_dir, lines, is_user_package, kept, environ, deadline)
         changed = installed.changes(before, installed.versions())
     return changed if builds else []
 
@@ -185,6 +199,177 @@ def _locked(fd: int) -> bool:
     except OSError:  # NFS cannot lock directories
         return True
     return True
+
+
+def run_pip(
+    code_dir: str,
+    lines: Sequence[Line],
+    package: bool,
+    kept: Sequence[Kept],
+    environ: Mapping[str, str],
+    deadline: float,
+) -> None:
+    """Install with pip.
+
+    Args:
+        code_dir: working directory of pip, and the directory of the user's package, if any.
+        lines: lines of the requirements file.
+        package: whether the code directory is a package, which is installed, too.
+        kept: packages that must not change.
+        environ: pip's environment, including variables that configure pip.
+        deadline: when pip is stopped (monotonic, seconds).
+
+    Raises:
+        RequirementsError: pip failed or timed out (its last lines follow the first line), or the
+            index of ``CA_REPOSITORY_ARN`` is not available.
+        OSError: a file that pip needs cannot be written, or pip cannot be started.
+    """
+    variables = dict(environ)
+    arn = variables.get(REPOSITORY_VARIABLE)
+    if arn:
+        # It replaces any other main index, as in sagemaker-training 5.1.4.
+        variables["PIP_INDEX_URL"] = _codeartifact_url(arn)
+    text = requirement_file.render(lines, code_dir)
+    secrets = secrets_in({**variables, "requirements": text})
+    with tempfile.TemporaryDirectory(prefix="sagemaker-mxnet-") as private:
+        file = _write(private, "requirements.txt", text)
+        constraints = _write(private, "kept.txt", "".join(f"{each}\n" for each in kept))
+        variables.update(
+            PIP_NO_INPUT="1",
+            PIP_DISABLE_PIP_VERSION_CHECK="1",
+            PIP_ROOT_USER_ACTION="ignore",
+            PYTHONUNBUFFERED="1",
+            GIT_TERMINAL_PROMPT="0",
+        )
+        log = variables.setdefault(_LOG_VARIABLE, os.path.join(private, "pip.log"))
+        log_start = os.path.getsize(log) if os.path.isfile(log) else 0
+
+        def show(line: str) -> str:
+            # Errors name the user's requirements.txt, not the copy.
+            return redact_text(line.replace(private + os.sep, ""), secrets)
+
+        for name, metadata in installed.without_numpy(kept).items():
+            os.makedirs(os.path.join(private, "metadata", name))
+            _write(os.path.join(private, "metadata", name), "METADATA", metadata)
+        pip = (sys.executable, "-c", pip_program(os.path.join(private, "metadata")))
+        options = ("-c", constraints, *_wheels_only(lines))
+        for targets in _targets(lines, package, file):
+            argv = (*pip, "install", *options, *targets)
+            status, tail = _stream(argv, variables, code_dir, deadline, show)
+            if status != 0:
+                logged = [show(line) for line in pip_failure.read(log, log_start)]
+                what = "the package in the code directory" if package else FILE
+                raise pip_failure.failure(status, tail, logged, what, kept)
+
+
+def _wheels_only(lines: Sequence[Line]) -> Tuple[str, ...]:
+    """Return options that keep pip from building NumPy, unless the file names it.
+
+    Building an older NumPy that has no wheel for this Python takes minutes and mostly fails.
+    """
+    names = [line.requirement.name for line in lines if line.requirement is not None]
+    return () if any(canonicalize_name(name) == "numpy" for name in names) else _NUMPY_WHEELS
+
+
+def _targets(lines: Sequence[Line], package: bool, file: str) -> Iterator[Tuple[str, ...]]:
+    """Yield the arguments of each run of pip. One run resolves everything together, if possible."""
+    listed = any(line.kind is not LineKind.NOTHING for line in lines)
+    requirements = ("-r", file) if listed else ()
+    directory = (".",) if package else ()
+    # With hashes, pip requires one for everything, and a directory cannot have any.
+    hashed = any("--hash" in line.text or "--require-hashes" in line.text for line in lines)
+    if requirements and directory and hashed:
+        yield requirements
+        yield directory
+    elif requirements or directory:
+        yield (*requirements, *directory)
+
+
+def _stream(
+    argv: Sequence[str],
+    variables: Mapping[str, str],
+    directory: str,
+    deadline: float,
+    show: Callable[[str], str],
+) -> Tuple[int, List[str]]:
+    """Run a command; print each line of its output at once, converted by ``show``.
+
+    Returns:
+        Its return code and its last lines.
+
+    Raises:
+        RequirementsError: the command timed out. It is terminated; its children end with this
+            process group.
+    """
+    tail: Deque[str] = deque(maxlen=_TAIL_LINES)
+
+    def forward(line: bytes) -> None:
+        text = show(line.decode("utf-8", "replace").rstrip("\r\n"))
+        tail.append(text)
+        print(text, flush=True)
+
+    with subprocess.Popen(
+        argv,
+        cwd=directory,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdout is not None
+        rest = b""
+        while True:
+            left = deadline - time.monotonic()
+            if not select.select([process.stdout], [], [], max(0.0, left))[0]:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_STOP_SECONDS)
+                process.kill()
+                raise RequirementsError(
+                    "installing requirements.txt timed out after an hour: put the packages into "
+                    "the image, or wheels into the source directory\n" + "\n".join(tail)
+                )
+            block = os.read(process.stdout.fileno(), 65536)
+            if not block:
+                break
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                forward(line)
+        if rest:
+            forward(rest)
+    return process.returncode, list(tail)
+
+
+def _write(folder: str, name: str, text: str) -> str:
+    """Write a text file; return its path."""
+    path = os.path.join(folder, name)
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+    return path
+
+
+def _codeartifact_url(arn: str) -> str:
+    """Return the index URL of a CodeArtifact repository, including an authorization token.
+
+    Args:
+        arn: value of ``REPOSITORY_VARIABLE``, which is also in ``os.environ``.
+
+    Raises:
+        RequirementsError: the ARN is malformed, or AWS does not answer or denies the request.
+    """
+    # Imports boto3, and creates directories below SAGEMAKER_BASE_DIR.
+    from sagemaker_training import modules
+
+    try:
+        return str(modules._get_codeartifact_index())
+    except Exception as error:  # it raises nothing narrower
+        cause = error.__context__ or error
+        raise RequirementsError(
+            f"the CodeArtifact index of {REPOSITORY_VARIABLE}={arn} is not available: {cause}; "
+            "expected arn:PARTITION:codeartifact:REGION:ACCOUNT:repository/DOMAIN/NAME, and a role "
+            "that may codeartifact:GetAuthorizationToken, codeartifact:GetRepositoryEndpoint and "
+            "sts:GetServiceBearerToken: correct it, or remove the variable to use pip's own index"
+        ) from error
 
 
 def main(arguments: List[str], report: Report) -> None:

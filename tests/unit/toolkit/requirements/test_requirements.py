@@ -16,7 +16,7 @@ from sagemaker_mxnet_toolkit.requirements.installed import (
     kept_packages,
 )
 from sagemaker_mxnet_toolkit.requirements.known import REMARKS, remarks
-from sagemaker_mxnet_toolkit.requirements.pip_log import FailedCommand, failed_command
+from sagemaker_mxnet_toolkit.requirements.pip_failure import FailedCommand, failed_command
 from sagemaker_mxnet_toolkit.requirements.requirement_file import (
     LineKind,
     find_conflict,
