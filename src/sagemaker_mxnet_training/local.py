@@ -29,12 +29,12 @@ from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import FailureKind, Outcome, exit_status
 from sagemaker_mxnet_toolkit.log import write_all
 from sagemaker_mxnet_toolkit.processes import own_process
+from sagemaker_mxnet_toolkit.processes.child_report import write_line
 from sagemaker_mxnet_toolkit.processes.signals import (
     STOP_SIGNALS,
     SignalPipe,
     blocked_stop_signals,
 )
-from sagemaker_mxnet_toolkit.progress import write_line
 from sagemaker_mxnet_toolkit.requirements import virtual_environment
 from sagemaker_mxnet_toolkit.settings.json_text import decode
 from sagemaker_mxnet_toolkit.settings.variables import (

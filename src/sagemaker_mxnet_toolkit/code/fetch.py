@@ -25,8 +25,7 @@ from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Set
 
 from sagemaker_mxnet_toolkit.atomic_files import remove_leftovers, write_text
 from sagemaker_mxnet_toolkit.errors import CodeError
-from sagemaker_mxnet_toolkit.processes.child_report import Report
-from sagemaker_mxnet_toolkit.progress import progress, write_line
+from sagemaker_mxnet_toolkit.processes.child_report import Report, progress, write_line
 
 RECORD = ".sagemaker_mxnet_source.json"
 """File in the code directory: ``{"source": <text>, "entries": [<name>, ...]}``."""

@@ -1,4 +1,6 @@
-"""Events from child processes to the supervisor: one JSON object per line, over a pipe.
+"""What child programs report: events to the supervisor, and lines in the log.
+
+Events are JSON objects, one per line, over a pipe.
 
 The child inherits the write end of the pipe, ``SAGEMAKER_MXNET_REPORT_FD``. Each object has the key
 ``event``: ``started`` when the process starts its work, ``stepped`` when a server's optimizer has
@@ -24,13 +26,18 @@ import contextlib
 import json
 import os
 import sys
-from typing import Any, MutableMapping, Optional
+import threading
+import time
+from typing import Any, Iterator, MutableMapping, Optional
 
 from sagemaker_mxnet_toolkit.failure import FailureKind
 from sagemaker_mxnet_toolkit.settings.variables import REPORT_FD
 
 LINE_LIMIT = 32 * 1024
 """Maximum size of a line in bytes, with its newline: half the capacity of a pipe (pipe(7))."""
+
+INTERVAL = 30.0
+"""Seconds between two log lines about the same step."""
 
 
 class Report:
@@ -125,3 +132,34 @@ def _line(fields: MutableMapping[str, Any]) -> bytes:
         half = len(value) // 2
         # The cause is at the beginning of a reason, and at the end of other strings.
         fields[longest] = value[:half] if longest == "reason" else value[-half:]
+
+
+def write_line(text: str) -> None:
+    """Write one line to stderr. A closed stderr is not an error."""
+    with contextlib.suppress(OSError):
+        print(f"[sagemaker-mxnet-training] {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress(step: str, interval: float = INTERVAL) -> Iterator[None]:
+    """Log a step when it starts, and every ``interval`` seconds until the block ends.
+
+    Args:
+        step: the step, such as ``downloading s3://bucket/key``.
+        interval: seconds between two lines.
+    """
+    start = time.monotonic()
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(interval):
+            write_line(f"still {step} ({time.monotonic() - start:.0f} s)")
+
+    write_line(step)
+    thread = threading.Thread(target=repeat, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -15,8 +15,7 @@ import selectors
 import socket
 from typing import Dict, FrozenSet, List, NamedTuple, Optional, Set, Tuple
 
-from sagemaker_mxnet_toolkit.processes.child_report import Report
-from sagemaker_mxnet_toolkit.progress import write_line
+from sagemaker_mxnet_toolkit.processes.child_report import Report, write_line
 
 MAX_CONNECTIONS = 512
 """Maximum number of connections with an incomplete request; the oldest is closed."""
