@@ -353,9 +353,9 @@ def _local(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from sagemaker_mxnet_training.report import command
+    from sagemaker_mxnet_training import report
 
-    return command.run(options.run_dir, options.output)
+    return report.run(options.run_dir, options.output)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """A summary of a job as text: how it ended, and the cause of a failure."""
 
 import time
-from dataclasses import dataclass
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from sagemaker_mxnet_toolkit.failure import Outcome
@@ -67,30 +66,6 @@ def longest_phases(hosts: Sequence[HostTimeline]) -> str:
 
 def attempts(job: JobTimeline) -> List[str]:
     """Return a line for each restart: its cause, the lost training, and its duration."""
-    return [_attempt(each) for each in restarts(job)]
-
-
-@dataclass(frozen=True)
-class RestartFacts:
-    """Facts about a restart.
-
-    Attributes:
-        name: name of the new attempt, such as ``attempt 2``.
-        cause: the failure of the previous attempt.
-        resumed: name of the checkpoint that it has resumed from; empty for none.
-        lost: seconds of training since that checkpoint; ``None`` if it is not known.
-        back: seconds from the failure to the first step of the new attempt, if there was one.
-    """
-
-    name: str
-    cause: str
-    resumed: str = ""
-    lost: Optional[float] = None
-    back: Optional[float] = None
-
-
-def restarts(job: JobTimeline) -> List[RestartFacts]:
-    """Return the facts of each restart, in order."""
     marks = sorted((m for each in job.hosts for m in each.marks), key=lambda mark: mark.when)
     steps = sorted(
         phase.end
@@ -98,7 +73,7 @@ def restarts(job: JobTimeline) -> List[RestartFacts]:
         for phase in each.phases
         if phase.name == HostPhase.FIRST_STEP.value
     )
-    found: Dict[str, RestartFacts] = {}
+    found: Dict[str, str] = {}
     for mark in marks:
         if mark.kind == "restart" and mark.name not in found:
             failed = max(
@@ -106,15 +81,15 @@ def restarts(job: JobTimeline) -> List[RestartFacts]:
                 default=mark.when,
             )
             resumed = next((m.name for m in marks if _resumes(m, mark.name)), "")
+            parts = [f"{mark.name}: after {mark.text}"]
+            parts.append(f"from {resumed}" if resumed else "from the beginning")
             written = next((m.when for m in marks if _wrote(m, resumed)), None)
+            if written is not None:
+                parts.append(f"{duration(max(0.0, failed - written))} of training lost")
             again = next((step for step in steps if step > failed), None)
-            found[mark.name] = RestartFacts(
-                mark.name,
-                mark.text,
-                resumed,
-                None if written is None else max(0.0, failed - written),
-                None if again is None else again - failed,
-            )
+            if again is not None:
+                parts.append(f"training again after {duration(again - failed)}")
+            found[mark.name] = "; ".join(parts)
     return list(found.values())
 
 
@@ -124,16 +99,6 @@ def _resumes(mark: Mark, attempt: str) -> bool:
 
 def _wrote(mark: Mark, name: str) -> bool:
     return mark.kind == "checkpoint" and mark.name == name
-
-
-def _attempt(facts: RestartFacts) -> str:
-    parts = [f"{facts.name}: after {facts.cause}"]
-    parts.append(f"from {facts.resumed}" if facts.resumed else "from the beginning")
-    if facts.lost is not None:
-        parts.append(f"{duration(facts.lost)} of training lost")
-    if facts.back is not None:
-        parts.append(f"training again after {duration(facts.back)}")
-    return "; ".join(parts)
 
 
 def phase_table(job: JobTimeline) -> Tuple[List[str], List[List[str]]]:

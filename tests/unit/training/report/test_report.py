@@ -10,11 +10,12 @@ from typing import Any, Dict, List, Optional, Tuple
 import pytest
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
+from sagemaker_mxnet_training import report
 from sagemaker_mxnet_training.cluster.events import Verdict
 from sagemaker_mxnet_training.host.observer import Track, Usage
 from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
 from sagemaker_mxnet_training.host.verdict_text import duration
-from sagemaker_mxnet_training.report import command, page, summary, timelines
+from sagemaker_mxnet_training.report import page, summary, timelines
 from sagemaker_mxnet_training.report.timelines import JobTimeline, ReportError
 
 HOSTS = ("algo-1", "algo-2", "algo-10")
@@ -238,7 +239,7 @@ def test_bad_input(tmp_path: Path, name: str, capsys: "pytest.CaptureFixture[str
     content, told = BAD[name]
     path = tmp_path / "timeline-algo-1.json"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert command.run(str(tmp_path), None) == 2
+    assert report.run(str(tmp_path), None) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"sagemaker-mxnet-training report: {path} ")
     assert told in error and error.count("\n") == 1
@@ -300,7 +301,7 @@ def test_without_plotly_the_summary_is_printed(
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     monkeypatch.delitem(sys.modules, "sagemaker_mxnet_training.report.page")
     monkeypatch.delattr("sagemaker_mxnet_training.report.page")
-    assert command.run(str(tmp_path), None) == 1
+    assert report.run(str(tmp_path), None) == 1
     out, error = capsys.readouterr()
     assert out.startswith("job SUCCEEDED")
     assert "pip install 'plotly>=5,<7'" in error and error.count("\n") == 1
@@ -309,7 +310,7 @@ def test_without_plotly_the_summary_is_printed(
 def test_page_that_cannot_be_written(tmp_path: Path, capsys: "pytest.CaptureFixture[str]") -> None:
     write(tmp_path, "algo-1", Verdict(Outcome.SUCCESS))
     output = str(tmp_path / "none" / "page.html")
-    assert command.run(str(tmp_path), output) == 1
+    assert report.run(str(tmp_path), output) == 1
     assert f"cannot write the page: {output}: No such file or directory" in capsys.readouterr().err
 
 
