@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 import psutil
 
-from sagemaker_mxnet_toolkit.container import cgroup, hardware
+from sagemaker_mxnet_toolkit import container
 from sagemaker_mxnet_toolkit.mxnet_import import MXNet, import_mxnet
 from sagemaker_mxnet_toolkit.requirements import known
 from sagemaker_mxnet_toolkit.settings.variables import COMPATIBILITY
@@ -100,8 +100,8 @@ def diagnose(environ: Mapping[str, str], import_seconds: float = IMPORT_SECONDS)
     configured = _is_configured(environ, base)
     job, faults, directories = _job(environ, base, configured)
     memory = psutil.virtual_memory()
-    cpus = {"quota": cgroup.cpu_quota(), "machine": os.cpu_count()}
-    own = {"used": cgroup.memory_usage(), "limit": cgroup.memory_limit()}
+    cpus = {"quota": container.cpu_quota(), "machine": os.cpu_count()}
+    own = {"used": container.memory_usage(), "limit": container.memory_limit()}
     return Diagnosis(
         python={"version": platform.python_version(), "executable": sys.executable},
         packages={
@@ -109,9 +109,9 @@ def diagnose(environ: Mapping[str, str], import_seconds: float = IMPORT_SECONDS)
             **{name: _version(name) for name in ("sagemaker-training", "numpy", "pip")},
         },
         mxnet=import_mxnet(environ, import_seconds),
-        cpus={"usable": hardware.count_cpus(), **cpus},
+        cpus={"usable": container.count_cpus(), **cpus},
         memory={**own, "available": memory.available, "machine": memory.total},
-        gpus=hardware.count_gpus(),
+        gpus=container.count_gpus(),
         interfaces={
             name: [each.address for each in addresses if each.family == AF_INET]
             for name, addresses in psutil.net_if_addrs().items()

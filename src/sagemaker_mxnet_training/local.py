@@ -23,8 +23,8 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
+from sagemaker_mxnet_toolkit import container
 from sagemaker_mxnet_toolkit.code import fetch, preparation
-from sagemaker_mxnet_toolkit.container import hardware
 from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import FailureKind, Outcome, exit_status
 from sagemaker_mxnet_toolkit.log import write_all
@@ -376,7 +376,7 @@ class _LocalJob:
             }
             environment.setdefault("SAGEMAKER_MXNET_PS_PORT", "0")
             # The hosts share this machine.
-            share = hardware.count_cpus() // len(self._job.hosts)
+            share = container.count_cpus() // len(self._job.hosts)
             environment.setdefault("SM_NUM_CPUS", str(max(1, share)))
             if len(self._job.hosts) == 1 and sys.stdin.isatty():
                 environment[TERMINAL] = os.ttyname(0)

@@ -10,7 +10,7 @@ from typing import Callable
 
 import pytest
 
-from sagemaker_mxnet_toolkit.container.oom import WINDOW
+from sagemaker_mxnet_training.host.failures import OOM_WINDOW
 from tests.endings.conftest import (
     CGROUP,
     Verdicts,
@@ -356,7 +356,7 @@ def test_survived_memory_kill_is_not_a_later_cause(
     status = subprocess.call([sys.executable, "-c", hog])
     killed_at = time.monotonic()
     say("survived", status)
-    while time.monotonic() < killed_at + {WINDOW} + 2:
+    while time.monotonic() < killed_at + {OOM_WINDOW} + 2:
         time.sleep(0.05)
     say("now", time.monotonic())
     raise ValueError("boom")

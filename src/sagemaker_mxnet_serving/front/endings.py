@@ -2,8 +2,7 @@
 
 import signal
 
-from sagemaker_mxnet_toolkit import tracebacks
-from sagemaker_mxnet_toolkit.container import cgroup
+from sagemaker_mxnet_toolkit import container, tracebacks
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status, signal_name
 from sagemaker_mxnet_toolkit.processes.process import Child
 
@@ -23,7 +22,7 @@ class Endings:
     """Describes how processes ended, and counts the kernel's out-of-memory kills."""
 
     def __init__(self) -> None:
-        self._oom_kills = cgroup.oom_kills()
+        self._oom_kills = container.oom_kills()
 
     def how(self, returncode: int) -> str:
         """Return how a process ended, as a predicate such as ``ended with status 1``.
@@ -31,7 +30,7 @@ class Endings:
         Args:
             returncode: as in ``subprocess``.
         """
-        before, self._oom_kills = self._oom_kills, cgroup.oom_kills()
+        before, self._oom_kills = self._oom_kills, container.oom_kills()
         if returncode == -signal.SIGKILL and (self._oom_kills or 0) > (before or 0):
             return _OUT_OF_MEMORY
         if returncode < 0:

@@ -12,7 +12,7 @@ import psutil
 from sagemaker_mxnet_serving.front.served_model import ModelPhase, ServedModel
 from sagemaker_mxnet_serving.front.server_settings import ServerSettings
 from sagemaker_mxnet_serving.inference import InferenceError
-from sagemaker_mxnet_toolkit.container import cgroup
+from sagemaker_mxnet_toolkit import container
 from sagemaker_mxnet_toolkit.failure import FailureKind
 from sagemaker_mxnet_toolkit.log import Log
 
@@ -202,7 +202,7 @@ class Models:
 
 def available_memory() -> Optional[int]:
     """Return the bytes of memory that new processes can use, or ``None`` if that is unknown."""
-    found = [cgroup.memory_available()]
+    found = [container.memory_available()]
     with contextlib.suppress(OSError):  # the limit on open files is reached
         found.append(psutil.virtual_memory().available)
     return min((free for free in found if free is not None), default=None)

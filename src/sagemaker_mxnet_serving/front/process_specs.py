@@ -14,8 +14,8 @@ from typing import Any, Dict, Iterator, Mapping
 
 from sagemaker_mxnet_serving.front.server_settings import ServerSettings
 from sagemaker_mxnet_serving.model_directory import locate
+from sagemaker_mxnet_toolkit import container
 from sagemaker_mxnet_toolkit.code import preparation
-from sagemaker_mxnet_toolkit.container import hardware
 from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.processes.process import ProcessSpec
@@ -112,7 +112,7 @@ def script_variables(
         "SM_MODEL_DIR": location.model_dir,
         "SM_CURRENT_HOST": host,
         "SM_HOSTS": environ.get("SM_HOSTS") or json.dumps([host]),
-        "SM_NUM_CPUS": environ.get("SM_NUM_CPUS") or str(hardware.count_cpus()),
+        "SM_NUM_CPUS": environ.get("SM_NUM_CPUS") or str(container.count_cpus()),
         "SM_NUM_GPUS": environ.get("SM_NUM_GPUS") or str(min(settings.gpus, 1)),
         CODE_SETTING: location.code_dir,
     }

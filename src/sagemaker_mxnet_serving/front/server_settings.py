@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any, FrozenSet, Mapping, Optional, Sequence, Tuple
 
-from sagemaker_mxnet_toolkit.container import cgroup, hardware
+from sagemaker_mxnet_toolkit import container
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.redaction import secrets_in
 from sagemaker_mxnet_toolkit.settings import declaration
@@ -312,7 +312,7 @@ def resolve(
         batch_strategy=found.batch_strategy
         if "batch_strategy" in given
         else _default_strategy(environ),
-        max_buffered=_max_buffered(found.max_payload, cgroup.memory_limit()),
+        max_buffered=_max_buffered(found.max_payload, container.memory_limit()),
         secrets=secrets_in(environ),
         notes=(*_notes(environ), *_missing_model(model_dir, models, found.multi_model)),
     )
@@ -324,7 +324,7 @@ def _parallel(found: ServerSettings, given: FrozenSet[str]) -> ServerSettings:
     Together the workers have one thread for each CPU. One of multiple models has one worker,
     because the other models use the other CPUs.
     """
-    cpus, gpus = hardware.count_cpus(), hardware.count_gpus()
+    cpus, gpus = container.count_cpus(), container.count_gpus()
     workers, threads = found.workers, found.threads
     if "workers" not in given:
         workers = gpus or (1 if found.multi_model else max(1, cpus // threads))

@@ -9,7 +9,7 @@ import os
 import re
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
-from sagemaker_mxnet_toolkit.container.hardware import count_cpus, count_gpus, visible_cpus
+from sagemaker_mxnet_toolkit.container import count_cpus, count_gpus, visible_cpus
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.settings.faults import Faults, Found
 from sagemaker_mxnet_toolkit.settings.sources import Sources

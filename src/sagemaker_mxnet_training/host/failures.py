@@ -9,9 +9,7 @@ import time
 from dataclasses import replace
 from typing import Callable, Mapping, Optional
 
-from sagemaker_mxnet_toolkit import tracebacks
-from sagemaker_mxnet_toolkit.container import cgroup
-from sagemaker_mxnet_toolkit.container.oom import OomMonitor
+from sagemaker_mxnet_toolkit import container, tracebacks
 from sagemaker_mxnet_toolkit.failure import (
     Failure,
     FailureKind,
@@ -38,6 +36,57 @@ _KINDS = {
 
 _PREPARING = (Role.FETCH, Role.INSTALL)
 """Roles that do not run the user's code, and whose messages include advice."""
+
+OOM_WINDOW = 5.0
+"""Seconds after a kill within which a failure is attributed to it.
+
+The killed process ends at once and its parent notices within milliseconds. The rest allows for
+delays on a loaded machine.
+"""
+
+_OOM_PERIOD = 1.0
+
+
+class OomMonitor:
+    """Counts the processes that the kernel killed for lack of memory.
+
+    The kernel counts them (``container.oom_kills``), but does not say which. A script may survive
+    such a kill, for example of a data loader's process, and fail hours later for another reason. So
+    the count is polled, and a kill explains only a failure that follows soon.
+
+    Args:
+        now: the current time (monotonic, seconds).
+        count: returns the number of kills so far, or ``None`` if it is not known.
+    """
+
+    def __init__(
+        self, now: float, count: Callable[[], Optional[int]] = container.oom_kills
+    ) -> None:
+        self._count = count
+        self._kills = count()
+        self._checked_at = now
+        self.last_kill: Optional[float] = None
+        """When the latest kill was noticed (monotonic, seconds), at most a second after it."""
+
+    def poll(self, now: float) -> int:
+        """Check the count if the last check is a second old; return the number of new kills."""
+        return self.check(now) if now - self._checked_at >= _OOM_PERIOD else 0
+
+    def check(self, now: float) -> int:
+        """Check the count; return the number of kills since the last check."""
+        self._checked_at = now
+        kills = self._count()
+        if kills is None:
+            return 0
+        new = kills - (kills if self._kills is None else self._kills)
+        self._kills = kills
+        if new > 0:
+            self.last_kill = now
+        return max(0, new)
+
+    def explains(self, when: float) -> bool:
+        """Return whether a kill explains a failure at ``when`` (monotonic, seconds)."""
+        return self.last_kill is not None and when - self.last_kill <= OOM_WINDOW
 
 
 class FailureReporter:
@@ -188,14 +237,14 @@ def _with_last_line(reason: str, stderr: str) -> str:
 
 def memory_text() -> str:
     """Return ``out of memory: the container's limit of 2048 MiB was reached``."""
-    limit = cgroup.memory_limit()
+    limit = container.memory_limit()
     size = "" if limit is None else f" of {limit / 2**20:.0f} MiB"
     return f"out of memory: the container's limit{size} was reached"
 
 
 def process_limit_text() -> str:
     """Return a message if the container's limit on processes was reached, else empty."""
-    limit = cgroup.process_limit_reached()
+    limit = container.process_limit_reached()
     if limit is None:
         return ""
     return (

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from sagemaker_mxnet_serving.front import endings
-from sagemaker_mxnet_toolkit.container import cgroup
+from sagemaker_mxnet_toolkit import container
 from sagemaker_mxnet_toolkit.failure import FailureKind
 
 
@@ -15,6 +15,6 @@ from sagemaker_mxnet_toolkit.failure import FailureKind
 def test_out_of_memory_kill(
     monkeypatch: pytest.MonkeyPatch, kills: "list[int]", kind: FailureKind
 ) -> None:
-    monkeypatch.setattr(cgroup, "oom_kills", iter(kills).__next__)
+    monkeypatch.setattr(container, "oom_kills", iter(kills).__next__)
     how = endings.Endings().how(-signal.SIGKILL)
     assert endings.kind_of(how, FailureKind.MODEL) is kind

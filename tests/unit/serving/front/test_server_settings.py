@@ -7,7 +7,7 @@ import pytest
 
 from sagemaker_mxnet_serving.front import process_specs
 from sagemaker_mxnet_serving.front.server_settings import resolve
-from sagemaker_mxnet_toolkit.container import hardware
+from sagemaker_mxnet_toolkit import container
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
 
 
@@ -16,7 +16,7 @@ def test_defaults() -> None:
     assert (settings.host, settings.port) == ("0.0.0.0", 8080)
     assert settings.model_dir == "/opt/ml/model"
     assert (settings.timeout, settings.max_payload) == (60.0, 6291456)
-    assert settings.workers == (hardware.count_gpus() or hardware.count_cpus())
+    assert settings.workers == (container.count_gpus() or container.count_cpus())
     assert settings.accept == "application/json"
     assert not settings.multi_model
 

@@ -1,3 +1,5 @@
+"""CPUs, memory and kills of a container, from control groups."""
+
 import os
 import pathlib
 import signal
@@ -6,7 +8,7 @@ import sys
 
 import pytest
 
-from sagemaker_mxnet_toolkit.container import cgroup
+from sagemaker_mxnet_toolkit import container
 
 
 class Tree:
@@ -37,10 +39,10 @@ def tree(tmp_path):
 
 def everything(tree):
     return (
-        cgroup.cpu_quota(*tree.places),
-        cgroup.memory_limit(*tree.places),
-        cgroup.memory_usage(*tree.places),
-        cgroup.oom_kills(*tree.places),
+        container.cpu_quota(*tree.places),
+        container.memory_limit(*tree.places),
+        container.memory_usage(*tree.places),
+        container.oom_kills(*tree.places),
     )
 
 
@@ -63,12 +65,12 @@ def test_version_2_without_limits(tree):
 
 def test_limit_on_processes_counts_once_it_was_reached(tree):
     tree.member("8:pids:/docker/one", "0::/")
-    assert cgroup.process_limit_reached(*tree.places) is None
+    assert container.process_limit_reached(*tree.places) is None
     tree.write("pids/pids.max", "20")
     tree.write("pids/pids.events", "max 0")
-    assert cgroup.process_limit_reached(*tree.places) is None
+    assert container.process_limit_reached(*tree.places) is None
     tree.write("pids/pids.events", "max 3")
-    assert cgroup.process_limit_reached(*tree.places) == 20
+    assert container.process_limit_reached(*tree.places) == 20
 
 
 def test_version_2_on_a_host_obeys_the_tightest_limit_above(tree):
@@ -115,7 +117,7 @@ def test_version_1_for_memory_beside_version_2_for_cpu(tree):
 def test_a_path_above_its_namespace_stays_below_the_mount(tree):
     tree.member("0::/../../elsewhere")
     tree.write("memory.max", "4096")
-    assert cgroup.memory_limit(*tree.places) == 4096
+    assert container.memory_limit(*tree.places) == 4096
 
 
 def test_available_memory_is_read_where_the_limit_is(tree):
@@ -124,7 +126,7 @@ def test_available_memory_is_read_where_the_limit_is(tree):
     tree.write("job/memory.max", "1000")
     tree.write("job/memory.current", "900")
     tree.write("job/memory.stat", "anon 1\ninactive_file 300\nactive_file 7")
-    assert cgroup.memory_available(*tree.places) == 400
+    assert container.memory_available(*tree.places) == 400
 
 
 def test_available_memory_is_the_least_of_all_limits(tree):
@@ -132,7 +134,7 @@ def test_available_memory_is_the_least_of_all_limits(tree):
     for group, usage in (("a", 950), ("a/b", 100)):
         tree.write(f"{group}/memory.max", "1000")
         tree.write(f"{group}/memory.current", usage)
-    assert cgroup.memory_available(*tree.places) == 50
+    assert container.memory_available(*tree.places) == 50
 
 
 def test_available_memory_counts_page_cache_of_groups_below(tree):
@@ -141,14 +143,14 @@ def test_available_memory_counts_page_cache_of_groups_below(tree):
     tree.write("memory/memory.limit_in_bytes", "1000")
     tree.write("memory/memory.usage_in_bytes", "900")
     tree.write("memory/memory.stat", "inactive_file 1\ntotal_inactive_file 300")
-    assert cgroup.memory_available(*tree.places) == 400
+    assert container.memory_available(*tree.places) == 400
 
 
 def test_available_memory_without_a_limit_is_unknown(tree):
     tree.member("0::/")
     tree.write("memory.max", "max")
     tree.write("memory.current", "900")
-    assert cgroup.memory_available(*tree.places) is None
+    assert container.memory_available(*tree.places) is None
 
 
 @pytest.mark.parametrize("text", ["", "x", "-5", "1 2 3", "9" * 30, "٣", "0"])
@@ -165,12 +167,12 @@ def test_nonsense_is_no_limit(tree, text):
 
 def test_no_control_groups_at_all(tmp_path):
     missing = str(tmp_path / "gone")
-    assert cgroup.cpu_quota(missing, missing) is None
-    assert cgroup.oom_kills(missing, missing) is None
+    assert container.cpu_quota(missing, missing) is None
+    assert container.oom_kills(missing, missing) is None
 
 
 def test_this_process_has_answers_of_the_right_kind():
-    for answer in (cgroup.memory_limit(), cgroup.memory_usage(), cgroup.oom_kills()):
+    for answer in (container.memory_limit(), container.memory_usage(), container.oom_kills()):
         assert answer is None or (isinstance(answer, int) and answer >= 0)
 
 
@@ -186,7 +188,7 @@ while True:
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a control group")
 def test_a_process_killed_for_its_memory_is_counted(tmp_path):
-    root = pathlib.Path(cgroup.ROOT)
+    root = pathlib.Path(container.ROOT)
     version_1 = (root / "memory" / "memory.limit_in_bytes").exists()
     parent = root / "memory" if version_1 else root
     group = parent / f"sagemaker-mxnet-training-{os.getpid()}"
@@ -207,12 +209,12 @@ def test_a_process_killed_for_its_memory_is_counted(tmp_path):
             (group / "memory.swappiness").write_text("0")
         elif (group / "memory.swap.max").exists():
             (group / "memory.swap.max").write_text("0")
-        assert cgroup.memory_limit(*places) == 2**26
-        assert cgroup.oom_kills(*places) == 0
+        assert container.memory_limit(*places) == 2**26
+        assert container.oom_kills(*places) == 0
         arguments = [sys.executable, "-c", GREEDY, str(group / "cgroup.procs")]
         done = subprocess.run(arguments, check=False, timeout=60)
         assert done.returncode == -signal.SIGKILL
-        assert cgroup.oom_kills(*places) == 1
-        assert cgroup.memory_usage(*places) is not None
+        assert container.oom_kills(*places) == 1
+        assert container.memory_usage(*places) is not None
     finally:
         group.rmdir()

@@ -1,11 +1,14 @@
-"""The container's CPU quota and memory limit, from the kernel's control groups.
+"""The CPUs, GPUs and memory that this container may use, possibly less than the machine has.
 
-Versions 1 and 2 are supported, alone or together, in a container and on a bare host. Functions
-return ``None`` if there is no limit, or if it cannot be read. Sources: the kernel's documents
-admin-guide/cgroup-v1/memory.rst, scheduler/sched-bwc.rst and admin-guide/cgroup-v2.rst.
+Quotas and limits are those of the kernel's control groups, versions 1 and 2, alone or together, in
+a container and on a bare host. Functions return ``None`` if there is no limit, or if it cannot be
+read. Sources: the kernel's documents admin-guide/cgroup-v1/memory.rst, scheduler/sched-bwc.rst and
+admin-guide/cgroup-v2.rst.
 """
 
+import math
 import os
+import re
 from typing import Callable, Iterable, List, Optional
 
 ROOT = "/sys/fs/cgroup"
@@ -16,6 +19,32 @@ MEMBERSHIP = "/proc/self/cgroup"
 
 # Version 1 writes "no limit" as the largest multiple of the page size, just below 2**63 bytes.
 _UNLIMITED = 2**60
+
+
+def visible_cpus() -> int:
+    """Return the number of CPUs in the affinity of this process."""
+    return len(os.sched_getaffinity(0))
+
+
+def count_cpus(root: str = ROOT, membership: str = MEMBERSHIP) -> int:
+    """Return the number of CPUs that this process may use, from its affinity and CPU quota.
+
+    A quota of 1.5 CPUs counts as two.
+    """
+    available = visible_cpus()
+    quota = cpu_quota(root, membership)
+    return available if quota is None else max(1, min(available, math.ceil(quota)))
+
+
+def count_gpus(devices: str = "/dev") -> int:
+    """Return the number of NVIDIA GPUs in this container, from their device files.
+
+    ``nvidia-smi --list-gpus`` returns the same number, but takes a second or more.
+    """
+    try:
+        return sum(bool(re.fullmatch(r"nvidia[0-9]+", name)) for name in os.listdir(devices))
+    except OSError:
+        return 0
 
 
 def cpu_quota(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[float]:

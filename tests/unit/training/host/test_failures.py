@@ -1,4 +1,4 @@
-"""Failures explained by the memory limit."""
+"""Causes of failures: the memory limit, and what processes report."""
 
 from types import SimpleNamespace
 from typing import Any, Mapping, Optional
@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_toolkit.container.oom import WINDOW, OomMonitor
 from sagemaker_mxnet_toolkit.failure import FailureKind, Role
 from sagemaker_mxnet_toolkit.processes.process import Child
-from sagemaker_mxnet_training.host.failures import diagnose
+from sagemaker_mxnet_training.host.failures import OOM_WINDOW, OomMonitor, diagnose
 
 
 class Kernel:
@@ -38,8 +37,8 @@ def test_kill_explains_only_failures_soon_after_it() -> None:
     assert monitor.check(10.0) == 2
     assert monitor.check(10.1) == 0
     assert monitor.explains(9.5), "noticed after the failure that it caused"
-    assert monitor.explains(10.0 + WINDOW)
-    assert not monitor.explains(10.1 + WINDOW)
+    assert monitor.explains(10.0 + OOM_WINDOW)
+    assert not monitor.explains(10.1 + OOM_WINDOW)
     kernel.kills = 3
     assert monitor.check(100.0) == 1
     assert monitor.explains(100.0)
@@ -72,7 +71,7 @@ def test_only_the_time_since_the_last_kill_counts(steps: Any, later: float) -> N
         kernel.kills += kills
         monitor.check(now)
         last = now if kills else last
-    assert monitor.explains(now + later) == (last is not None and now + later - last <= WINDOW)
+    assert monitor.explains(now + later) == (last is not None and now + later - last <= OOM_WINDOW)
 
 
 def child(

@@ -1,1 +1,0 @@
-"""The CPUs, GPUs and memory that a container may use."""
