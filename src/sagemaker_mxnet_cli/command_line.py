@@ -274,9 +274,9 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
 
 
 def _train() -> NoReturn:
-    from sagemaker_mxnet_toolkit.processes import own_process, signals
+    from sagemaker_mxnet_toolkit.processes import own_process
 
-    with signals.blocked_stop_signals():
+    with own_process.blocked_stop_signals():
         from sagemaker_mxnet_training import training
 
         status = training.train(os.environ, own_process.own_start())
@@ -333,9 +333,9 @@ def _serve(options: argparse.Namespace) -> int:
     options.model_dir = options.model_dir or options.directory
     if options.model_dir and not _is_model_directory(options, options.model_dir):
         return _USAGE
-    from sagemaker_mxnet_toolkit.processes import signals
+    from sagemaker_mxnet_toolkit.processes import own_process
 
-    with signals.blocked_stop_signals():
+    with own_process.blocked_stop_signals():
         from sagemaker_mxnet_serving import serve
 
         arguments = (options.model_dir, options.host, options.port, options.workers)

@@ -7,7 +7,7 @@ from typing import Mapping, NoReturn, Optional
 from sagemaker_mxnet_serving.front import server_settings
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_toolkit.processes import signals
+from sagemaker_mxnet_toolkit.processes import own_process
 from sagemaker_mxnet_toolkit.requirements import known
 
 
@@ -48,6 +48,6 @@ def _log_error(reason: str) -> int:
 
 def main() -> NoReturn:
     """Serve what the environment describes; ``sagemaker_mxnet_serving_container.serving.main``."""
-    with signals.blocked_stop_signals():
+    with own_process.blocked_stop_signals():
         status = run(os.environ)
     sys.exit(status)

@@ -28,12 +28,12 @@ from sagemaker_mxnet_toolkit.code import fetch, preparation
 from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import FailureKind, Outcome, exit_status
 from sagemaker_mxnet_toolkit.log import write_all
-from sagemaker_mxnet_toolkit.processes import own_process
 from sagemaker_mxnet_toolkit.processes.child_report import write_line
-from sagemaker_mxnet_toolkit.processes.signals import (
+from sagemaker_mxnet_toolkit.processes.own_process import (
     STOP_SIGNALS,
     SignalPipe,
     blocked_stop_signals,
+    die_with_parent,
 )
 from sagemaker_mxnet_toolkit.requirements import virtual_environment
 from sagemaker_mxnet_toolkit.settings.json_text import decode
@@ -359,9 +359,7 @@ class _LocalJob:
         # The socket is created here and inherited, so that two runs at once cannot connect.
         listener = socket.create_server((ADDRESS, 0), backlog=128)
         key = secrets.token_hex(16)
-        stop_with_parent = functools.partial(
-            own_process.die_with_parent, os.getpid(), signal.SIGTERM
-        )
+        stop_with_parent = functools.partial(die_with_parent, os.getpid(), signal.SIGTERM)
         for name in self._job.hosts:
             base_dir = os.path.join(self._job.run_dir, name)
             environment = {

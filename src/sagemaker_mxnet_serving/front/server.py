@@ -33,7 +33,7 @@ from sagemaker_mxnet_toolkit import __version__, listening
 from sagemaker_mxnet_toolkit.errors import NetworkError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_toolkit.processes import own_process, signals
+from sagemaker_mxnet_toolkit.processes import own_process
 
 DRAIN_SECONDS = 25.0
 """Seconds for accepted requests after SIGTERM; SageMaker sends SIGKILL after 30."""
@@ -114,9 +114,9 @@ class Server:
     async def run(self, listener: socket.socket) -> Optional[Failure]:
         """Serve until the end; return the failure that ended it, if any."""
         loop = asyncio.get_event_loop()
-        for number in signals.not_ignored(signals.STOP_SIGNALS):
+        for number in own_process.not_ignored(own_process.STOP_SIGNALS):
             loop.add_signal_handler(number, self._ends.put_nowait, None)
-        signals.unblock_stop_signals()
+        own_process.unblock_stop_signals()
         loop.set_exception_handler(self._on_exception)
         processes = Processes(loop)
         metrics = Metrics()

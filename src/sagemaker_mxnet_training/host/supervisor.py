@@ -18,8 +18,7 @@ from typing import Optional
 from sagemaker_mxnet_toolkit.errors import JobError, StartError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role, signal_name
 from sagemaker_mxnet_toolkit.log import Log
-from sagemaker_mxnet_toolkit.processes import own_process
-from sagemaker_mxnet_toolkit.processes.signals import STOP_SIGNALS, SignalPipe
+from sagemaker_mxnet_toolkit.processes.own_process import STOP_SIGNALS, SignalPipe, become_subreaper
 from sagemaker_mxnet_toolkit.settings.variables import JOB_ID
 from sagemaker_mxnet_training.cluster.events import Stop, Verdict
 from sagemaker_mxnet_training.config.job import Job
@@ -135,7 +134,7 @@ class Supervisor:
             self._job, self._log, self._timeline, self._selector, {JOB_ID: self._job_id}
         )
         if not fault:
-            own_process.become_subreaper()
+            become_subreaper()
             self._watchdog = Watchdog(self._job, self._job_id)
             steps.table.exclude(self._watchdog.pid)
         steps.begin(fault)

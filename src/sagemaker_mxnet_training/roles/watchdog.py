@@ -25,7 +25,7 @@ def main() -> None:
     """Watch the supervisor. ``host.supervisor`` passes the arguments."""
     del sys.path[0]  # do not import from the directory of this file
     pipe, silence, marker, failure_file, host, supervisor = sys.argv[1:]
-    # The same as in processes.signals, which is not imported to save memory.
+    # The same as in processes.own_process, which is not imported to save memory.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     cause = _watch(int(pipe), float(silence))

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 import psutil
 import pytest
@@ -232,50 +232,6 @@ def test_children_are_noticed_without_a_look_at_all_processes() -> None:
         finally:
             ours.kill()
             other.kill()
-
-
-def test_a_process_knows_when_it_was_started() -> None:
-    """Also when it has long been something else: exec(3) starts no process."""
-    code = "from sagemaker_mxnet_toolkit.processes.own_process import own_start; print(own_start())"
-    before = time.monotonic()
-    program = [
-        sys.executable,
-        "-c",
-        f"import os, sys; os.execv(sys.executable, [sys.executable, '-c', {code!r}])",
-    ]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
-    assert before - 0.02 <= float(done.stdout) <= time.monotonic(), "Linux counts in 0.01 s"
-
-
-def test_parent_death_signal_ends_an_orphan() -> None:
-    code = """
-import os, time
-from sagemaker_mxnet_toolkit.processes.own_process import die_with_parent
-reader, writer = os.pipe()
-parent = os.getpid()
-if os.fork() == 0:
-    die_with_parent(parent)
-    os.write(writer, b"x")
-    time.sleep(600)
-os.read(reader, 1)
-"""
-    # The pipe is closed when both have ended.
-    subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=True)
-
-
-@pytest.mark.parametrize(("count", "expected"), [(None, 200), (150, 150), (50, 100), (1000, 200)])
-def test_file_limit_is_raised_up_to_the_hard_one(count: Optional[int], expected: int) -> None:
-    code = f"""
-import resource
-from sagemaker_mxnet_toolkit.processes.own_process import raise_file_limit
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
-raise_file_limit({count})
-print(resource.getrlimit(resource.RLIMIT_NOFILE))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == f"({expected}, 200)\n"
 
 
 def test_signals_that_were_sent_are_remembered_once() -> None:
