@@ -101,10 +101,10 @@ class Leader(Coordinator):
     def report(self, report: Report) -> None:
         """See ``Coordinator``."""
         if isinstance(report, Idle):
-            self._waiting.status[report.host].idle = report.seconds
+            self._waiting.idle[report.host] = report.seconds
             return
         if isinstance(report, Reported):
-            self._waiting.status[report.host].state = report.state
+            self._waiting.states[report.host] = report.state
         self._feed(report)
         if isinstance(report, Reported) and report.state is HostState.FINISHED:
             self._log_finished(report)

@@ -1,6 +1,5 @@
 """The hosts that the leader waits for: log messages, and timeouts."""
 
-from dataclasses import dataclass
 from typing import Dict, Optional
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
@@ -18,39 +17,29 @@ _UNEVEN = (
 )
 
 
-@dataclass
-class HostStatus:
-    """The last report of a host.
-
-    Attributes:
-        state: its state.
-        idle: seconds since its worker last made progress.
-    """
-
-    state: Optional[HostState] = None
-    idle: float = 0.0
-
-
 class Waiting:
-    """The status of all hosts.
+    """What the hosts last reported.
 
     Args:
         job: the job.
         now: the current time (monotonic, seconds).
 
     Attributes:
-        status: the last report of each host.
+        states: the state of each host that has reported one.
+        idle: seconds since the worker of a host last made progress.
     """
 
     def __init__(self, job: Job, now: float) -> None:
-        self.status: Dict[str, HostStatus] = {}
+        self.states: Dict[str, HostState] = {}
+        self.idle: Dict[str, float] = {}
         self._job = job
         self._opened = now
         self.reset(now)
 
     def reset(self, now: float) -> None:
-        """Reset the status for a new attempt."""
-        self.status = {host: HostStatus() for host in self._job.hosts}
+        """Forget the reports, for a new attempt."""
+        self.states = {}
+        self.idle = dict.fromkeys(self._job.hosts, 0.0)
         self._logged = now
 
     def line(self, cluster: Cluster, now: float) -> str:
@@ -100,7 +89,7 @@ class Waiting:
         training = sorted(cluster.hosts - cluster.finished)
         if not limit or cluster.phase is not Phase.TRAINING or not training:
             return None
-        idle = min(self.status[host].idle for host in training)
+        idle = min(self.idle[host] for host in training)
         if idle < limit:
             return None
         reason = f"stalled: no progress for {idle:.0f} s on {listed(training)}"
@@ -115,7 +104,7 @@ class Waiting:
     def _preparing(self, cluster: Cluster) -> str:
         busy = []
         for host in sorted(cluster.joined - cluster.ready):
-            state = self.status[host].state
+            state = self.states.get(host)
             if state is not None:
                 busy.append(f"{host} ({state.value})")
         return f"waiting for {listed(busy)}" if busy else ""
@@ -124,7 +113,7 @@ class Waiting:
         training = []
         advice = ""
         for host in sorted(cluster.hosts - cluster.finished)[:10]:
-            idle = self.status[host].idle
+            idle = self.idle[host]
             stuck = f" (no progress for {idle:.0f} s)" if idle >= PROGRESS_PERIOD else ""
             training.append(f"{host}{stuck}")
             if stuck:
