@@ -23,8 +23,8 @@ from sagemaker_mxnet_toolkit.requirements import known
 from sagemaker_mxnet_toolkit.settings.variables import COMPATIBILITY
 from sagemaker_mxnet_training import __version__
 from sagemaker_mxnet_training.config import configuration
-from sagemaker_mxnet_training.config.description import describe
 from sagemaker_mxnet_training.config.directories import check_writable
+from sagemaker_mxnet_training.config.job import describe
 from sagemaker_mxnet_training.host import horovod
 
 IMPORT_SECONDS = 60.0
@@ -53,7 +53,7 @@ class Diagnosis:
         base_dir: the base directory, ``/opt/ml`` or ``SAGEMAKER_BASE_DIR``.
         disks: ``free`` and ``size`` of each file system in bytes, by a directory of the job.
         configured: whether a job is configured.
-        job: the lines of ``description.describe``; empty if the configuration is invalid.
+        job: the lines of ``config.job.describe``; empty if the configuration is invalid.
         faults: faults of its configuration or its directories.
     """
 

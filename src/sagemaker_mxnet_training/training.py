@@ -13,9 +13,9 @@ from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster.events import Verdict
-from sagemaker_mxnet_training.config import configuration, description
+from sagemaker_mxnet_training.config import configuration
 from sagemaker_mxnet_training.config.configuration import Resolution
-from sagemaker_mxnet_training.config.job import Job
+from sagemaker_mxnet_training.config.job import Job, describe, headline, secrets_of
 from sagemaker_mxnet_training.host import result, verdict_text
 from sagemaker_mxnet_training.host.supervisor import Supervisor
 from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
@@ -40,14 +40,14 @@ def _run(resolution: Resolution, started: float) -> int:
     job = resolution.job
     timeline = Timeline(job.current_host)
     timeline.phase(HostPhase.RESOLVE, started)
-    log = Log(job.current_host, job.log_level, description.secrets_of(job))
+    log = Log(job.current_host, job.log_level, secrets_of(job))
     fault = str(ConfigurationError(resolution.faults)) if resolution.faults else ""
     try:
         if fault and (len(job.hosts) == 1 or job.current_host not in job.hosts):
             return _fail(job, log, timeline, fault, started)
         if not fault:
-            log("entrypoint", description.headline(job))
-            log.debug("entrypoint", description.describe(job))
+            log("entrypoint", headline(job))
+            log.debug("entrypoint", describe(job))
         return Supervisor(job, log, timeline).run(fault)
     finally:
         log.close()

@@ -14,7 +14,7 @@ from sagemaker_mxnet_toolkit.redaction import (
     secrets_in,
 )
 from sagemaker_mxnet_training.config.configuration import resolve
-from sagemaker_mxnet_training.config.description import describe, secrets_of
+from sagemaker_mxnet_training.config.job import describe, secrets_of
 
 
 @pytest.mark.parametrize(

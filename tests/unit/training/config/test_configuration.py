@@ -18,10 +18,10 @@ from sagemaker_mxnet_toolkit.errors import CodeError, ConfigurationError
 from sagemaker_mxnet_toolkit.settings import variables
 from sagemaker_mxnet_toolkit.settings.declaration import declared
 from sagemaker_mxnet_training.config.configuration import resolve
-from sagemaker_mxnet_training.config.description import describe
 from sagemaker_mxnet_training.config.directories import check_writable
 from sagemaker_mxnet_training.config.environment import base_environment, script_arguments
 from sagemaker_mxnet_training.config.hosts import HOST_NAME
+from sagemaker_mxnet_training.config.job import describe
 from sagemaker_mxnet_training.config.job_settings import Settings
 from sagemaker_mxnet_training.config.mpi_options import Horovod
 from sagemaker_mxnet_training.config.user_code import check_entry_point
