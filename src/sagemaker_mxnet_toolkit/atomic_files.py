@@ -49,11 +49,6 @@ def replacing(*paths: str, flush: bool = True) -> Iterator[List[str]]:
 def write_text(path: str, text: str, flush: bool = True) -> None:
     """Write a text file atomically. Lone surrogates become ``?``.
 
-    Args:
-        path: the file to create or replace.
-        text: its content.
-        flush: see ``replacing``.
-
     Raises:
         OSError: the file cannot be written, with the path.
     """

@@ -4,6 +4,8 @@ Quotas and limits are those of the kernel's control groups, versions 1 and 2, al
 a container and on a bare host. Functions return ``None`` if there is no limit, or if it cannot be
 read. Sources: the kernel's documents admin-guide/cgroup-v1/memory.rst, scheduler/sched-bwc.rst and
 admin-guide/cgroup-v2.rst.
+
+Arguments are for tests: where control groups are mounted, and a file like ``/proc/self/cgroup``.
 """
 
 import math
@@ -48,33 +50,18 @@ def count_gpus(devices: str = "/dev") -> int:
 
 
 def cpu_quota(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[float]:
-    """Return the quota of CPU time of this process in CPUs, or ``None`` for no quota.
-
-    Args:
-        root: where control groups are mounted.
-        membership: a file like ``/proc/self/cgroup``.
-    """
+    """Return the quota of CPU time of this process in CPUs, or ``None`` for no quota."""
     return _least(_groups("cpu", root, membership), _cpu_quota)
 
 
 def memory_limit(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
-    """Return the memory limit of this process' group in bytes, or ``None`` for no limit.
-
-    Args:
-        root: where control groups are mounted.
-        membership: a file like ``/proc/self/cgroup``.
-    """
+    """Return the memory limit of this process' group in bytes, or ``None`` for no limit."""
     limit = _least(_groups("memory", root, membership), _memory_limit)
     return None if limit is None else int(limit)
 
 
 def memory_usage(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
-    """Return the memory that this process' group uses in bytes, including page cache.
-
-    Args:
-        root: where control groups are mounted.
-        membership: a file like ``/proc/self/cgroup``.
-    """
+    """Return the memory that this process' group uses in bytes, including page cache."""
     groups = _groups("memory", root, membership)
     return _memory_usage(groups[0]) if groups else None
 
@@ -84,10 +71,6 @@ def memory_available(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional
 
     Limits of parent groups apply, too. Inactive page cache counts as free, since the kernel
     reclaims it when memory is needed.
-
-    Args:
-        root: where control groups are mounted.
-        membership: a file like ``/proc/self/cgroup``.
     """
     available = _least(_groups("memory", root, membership), _memory_available)
     return None if available is None else int(available)
@@ -97,10 +80,6 @@ def oom_kills(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
     """Return how many processes of this group the kernel has killed for lack of memory.
 
     The count never decreases; compare it with an earlier one.
-
-    Args:
-        root: where control groups are mounted.
-        membership: a file like ``/proc/self/cgroup``.
     """
     for group in _groups("memory", root, membership)[:1]:
         for name in ("memory.events", "memory.oom_control"):
@@ -111,12 +90,7 @@ def oom_kills(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
 
 
 def process_limit_reached(root: str = ROOT, membership: str = MEMBERSHIP) -> Optional[int]:
-    """Return this group's limit on processes and threads if it was ever hit, or ``None``.
-
-    Args:
-        root: where control groups are mounted.
-        membership: a file like ``/proc/self/cgroup``.
-    """
+    """Return this group's limit on processes and threads if it was ever hit, or ``None``."""
     for group in _groups("pids", root, membership)[:1]:
         if _counter(group, "pids.events", "max"):
             return _number(_read(group, "pids.max"))

@@ -49,12 +49,7 @@ class MXNet:
 
 
 def import_mxnet(environ: Mapping[str, str], timeout: float) -> MXNet:
-    """Import MXNet in a child process, and wait until it has ended.
-
-    Args:
-        environ: the environment of a job.
-        timeout: the timeout in seconds.
-    """
+    """Import MXNet in a child process with the environment of a job; ``timeout`` is in seconds."""
     # If DMLC_ROLE is server or scheduler, ``import mxnet`` runs that role and never returns.
     variables = {name: text for name, text in environ.items() if not name.startswith("DMLC_")}
     try:

@@ -72,12 +72,7 @@ class Diagnosis:
 
 
 def run(environ: Mapping[str, str], as_json: bool) -> int:
-    """Print the diagnosis; return 0 if a job can run, else 1.
-
-    Args:
-        environ: the environment of a job.
-        as_json: print one JSON object.
-    """
+    """Print the diagnosis; return 0 if a job can run, else 1."""
     diagnosis = diagnose(environ)
     problems = reasons(diagnosis)
     text = render(diagnosis)
@@ -90,12 +85,7 @@ def run(environ: Mapping[str, str], as_json: bool) -> int:
 
 
 def diagnose(environ: Mapping[str, str], import_seconds: float = IMPORT_SECONDS) -> Diagnosis:
-    """Collect facts about this environment.
-
-    Args:
-        environ: the environment of a job.
-        import_seconds: timeout for importing MXNet.
-    """
+    """Collect facts about this environment."""
     base = configuration.base_directory(environ)
     configured = _is_configured(environ, base)
     job, faults, directories = _job(environ, base, configured)
@@ -142,13 +132,7 @@ def reasons(diagnosis: Diagnosis) -> List[str]:
 
 
 def render(diagnosis: Diagnosis, width: int = 80, height: int = 40) -> str:
-    """Return the diagnosis as text. The job's description is cut to fit; reasons are not.
-
-    Args:
-        diagnosis: the facts.
-        width: number of columns.
-        height: number of lines.
-    """
+    """Return the diagnosis as text. The job's description is cut to fit; reasons are not."""
     lines = [line for row in _rows(diagnosis) for line in _wrap(*row, width)]
     problems = reasons(diagnosis)
     end = ["A job cannot run here:" if problems else "A job can run here."]

@@ -496,12 +496,7 @@ class _LocalJob:
         return status
 
     def _outcome(self, hosts: List[HostTimeline], status: int) -> Outcome:
-        """Return how the job ended, as the hosts recorded it.
-
-        Args:
-            hosts: what they recorded; a host that was killed has recorded nothing.
-            status: 0 if every host ended with exit status 0.
-        """
+        """Return how the job ended, as the hosts recorded it."""
         success = (self._directory(name, "output", "success") for name in self._job.hosts)
         if status == 0 and all(map(os.path.exists, success)):
             return Outcome.SUCCESS

@@ -25,12 +25,7 @@ class EntryPointKind(enum.Enum):
 
 
 def entry_point_kind(code_dir: str, name: str) -> EntryPointKind:
-    """Return the kind of an entry point. The code must have been fetched.
-
-    Args:
-        code_dir: the code directory.
-        name: the entry point, relative to it.
-    """
+    """Return the kind of an entry point. The code must have been fetched."""
     if name.endswith(".sh"):
         return EntryPointKind.COMMAND
     if os.path.exists(os.path.join(code_dir, "setup.py")):
@@ -72,12 +67,7 @@ def fetch_needed(module_dir: str, code_dir: str) -> bool:
 
 
 def install_needed(code_dir: str, entry_point: Optional[str] = None) -> bool:
-    """Return whether there may be something to install.
-
-    Args:
-        code_dir: the code directory, with the code in it.
-        entry_point: the entry point, relative to it, if there is one.
-    """
+    """Return whether there may be something to install."""
     requirements = os.path.exists(os.path.join(code_dir, REQUIREMENTS))
     return requirements or is_package(code_dir, entry_point)
 

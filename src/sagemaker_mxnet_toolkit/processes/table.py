@@ -25,7 +25,6 @@ class ProcessTable:
     """Starts, stops and reaps the processes of one host, and reads their reports.
 
     Args:
-        selector: the supervisor's.
         on_event: called with a child and each event that it reports.
         on_exit: called once for each child that has ended, after its last event.
     """

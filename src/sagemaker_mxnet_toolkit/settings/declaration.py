@@ -64,17 +64,9 @@ def setting(
     variables: Tuple[str, ...] = (),
     secret: bool = False,
 ) -> T:
-    """Declare a field of a dataclass as a setting. See ``Declaration``.
+    """Declare a field of a dataclass as a setting (see ``Declaration``).
 
-    Args:
-        default: the value if it is not set.
-        kind: see ``Declaration``.
-        help: see ``Declaration``.
-        default_text: see ``Declaration``.
-        alias: see ``Declaration``.
-        alias_kind: see ``Declaration``; ``kind`` by default.
-        variables: see ``Declaration``.
-        secret: leave it out of the dataclass' ``repr``.
+    A secret is left out of the dataclass' ``repr``. ``alias_kind`` is ``kind`` by default.
     """
     declaration = Declaration(kind, help, default_text, alias, alias_kind or kind, variables)
     options: Dict[str, Any] = {"repr": not secret, "metadata": {_KEY: declaration}}

@@ -38,11 +38,7 @@ class Kind(Generic[T]):
 
 
 class Validator:
-    """Validates and converts values. An invalid value is recorded and replaced by the default.
-
-    Args:
-        faults: collects the faults.
-    """
+    """Validates and converts values. An invalid value is recorded and replaced by the default."""
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults

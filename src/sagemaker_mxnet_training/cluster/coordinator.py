@@ -38,10 +38,8 @@ class Coordinator(abc.ABC):
     """Sends reports of a host and receives orders. Times are monotonic, in seconds.
 
     Args:
-        job: the job.
         log: logs every transition.
         obey: carries out an order on this host; called at most once per order in an attempt.
-        clock: monotonic seconds.
     """
 
     def __init__(

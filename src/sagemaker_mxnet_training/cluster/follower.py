@@ -50,7 +50,6 @@ class Follower(Coordinator):
 
     Args:
         job, log, obey, clock: see ``Coordinator``.
-        selector: the supervisor's.
         connect: creates the connection to the leader.
     """
 

@@ -49,7 +49,6 @@ class Leader(Coordinator):
 
     Args:
         job, log, obey, clock: see ``Coordinator``.
-        selector: the supervisor's.
         connect: opens the connections to the other hosts.
 
     Raises:

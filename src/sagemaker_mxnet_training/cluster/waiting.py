@@ -21,7 +21,6 @@ class Waiting:
     """What the hosts last reported.
 
     Args:
-        job: the job.
         now: the current time (monotonic, seconds).
 
     Attributes:
@@ -61,13 +60,7 @@ class Waiting:
     def join_failure(
         self, cluster: Cluster, members: MemberConnections, now: float
     ) -> Optional[Failure]:
-        """Return the failure if hosts have not joined in time, else ``None``.
-
-        Args:
-            cluster: the state of the job.
-            members: the connections to the other hosts.
-            now: monotonic seconds.
-        """
+        """Return the failure if hosts have not joined in time, else ``None``."""
         missing = sorted(cluster.hosts - cluster.joined)
         timeout, left = self._job.settings.join_timeout, self._join_time(now)
         if not missing or cluster.phase is not Phase.GATHERING:

@@ -107,10 +107,6 @@ def check_entry_point(code_dir: str, name: str) -> None:
 
     The module of a package (``setup.py``) is not checked, since it may be anywhere in the package.
 
-    Args:
-        code_dir: the directory with the user's code.
-        name: the entry point, relative to it.
-
     Raises:
         CodeError: it is missing, not a file, or outside the code directory.
     """

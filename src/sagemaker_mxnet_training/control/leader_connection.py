@@ -40,9 +40,7 @@ class LeaderConnection:
     retried; ``obstacle`` has the reason. The caller enforces the deadline.
 
     Args:
-        job: the job.
         log: logs a changed address of the leader.
-        selector: the supervisor's.
         on_joined: called with the leader's address when this host has joined.
         on_order: called with one of ``events.ORDERS``.
         on_lost: called with the failure when the connection is lost after joining.

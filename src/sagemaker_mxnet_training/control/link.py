@@ -48,7 +48,6 @@ class Link:
         sock: a connected or connecting socket.
         address: the peer's IP address.
         selector: the owner's selector. The ``data`` of each key is a callable.
-        clock: monotonic seconds.
         on_payload: called with each payload; it may raise ``WireError``, which ends the link.
         on_end: called once with the reason, unless ``close`` was called before.
 

@@ -57,7 +57,6 @@ class Acceptor:
     Args:
         listener: the listening socket.
         limit: maximum number of unauthenticated connections.
-        selector: the supervisor's.
         admit: creates the link of a connection.
     """
 
@@ -131,9 +130,7 @@ class MemberConnections:
     It raises the soft limit on open files for jobs with many hosts; child processes inherit it.
 
     Args:
-        job: the job.
         log: logs rejected connections.
-        selector: the supervisor's.
         on_joined: called with the name of a new member, its IP address, and this host's address as
             the member sees it.
         on_lost: called with the name of a lost member, the reason, and whether the member considers

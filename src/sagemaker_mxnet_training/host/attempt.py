@@ -43,10 +43,6 @@ class Attempt:
     """The state of one attempt.
 
     Args:
-        job: the job.
-        log: the entrypoint's log.
-        timeline: records phases.
-        table: the processes of this host.
         coordinator: gets reports of this host's progress.
         number: number of the attempt, from 1.
 

@@ -21,9 +21,7 @@ class CheckpointChoice:
     has written take precedence over it.
 
     Args:
-        job: the job.
         log: logs damaged checkpoints.
-        selector: the supervisor's.
 
     Attributes:
         variables: environment variables that tell the script which file was verified here.

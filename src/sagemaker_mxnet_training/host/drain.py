@@ -24,9 +24,6 @@ class Drain:
     """Waits for the roles to exit, then for uploads to S3, then for remaining processes.
 
     Args:
-        attempt: the current attempt.
-        table: the processes of this host.
-        log: the entrypoint's log.
         timeout: seconds in which the roles must exit by themselves.
         on_empty: called once, when no process is left.
     """

@@ -93,10 +93,6 @@ class FailureReporter:
     """Creates failures of this host with a cause, a kind and a time, and reports them.
 
     Args:
-        host: the name of this host.
-        log: the entrypoint's log.
-        timeline: records failures.
-        table: the processes of this host.
         observer: finds frozen processes.
         report: called with a failure and when it happened (monotonic, seconds).
     """

@@ -182,8 +182,6 @@ class Observer:
     """Samples the processes of a host, and detects stalled and suspended ones.
 
     Args:
-        table: the processes.
-        log: the entrypoint's log.
         now: the current time (monotonic, seconds).
     """
 

@@ -100,12 +100,7 @@ def has_model(model_dir: str) -> bool:
 
 
 def no_model(model_dir: str, script: str) -> str:
-    """Return the warning for a job that has succeeded without a model.
-
-    Args:
-        model_dir: the model directory.
-        script: path of the entry point.
-    """
+    """Return the warning for a job that has succeeded without a model."""
     text = (
         f"the job succeeded without a model: {model_dir} is empty on all hosts; save the model "
         "with sagemaker_mxnet_training.training_utils.save(os.environ['SM_MODEL_DIR'], model)"
@@ -152,7 +147,6 @@ class DiskWait:
     """Limits and logs the wait for an operation on a slow disk.
 
     Args:
-        log: the entrypoint's log.
         directory: the directory that is written to.
     """
 
@@ -183,9 +177,7 @@ class ResultPreparation:
     """Prepares the success file in a thread, before any host reports success.
 
     Args:
-        job: the job.
         log: logs the wait for a slow disk.
-        selector: the supervisor's.
         on_done: called once with the failure or ``None``, unless ``cancel`` was called.
     """
 

@@ -63,10 +63,6 @@ class Steps:
     """Runs the steps of a job: up to ``_join`` by itself, then by orders of the coordinator.
 
     Args:
-        job: the job.
-        log: the entrypoint's log.
-        timeline: records phases and processes.
-        selector: the supervisor's.
         marker: variables for all processes of the job.
 
     Attributes:

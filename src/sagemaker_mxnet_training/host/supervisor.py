@@ -87,13 +87,7 @@ class Watchdog:
 
 
 class Supervisor:
-    """Runs one job on one host, from the user's code to the result files.
-
-    Args:
-        job: the job.
-        log: the entrypoint's log.
-        timeline: records phases and processes.
-    """
+    """Runs one job on one host, from the user's code to the result files."""
 
     def __init__(self, job: Job, log: Log, timeline: Timeline) -> None:
         self._job = job

@@ -84,12 +84,7 @@ pre {{ background: #f5f7fa; padding: 10px 14px; overflow: auto; max-height: 24em
 
 
 def page(job: JobTimeline, name: str) -> str:
-    """Return the HTML page.
-
-    Args:
-        job: the job.
-        name: name of the job for the title.
-    """
+    """Return the HTML page."""
     word, colour = WORDS[job.outcome], _VERDICTS[job.outcome]
     facts = dict(summary.facts(job))
     cause = facts.pop("cause", None)
