@@ -1,4 +1,7 @@
-"""One attempt: a run of the job's roles on a host. A restart creates a new one."""
+"""One attempt: a run of the job's roles on a host, until they have drained.
+
+A restart creates a new one.
+"""
 
 import signal
 import time
@@ -15,7 +18,7 @@ from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes import process
 from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
 from sagemaker_mxnet_toolkit.processes.table import ProcessTable
-from sagemaker_mxnet_training.cluster.coordinator import Coordinator
+from sagemaker_mxnet_training.cluster.coordinator import PROGRESS_PERIOD, Coordinator
 from sagemaker_mxnet_training.cluster.events import HostState, Start, Stop
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import plan
@@ -23,6 +26,14 @@ from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
 
 BARRIER_GRACE = 1.0
 """Seconds after which a finished worker is killed in MXNet's exit barrier, during a stop."""
+
+TERMINATE_GRACE = 1.0
+"""Seconds between SIGTERM and SIGKILL for a process that does not exit."""
+
+UNUSED_GRACE = 1.0
+"""Seconds in which scheduler and servers must exit if no worker has ever connected to them."""
+
+_POLL = 0.02
 
 KVSTORE = (Role.SCHEDULER, Role.SERVER)
 
@@ -235,3 +246,81 @@ class Attempt:
         """Start the work of the kvstore processes, which wait until their stdin is closed."""
         for child in self._table.living(*KVSTORE):
             child.close_stdin()
+
+
+class Drain:
+    """Waits for the roles to exit, then for uploads to S3, then for remaining processes.
+
+    Args:
+        timeout: seconds in which the roles must exit by themselves.
+        on_empty: called once, when no process is left.
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        table: ProcessTable,
+        log: Log,
+        timeout: float,
+        on_empty: Callable[[], None],
+    ) -> None:
+        self._attempt = attempt
+        self._table = table
+        self._log = log
+        self._on_empty = on_empty
+        self._deadline = time.monotonic() + timeout
+        self._unused = False
+        self._asked = False
+        self._empty = False
+        self._log_at = 0.0  # when to log the uploads next
+        if attempt.stop is not None:
+            table.stop(table.living(*KVSTORE), signal.SIGTERM, TERMINATE_GRACE)
+        else:
+            attempt.check_kvstore_use()
+
+    def tick(self, now: float) -> float:
+        """Check deadlines; return when to call again (monotonic, seconds)."""
+        if self._empty:
+            return now + 1.0
+        left = self._table.living(Role.WORKER, *KVSTORE)
+        if left:
+            return self._await_roles(left, now)
+        rendezvous = self._table.living(Role.RENDEZVOUS)
+        if rendezvous:  # it does not exit by itself
+            self._table.stop(rendezvous, signal.SIGTERM, TERMINATE_GRACE)
+        uploads = self._table.living(Role.SYNC)
+        for child in uploads:
+            child.close_stdin()
+        if uploads and now >= self._log_at:
+            if self._log_at:
+                self._log("entrypoint", "waiting for uploads to S3")
+            self._log_at = now + PROGRESS_PERIOD
+        if uploads or not self._table.sweep(now, TERMINATE_GRACE):
+            return now + _POLL
+        self._empty = True
+        self._on_empty()
+        return now
+
+    def _await_roles(self, left: List[Child], now: float) -> float:
+        workers = self._table.living(Role.WORKER)
+        if self._attempt.stop is not None:
+            if not workers:  # they may have been killed before they could disconnect
+                self._table.stop(left, signal.SIGTERM, TERMINATE_GRACE)
+            return now + 0.1
+        self._attempt.check_kvstore_use()
+        if not (workers or self._attempt.kvstore_used or self._unused):
+            # A short job may have used it between two checks; its servers then exit.
+            self._unused = True
+            self._deadline = min(self._deadline, now + UNUSED_GRACE)
+        if now < self._deadline:
+            return self._deadline
+        if not self._asked:
+            self._asked = True
+            if self._unused and not self._attempt.kvstore_used:
+                text = "no worker used the kvstore; stopping it"
+            else:
+                names = ", ".join(child.spec.name for child in left)
+                text = f"stopping processes that did not exit: {names}"
+            self._log("entrypoint", text)
+            self._table.stop(left, signal.SIGTERM, TERMINATE_GRACE)
+        return now + 0.1

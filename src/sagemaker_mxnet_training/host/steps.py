@@ -41,9 +41,8 @@ from sagemaker_mxnet_training.config import directories
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.config.user_code import check_entry_point
 from sagemaker_mxnet_training.host import horovod, plan, result
-from sagemaker_mxnet_training.host.attempt import ROLES, Attempt
+from sagemaker_mxnet_training.host.attempt import ROLES, TERMINATE_GRACE, Attempt, Drain
 from sagemaker_mxnet_training.host.checkpoint_choice import CheckpointChoice
-from sagemaker_mxnet_training.host.drain import TERMINATE_GRACE, Drain
 from sagemaker_mxnet_training.host.failures import FailureReporter, ending
 from sagemaker_mxnet_training.host.observer import Observer
 from sagemaker_mxnet_training.host.result import ResultPreparation

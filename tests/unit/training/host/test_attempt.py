@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from sagemaker_mxnet_toolkit.failure import FailureKind, Role
 from sagemaker_mxnet_training.cluster.coordinator import PROGRESS_PERIOD
 from sagemaker_mxnet_training.cluster.events import HostState, Stop
-from sagemaker_mxnet_training.host.attempt import BARRIER_GRACE, Attempt
-from sagemaker_mxnet_training.host.drain import Drain
+from sagemaker_mxnet_training.host.attempt import BARRIER_GRACE, Attempt, Drain
 from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
 from tests.support.fakes import FakeLog
 
