@@ -48,7 +48,7 @@ def main(arguments: List[str], report: Report) -> None:
         horovod_worker.report_threads(report)
     # Exclude everything that is loaded from garbage collection, also from that at exit.
     gc.freeze()
-    script.begin()
+    report.event("started")
     try:
         with horovod_worker.finished(script.ended_by):
             if kind == "script":
@@ -78,10 +78,6 @@ class _Script:
         # report is sent first, since closing the kvstores waits for the other workers.
         self._register()
         compatibility.after_import(self._register)
-
-    def begin(self) -> None:
-        """Report the start of the script."""
-        self._report.event("started")
 
     def report_left(self, error: BaseException) -> None:
         """Report that the script has not finished, if a handler of SIGTERM or SIGINT ended it."""
