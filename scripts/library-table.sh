@@ -66,7 +66,7 @@ remark() {
     "$python" -c '
 import sys
 from sagemaker_mxnet_toolkit.requirements.known import REMARKS
-print(REMARKS[sys.argv[1]].text if sys.argv[1] in REMARKS else "")' "$1"
+print(REMARKS.get(sys.argv[1], ""))' "$1"
 }
 
 rows=

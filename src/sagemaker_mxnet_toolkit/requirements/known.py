@@ -11,7 +11,6 @@ import importlib.util
 import os
 import re
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Dict, Iterable, Optional, Tuple
 
 if TYPE_CHECKING:
@@ -25,45 +24,34 @@ INSTALL_SERVING = "pip install 'sagemaker-mxnet-training[serving]'"
 """Command that installs the dependencies of the server."""
 
 
-@dataclass(frozen=True)
-class Remark:
-    """A known problem of a library.
-
-    Attributes:
-        text: one sentence without its full stop.
-        versions: versions without the problem, as in ``requirements.txt``; empty for none.
-    """
-
-    text: str
-    versions: str = ""
-
-
-_AUTOGLUON = Remark(
+_AUTOGLUON = (
     "AutoGluon 1.x uses PyTorch instead of MXNet, and 0.3.1, the last version that uses MXNet, "
     "requires CPython 3.8 or older"
 )
 
-REMARKS: Dict[str, Remark] = {
+REMARKS: Dict[str, str] = {
     "autogluon": _AUTOGLUON,
     "autogluon-mxnet": _AUTOGLUON,
     "autogluon-tabular": _AUTOGLUON,
-    "d2l": Remark("d2l 1.0.3 also needs `numpy==1.23.5` and `ipython<9` in requirements.txt"),
-    "dgl": Remark(
+    "d2l": "d2l 1.0.3 also needs `numpy==1.23.5` and `ipython<9` in requirements.txt",
+    "dgl": (
         "`dgl==1.1.1` is the last version whose MXNet backend works without PyTorch; set the "
         "variable `DGLBACKEND=mxnet`"
     ),
-    "keras-mxnet": Remark(
+    "keras-mxnet": (
         "keras-mxnet 2.2.4.3 is the last version: save with `keras.models.save_mxnet_model`, as "
         "`load_model` needs h5py 2"
     ),
-    "mxboard": Remark(
+    "mxboard": (
         "mxboard 0.1.0 also needs `numpy<2.4` and `protobuf==5.28.3` in requirements.txt, and the "
         "variable `PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python`; its `add_graph` does not work"
     ),
-    "onnx": Remark(
-        "`mxnet.onnx` needs `onnx<1.19`, as it imports `onnx.mapping`", versions="<1.19"
-    ),
+    "onnx": "`mxnet.onnx` needs `onnx<1.19`, as it imports `onnx.mapping`",
 }
+"""A known problem of each library: one sentence without its full stop."""
+
+_SOLVED_BY = {"onnx": "<1.19"}
+"""Versions in ``requirements.txt`` without the problem."""
 
 
 def remarks(lines: "Iterable[Line]") -> Tuple[str, ...]:
@@ -73,9 +61,9 @@ def remarks(lines: "Iterable[Line]") -> Tuple[str, ...]:
         if line.requirement is None:
             continue
         # The canonical name (PEP 503).
-        remark = REMARKS.get(re.sub(r"[-_.]+", "-", line.requirement.name).lower())
-        if remark and str(line.requirement.specifier) != (remark.versions or None):
-            found.append(remark.text)
+        name = re.sub(r"[-_.]+", "-", line.requirement.name).lower()
+        if name in REMARKS and str(line.requirement.specifier) != _SOLVED_BY.get(name):
+            found.append(REMARKS[name])
     return tuple(dict.fromkeys(found))
 
 
@@ -131,7 +119,7 @@ def _missing_module(match: "re.Match[str]") -> str:
 def _installed_keras(match: "re.Match[str]") -> str:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version("keras-mxnet")
-        return REMARKS["keras-mxnet"].text
+        return REMARKS["keras-mxnet"]
     return _moved_class(match)
 
 
@@ -177,12 +165,12 @@ _FAILURES: Tuple[Tuple[str, Callable[["re.Match[str]"], str]], ...] = (
             "requirements.txt"
         ),
     ),
-    (r"-packages/mxboard/(?s:.*)Descriptors cannot", _of(REMARKS["mxboard"].text)),
-    (r"-packages/mxboard/(?s:.*)module 'numpy' has no attribute", _of(REMARKS["mxboard"].text)),
-    (r"-packages/dgl/(?s:.*)No module named 'torch'", _of(REMARKS["dgl"].text)),
-    (r"-packages/autogluon/(?s:.*)No module named '(?:torch|mxnet)", _of(_AUTOGLUON.text)),
-    (r"-packages/d2l/(?s:.*)(?:module 'numpy' has no|IPython|inline)", _of(REMARKS["d2l"].text)),
-    (r"No module named 'onnx\.mapping'", _of(REMARKS["onnx"].text)),
+    (r"-packages/mxboard/(?s:.*)Descriptors cannot", _of(REMARKS["mxboard"])),
+    (r"-packages/mxboard/(?s:.*)module 'numpy' has no attribute", _of(REMARKS["mxboard"])),
+    (r"-packages/dgl/(?s:.*)No module named 'torch'", _of(REMARKS["dgl"])),
+    (r"-packages/autogluon/(?s:.*)No module named '(?:torch|mxnet)", _of(_AUTOGLUON)),
+    (r"-packages/d2l/(?s:.*)(?:module 'numpy' has no|IPython|inline)", _of(REMARKS["d2l"])),
+    (r"No module named 'onnx\.mapping'", _of(REMARKS["onnx"])),
     (r"-packages/keras/(?s:.*)cannot import name '\w+' from 'collections'", _installed_keras),
     (r"cannot import name '\w+' from 'collections'", _moved_class),
     (r"module 'collections' has no attribute '[A-Z]\w+'", _moved_class),
