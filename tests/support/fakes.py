@@ -1,7 +1,8 @@
-"""Fakes of the network and the supervisor for the tests of leader and follower."""
+"""Jobs, and fakes of the network and the supervisor for the tests of leader and follower."""
 
 from typing import Any, Dict, List, Optional, Tuple
 
+from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.failure import Failure
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster.events import (
@@ -11,6 +12,7 @@ from sagemaker_mxnet_training.cluster.events import (
     StopScripts,
     Verdict,
 )
+from sagemaker_mxnet_training.config.configuration import Resolution
 from sagemaker_mxnet_training.config.job import Job, Settings
 from sagemaker_mxnet_training.control import wire
 
@@ -44,6 +46,13 @@ def job(current_host: str, hosts: int = 2, **settings: Any) -> Job:
         settings=Settings(**settings),
         **fields,
     )
+
+
+def checked(resolution: Resolution) -> Job:
+    """Return the job of a configuration without faults; raise ``ConfigurationError`` for others."""
+    if resolution.faults:
+        raise ConfigurationError(resolution.faults)
+    return resolution.job
 
 
 class FakeClock:

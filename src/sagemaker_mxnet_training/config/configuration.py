@@ -10,7 +10,6 @@ import re
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.container import count_cpus, count_gpus, visible_cpus
-from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.settings.faults import Faults, Found
 from sagemaker_mxnet_toolkit.settings.sources import Sources
 from sagemaker_mxnet_toolkit.settings.validation import (
@@ -72,16 +71,6 @@ class Resolution(NamedTuple):
 
     job: Job
     faults: Tuple[str, ...]
-
-    def checked(self) -> Job:
-        """Return the job.
-
-        Raises:
-            ConfigurationError: the configuration has faults.
-        """
-        if self.faults:
-            raise ConfigurationError(self.faults)
-        return self.job
 
 
 def resolve(environ: Mapping[str, str], root: str = ROOT) -> Resolution:

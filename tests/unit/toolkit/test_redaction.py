@@ -15,6 +15,7 @@ from sagemaker_mxnet_toolkit.redaction import (
 )
 from sagemaker_mxnet_training.config.configuration import resolve
 from sagemaker_mxnet_training.config.job import describe, secrets_of
+from tests.support.fakes import checked
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def job(tmp_path):
             "SAGEMAKER_MXNET_PEER_TIMEOUT": "3",
         }
     )
-    return resolution.checked()
+    return checked(resolution)
 
 
 def test_all_secrets_of_a_job(job):

@@ -25,6 +25,7 @@ from sagemaker_mxnet_training.config.job import describe
 from sagemaker_mxnet_training.config.job_settings import Settings
 from sagemaker_mxnet_training.config.mpi_options import Horovod
 from sagemaker_mxnet_training.config.user_code import check_entry_point
+from tests.support.fakes import checked
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def job(base):
         if program is not None:
             environ.setdefault("SM_USER_ENTRY_POINT", program)
         texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in environ.items()}
-        return resolve(texts).checked()
+        return checked(resolve(texts))
 
     return resolved
 
@@ -1127,7 +1128,7 @@ def test_any_json_anywhere_gives_a_job_or_its_faults(variables, files):
         assert describe(job)
         if resolution.faults:
             with pytest.raises(ConfigurationError) as caught:
-                resolution.checked()
+                checked(resolution)
             assert SECRET not in str(caught.value)
             str(caught.value).encode("utf-8")
         else:

@@ -17,6 +17,7 @@ from sagemaker_mxnet_training.config.environment import (
     script_arguments,
     script_environment,
 )
+from tests.support.fakes import checked
 
 mapping = pytest.importorskip("sagemaker_training.mapping")
 
@@ -31,7 +32,7 @@ def base(tmp_path):
 
 def resolved(base, **variables):
     environ = {"SAGEMAKER_BASE_DIR": str(base), "SM_USER_ENTRY_POINT": "train.py", **variables}
-    return resolve(environ).checked()
+    return checked(resolve(environ))
 
 
 # The peer itself, in a process of its own: importing it creates directories.
@@ -150,7 +151,7 @@ def test_variables_and_arguments_are_those_of_sagemaker_training(base, name, var
         [sys.executable, "-c", PEER], env=environ, stdout=subprocess.PIPE, check=True, timeout=60
     )
     theirs = json.loads(peer.stdout)
-    job = resolve(environ).checked()
+    job = checked(resolve(environ))
     ours = script_environment(job)
 
     assert script_arguments(job) == theirs["arguments"]
@@ -215,7 +216,7 @@ def test_the_types_of_hyperparameters_survive_a_job_inside_a_job(values):
         (base / "code" / "train.py").touch()
         outer = resolved(base, SM_HPS=json.dumps(values))
         assert outer.hyperparameters == values
-        inner = resolve(base_environment(outer)).checked()
+        inner = checked(resolve(base_environment(outer)))
         assert inner.hyperparameters == values
         assert script_environment(inner) == script_environment(outer)
 

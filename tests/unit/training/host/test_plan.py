@@ -16,6 +16,7 @@ from sagemaker_mxnet_training.cluster.events import Rendezvous, Start
 from sagemaker_mxnet_training.config.configuration import resolve
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import plan
+from tests.support.fakes import checked
 
 MEETING = Rendezvous("10.0.0.1", 8000, "10.0.0.7")
 SHARED, ALONE = Start(1, "", MEETING), Start(1)
@@ -32,7 +33,7 @@ def make(tmp_path: Path, host: str = "algo-1", **variables: str) -> Job:
         "SM_HPS": '{"epochs": 3, "_ps_verbose": 2}',
         **variables,
     }
-    return resolve(environ).checked()
+    return checked(resolve(environ))
 
 
 @pytest.mark.parametrize(

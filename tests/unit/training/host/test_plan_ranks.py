@@ -13,6 +13,7 @@ from sagemaker_mxnet_training.cluster.events import Rendezvous, Start
 from sagemaker_mxnet_training.config.configuration import resolve
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.host import plan
+from tests.support.fakes import checked
 
 PEERS = {"algo-2": "10.0.0.2"}
 START = Start(1, "", Rendezvous("10.0.0.1", 8000, "10.0.0.1", listener=7, peers=PEERS))
@@ -35,7 +36,7 @@ def make(tmp_path: Path, host: str = "algo-1", processes: int = 2, **variables: 
         "SM_FRAMEWORK_PARAMS": json.dumps(framework),
         **variables,
     }
-    return resolve(environ).checked()
+    return checked(resolve(environ))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from sagemaker_mxnet_training.cluster.events import (
 from sagemaker_mxnet_training.config.configuration import resolve
 from sagemaker_mxnet_training.host.steps import Steps
 from sagemaker_mxnet_training.host.timeline import HostPhase, Timeline
+from tests.support.fakes import checked
 
 
 class EndedChild:
@@ -50,7 +51,7 @@ class Host:
         self.selector = selectors.DefaultSelector()
         self.timeline = Timeline("algo-1")
         log = Log("algo-1", fd=os.open(os.devnull, os.O_WRONLY))
-        self.steps = Steps(resolve(environ).checked(), log, self.timeline, self.selector, {})
+        self.steps = Steps(checked(resolve(environ)), log, self.timeline, self.selector, {})
         self.reported: list = []
         coordinator: Any = SimpleNamespace(
             report_state=lambda state: self.reported.append(state.name),
