@@ -84,6 +84,7 @@ class PartServer(socketserver.ThreadingTCPServer):
         self.endpoint = Endpoint(address, int(self.server_address[1]), secrets.token_hex(16))
         self.find = find
         self.uploads: queue.Queue[_Request] = queue.Queue()
+        self.closed = False
         serve = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
         serve.start()
 
@@ -94,6 +95,11 @@ class PartServer(socketserver.ThreadingTCPServer):
         """Stop listening, and close the connections of pending uploads."""
         self.shutdown()
         self.server_close()
+        self.closed = True
+        self.close_uploads()
+
+    def close_uploads(self) -> None:
+        """Close the connections of uploads that nobody has collected."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self.uploads.get_nowait().hang_up()
@@ -145,10 +151,10 @@ class _Request(http.server.BaseHTTPRequestHandler):
         super().finish()
 
     def hang_up(self) -> None:
-        """Close the connection."""
-        self.consumed.set()
+        """Close the connection, and only then end the request, which otherwise would succeed."""
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
+        self.consumed.set()
 
     def do_GET(self) -> None:
         """Send a part."""
@@ -170,6 +176,8 @@ class _Request(http.server.BaseHTTPRequestHandler):
         """Pass the content to ``PartServer.collect``, and wait until it is consumed."""
         if self._authorized():
             self.server.uploads.put(self)
+            if self.server.closed:  # its request arrived too late for ``close``
+                self.server.close_uploads()
             self.consumed.wait(TURN_S)
             self.send_response(200)
             self.end_headers()

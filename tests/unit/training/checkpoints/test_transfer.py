@@ -135,11 +135,32 @@ def test_download_that_is_cut_short_is_an_error(server: PartServer, pauses: List
     assert pauses == [transfer.CAUSE_FIRST_S]
 
 
-def test_uploads_end_when_the_server_closes(server: PartServer) -> None:
+def test_uploads_end_when_the_server_closes(
+    server: PartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of an upload may run as soon as it can, and must not report success then."""
     with in_a_thread(transfer.upload, server.endpoint, "a", b"x") as errors:
         request = server.uploads.get(timeout=60)
         server.uploads.put(request)
+        ended, finish, release = threading.Event(), request.finish, request.consumed.set
+        monkeypatch.setattr(request, "finish", lambda: (finish(), ended.set()))
+        monkeypatch.setattr(request.consumed, "set", lambda: (release(), ended.wait(60)))
         server.close()
+    assert len(errors) == 1
+
+
+def test_upload_that_arrives_during_the_close_ends(
+    server: PartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_first = server.uploads.put
+
+    def put_late(request: Any) -> None:
+        server.close()
+        put_first(request)
+
+    monkeypatch.setattr(server.uploads, "put", put_late)
+    with in_a_thread(transfer.upload, server.endpoint, "a", b"x") as errors:
+        pass
     assert len(errors) == 1
 
 
