@@ -301,10 +301,7 @@ def run(job: Run) -> int:
 def _with_environment(job: Run, directory: str) -> Run:
     """Create a virtual environment for the job's requirements, and set it for its hosts."""
     python = virtual_environment.create_environment(directory)
-    write_line(
-        f"requirements are installed for this run only, in {directory}; "
-        f"the packages in {sys.prefix} are not changed"
-    )
+    write_line(virtual_environment.installation_notice("run", directory))
     return replace(job, python=python, environment={**job.environment, "VIRTUAL_ENV": directory})
 
 

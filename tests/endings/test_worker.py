@@ -10,7 +10,7 @@ from typing import Callable
 
 import pytest
 
-from sagemaker_mxnet_training.host.failures import OOM_WINDOW
+from sagemaker_mxnet_toolkit.container import OOM_WINDOW
 from tests.endings.conftest import (
     CGROUP,
     Verdicts,

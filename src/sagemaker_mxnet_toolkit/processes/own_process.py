@@ -1,4 +1,4 @@
-"""The current process: its start, its parent, its limits, and the signals that stop it.
+"""The current process: its start, its parent, its limits, its crashes, and its stop signals.
 
 ``SignalPipe`` reads signals from a file descriptor, which a selector can wait for. This is the
 self-pipe trick with ``signal.set_wakeup_fd``: the C handler writes the number of each signal to a
@@ -7,6 +7,7 @@ socket pair.
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -142,3 +143,13 @@ class SignalPipe:
         with contextlib.suppress(BlockingIOError):
             return list(self._reader.recv(4096))
         return []
+
+
+def report_native_crashes() -> None:
+    """Print the Python stack of a native crash, and end the process by its signal.
+
+    Call this before MXNet is loaded, and again afterwards: the handler that MXNet 1.9.1 installs
+    prints no Python stack, and exits with status 255 after a SIGSEGV.
+    """
+    faulthandler.disable()  # restores the handlers from before MXNet's
+    faulthandler.enable()

@@ -28,6 +28,19 @@ def pip_program(metadata: str = "") -> str:
     )
 
 
+def installation_notice(purpose: str, directory: str) -> str:
+    """Return a message for users that requirements do not change their packages.
+
+    Args:
+        purpose: what the environment is for: ``run`` or ``server``.
+        directory: the environment.
+    """
+    return (
+        f"requirements are installed for this {purpose} only, in {directory}; "
+        f"the packages in {sys.prefix} are not changed"
+    )
+
+
 def create_environment(directory: str) -> str:
     """Create a virtual environment that includes the packages of this one.
 

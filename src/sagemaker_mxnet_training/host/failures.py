@@ -37,57 +37,6 @@ _KINDS = {
 _PREPARING = (Role.FETCH, Role.INSTALL)
 """Roles that do not run the user's code, and whose messages include advice."""
 
-OOM_WINDOW = 5.0
-"""Seconds after a kill within which a failure is attributed to it.
-
-The killed process ends at once and its parent notices within milliseconds. The rest allows for
-delays on a loaded machine.
-"""
-
-_OOM_PERIOD = 1.0
-
-
-class OomMonitor:
-    """Counts the processes that the kernel killed for lack of memory.
-
-    The kernel counts them (``container.oom_kills``), but does not say which. A script may survive
-    such a kill, for example of a data loader's process, and fail hours later for another reason. So
-    the count is polled, and a kill explains only a failure that follows soon.
-
-    Args:
-        now: the current time (monotonic, seconds).
-        count: returns the number of kills so far, or ``None`` if it is not known.
-    """
-
-    def __init__(
-        self, now: float, count: Callable[[], Optional[int]] = container.oom_kills
-    ) -> None:
-        self._count = count
-        self._kills = count()
-        self._checked_at = now
-        self.last_kill: Optional[float] = None
-        """When the latest kill was noticed (monotonic, seconds), at most a second after it."""
-
-    def poll(self, now: float) -> int:
-        """Check the count if the last check is a second old; return the number of new kills."""
-        return self.check(now) if now - self._checked_at >= _OOM_PERIOD else 0
-
-    def check(self, now: float) -> int:
-        """Check the count; return the number of kills since the last check."""
-        self._checked_at = now
-        kills = self._count()
-        if kills is None:
-            return 0
-        new = kills - (kills if self._kills is None else self._kills)
-        self._kills = kills
-        if new > 0:
-            self.last_kill = now
-        return max(0, new)
-
-    def explains(self, when: float) -> bool:
-        """Return whether a kill explains a failure at ``when`` (monotonic, seconds)."""
-        return self.last_kill is not None and when - self.last_kill <= OOM_WINDOW
-
 
 class FailureReporter:
     """Creates failures of this host with a cause, a kind and a time, and reports them.
@@ -112,7 +61,7 @@ class FailureReporter:
         self._table = table
         self._observer = observer
         self._report = report
-        self._oom = OomMonitor(time.monotonic())
+        self._oom = container.OomMonitor(time.monotonic())
 
     def tick(self, now: float) -> float:
         """Report failures of processes that have not exited; return when to call again."""
@@ -174,12 +123,12 @@ class FailureReporter:
     def _log_kills(self, kills: int) -> None:
         if kills:
             killed = "a process was" if kills == 1 else f"{kills} processes were"
-            text = f"{memory_text()}; {killed} killed by the kernel"
+            text = f"out of memory: {container.limit_reached()}; {killed} killed by the kernel"
             self._log.warning("entrypoint", text)
 
 
 def diagnose(
-    child: Child, host: str, oom: OomMonitor, when: float, redact: Callable[[str], str]
+    child: Child, host: str, oom: container.OomMonitor, when: float, redact: Callable[[str], str]
 ) -> Failure:
     """Return the failure of a child.
 
@@ -209,7 +158,10 @@ def diagnose(
     if child.spec.rank is not None and unexplained and names_lost_peer(f"{reason}\n{detail}"):
         kind = FailureKind.PEER
     if oom.explains(when) and kind is not FailureKind.PEER:
-        reason, kind = f"{memory_text()} ({reason})", FailureKind.OUT_OF_MEMORY
+        reason, kind = (
+            f"out of memory: {container.limit_reached()} ({reason})",
+            FailureKind.OUT_OF_MEMORY,
+        )
     elif child.spec.role not in _PREPARING:
         from sagemaker_mxnet_toolkit.requirements import known  # only needed after a failure
 
@@ -229,13 +181,6 @@ def diagnose(
 def _with_last_line(reason: str, stderr: str) -> str:
     line = tracebacks.last_words(stderr)
     return f"{reason}, after printing: {line}" if line else reason
-
-
-def memory_text() -> str:
-    """Return ``out of memory: the container's limit of 2048 MiB was reached``."""
-    limit = container.memory_limit()
-    size = "" if limit is None else f" of {limit / 2**20:.0f} MiB"
-    return f"out of memory: the container's limit{size} was reached"
 
 
 def process_limit_text() -> str:

@@ -11,7 +11,6 @@ the process at once: the destructor of an MXNet worker would otherwise wait for 
 
 import atexit
 import contextlib
-import faulthandler
 import gc
 import io
 import os
@@ -27,6 +26,7 @@ from typing import Callable, Iterator, List, NoReturn, Optional
 from sagemaker_mxnet_toolkit import compatibility, tracebacks
 from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.processes import own_process
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_toolkit.settings.variables import TERMINAL
 from sagemaker_mxnet_training.roles import horovod_worker, signal_handlers
@@ -41,7 +41,8 @@ def main(arguments: List[str], report: Report) -> None:
     kind, target, *rest = arguments
     script = _Script(report)
     compatibility.install()
-    _watch_native_crashes()
+    own_process.report_native_crashes()
+    compatibility.after_import(own_process.report_native_crashes)
     script.ended_by = signal_handlers.watch(script.end)
     _debug_on(os.environ.get(TERMINAL, ""))
     if "HOROVOD_RANK" in os.environ:
@@ -259,18 +260,3 @@ def _debug_on(terminal: str) -> None:
 
 def _without_control(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOCTTY)
-
-
-def _watch_native_crashes() -> None:
-    """Print the Python stack of a native crash, and end the process by its signal.
-
-    MXNet 1.9.1 installs its own handler on import, which would exit with status 255 after a SIGSEGV
-    and not print the Python stack.
-    """
-    faulthandler.enable()
-
-    def enable_again() -> None:
-        faulthandler.disable()
-        faulthandler.enable()
-
-    compatibility.after_import(enable_again)

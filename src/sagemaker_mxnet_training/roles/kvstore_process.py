@@ -11,7 +11,6 @@ would print "Exception ignored", and training would continue without updates.
 
 import ast
 import ctypes
-import faulthandler
 import importlib.util
 import os
 import pickle
@@ -22,6 +21,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional
 from sagemaker_mxnet_toolkit import compatibility, tracebacks
 from sagemaker_mxnet_toolkit.compatibility.kvstore import ORDER
 from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.processes import own_process
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_toolkit.settings.variables import FRESH, RESUME
 from sagemaker_mxnet_training.checkpoints.server_state import ServerState
@@ -34,8 +34,7 @@ _CONTROLLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_voi
 
 def main(arguments: List[str], report: Report) -> NoReturn:
     """Run the role until the workers stop it, or until it fails."""
-    # Before the library is loaded, so that faulthandler does not fall back to its crash handler.
-    faulthandler.enable()
+    own_process.report_native_crashes()
     compatibility.install()
     if arguments:
         script = arguments[0]
@@ -45,7 +44,7 @@ def main(arguments: List[str], report: Report) -> NoReturn:
     kind = FailureKind.REQUIREMENTS
     try:
         library = ctypes.CDLL(_library_path(), ctypes.RTLD_LOCAL)
-        _report_native_crashes()
+        own_process.report_native_crashes()
         library.MXGetLastError.restype = ctypes.c_char_p
         store = ctypes.c_void_p()
         kind = FailureKind.NETWORK  # this binds a port and connects to the scheduler
@@ -76,15 +75,6 @@ def _library_path() -> str:
     if os.path.isfile(path):
         return path
     return os.path.join(os.path.dirname(spec.origin), "libmxnet.so")
-
-
-def _report_native_crashes() -> None:
-    """Print the Python stack of a native crash, and end the process by its signal.
-
-    MXNet's own handler would exit with status 255 after a SIGSEGV.
-    """
-    faulthandler.disable()
-    faulthandler.enable()
 
 
 def _check(library: ctypes.CDLL, result: int) -> None:
@@ -125,7 +115,7 @@ def _import_mxnet() -> Any:
         import mxnet
     finally:
         os.environ["DMLC_ROLE"] = role
-    _report_native_crashes()
+    own_process.report_native_crashes()
     return mxnet
 
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sagemaker_mxnet_toolkit.container import OOM_WINDOW, OomMonitor
 from sagemaker_mxnet_toolkit.failure import FailureKind, Role
 from sagemaker_mxnet_toolkit.processes.process import Child
-from sagemaker_mxnet_training.host.failures import OOM_WINDOW, OomMonitor, diagnose
+from sagemaker_mxnet_training.host.failures import diagnose
 
 
 class Kernel:
