@@ -200,12 +200,13 @@ def test_metrics_port(tmp_path: Path) -> None:
     with serving(model, "--workers", "1", **variables) as served:
         served.healthy().invoke(b"x", **{"X-Request-Id": "counted"})
         served.invoke(b"exit")
-        metrics = served.metrics(port)
-        assert 'sagemaker_mxnet_serving_requests_total{status="200"} 1.0' in metrics
-        assert 'sagemaker_mxnet_serving_requests_total{status="500"} 1.0' in metrics
-        assert "sagemaker_mxnet_serving_batch_requests_count" in metrics
-        restarts = 'sagemaker_mxnet_serving_restarts_total{process="worker"} 2.0'
-        eventually(lambda: restarts in served.metrics(port), "two restarts")
+        for expected in (  # a request is counted after its response
+            'sagemaker_mxnet_serving_requests_total{status="200"} 1.0',
+            'sagemaker_mxnet_serving_requests_total{status="500"} 1.0',
+            "sagemaker_mxnet_serving_batch_requests_count 3.0",
+            'sagemaker_mxnet_serving_restarts_total{process="worker"} 2.0',
+        ):
+            eventually(lambda line=expected: line in served.metrics(port), expected)
         assert json.loads(served.wait_for_log('"id":"counted"'))["status"] == 200
 
 
@@ -223,8 +224,8 @@ def test_load_in_workers(tmp_path: Path) -> None:
 
 def test_model_directory_is_not_written(served: Served) -> None:
     child = served.model_process()
-    options = json.loads(child.cmdline()[-1])
-    found = {path.name for path in Path(options["model"]["model_dir"]).rglob("*")}
+    settings = json.loads(child.cmdline()[-1])
+    found = {path.name for path in Path(settings["model_dir"]).rglob("*")}
     assert found == {"code", "inference.py"}
 
 

@@ -141,8 +141,9 @@ class Served:
     def model_process(self) -> psutil.Process:
         def find() -> Optional[psutil.Process]:
             for child in psutil.Process(self.process.pid).children():
-                if any("model_process" in word for word in child.cmdline()):
-                    return child
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    if any("model_process" in word for word in child.cmdline()):
+                        return child
             return None
 
         found = eventually(find, "a model process")
@@ -150,7 +151,9 @@ class Served:
         return found
 
     def workers(self) -> List[int]:
-        return sorted(child.pid for child in self.model_process().children())
+        while True:
+            with contextlib.suppress(psutil.Error):  # the model process has just ended
+                return sorted(child.pid for child in self.model_process().children())
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
