@@ -384,9 +384,9 @@ def _doctor(options: argparse.Namespace) -> int:
     status = doctor.run(os.environ, options.json)
     if options.model_dir is None:
         return status
-    from sagemaker_mxnet_serving import check
+    from sagemaker_mxnet_serving import serve
 
-    return check.run(os.environ, options.model_dir)
+    return serve.check(os.environ, options.model_dir)
 
 
 def _execute(words: List[str]) -> NoReturn:

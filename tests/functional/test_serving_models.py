@@ -17,13 +17,17 @@ mx = pytest.importorskip("mxnet", reason="MXNet is not installed")
 import numpy as np  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
-from sagemaker_mxnet_serving.inference import Request  # noqa: E402
-from sagemaker_mxnet_serving.model_info import ModelMemoryError  # noqa: E402
+from sagemaker_mxnet_serving.inference import (  # noqa: E402
+    ModelError,
+    ModelMemoryError,
+    ModelSettings,
+    Request,
+)
 from sagemaker_mxnet_serving.worker import function_handler  # noqa: E402
 from sagemaker_mxnet_serving.worker.executors import SIZES, split  # noqa: E402
 from sagemaker_mxnet_serving.worker.loading import device  # noqa: E402
 from sagemaker_mxnet_serving.worker.media_types import CSV, JSON, NPY  # noqa: E402
-from sagemaker_mxnet_serving.worker.service import ModelError, ModelSettings, load  # noqa: E402
+from sagemaker_mxnet_serving.worker.worker_process import load  # noqa: E402
 from sagemaker_mxnet_toolkit.failure import FailureKind  # noqa: E402
 from sagemaker_mxnet_toolkit.model_files import PARAMS, SHAPES, SYMBOL  # noqa: E402
 from sagemaker_mxnet_training.training_utils import save  # noqa: E402
@@ -69,9 +73,7 @@ def service(directory, script=None, **settings):
     if script is not None:
         (directory / "code").mkdir(exist_ok=True)
         (directory / "code" / "inference.py").write_text(script)
-    ready = load(ModelSettings(str(directory), **settings))
-    ready.warm_up()
-    return ready
+    return load(ModelSettings(str(directory), **settings))
 
 
 def random(rows, *shape):
@@ -516,11 +518,10 @@ for name, net in (("np operator", Block()), ("no np operator", layers)):
 
 ANSWERING = """
 import json, sys
-from sagemaker_mxnet_serving.inference import Request
-from sagemaker_mxnet_serving.worker.service import ModelSettings, load
+from sagemaker_mxnet_serving.inference import ModelSettings, Request
+from sagemaker_mxnet_serving.worker.worker_process import load
 for name in sys.argv[1:]:
     ready = load(ModelSettings(name))
-    ready.warm_up()
     body = json.dumps([[0.5] * 6] * 3).encode()
     print(ready.predict([Request("r", body, "application/json")])[0].body.decode())
 """
@@ -851,7 +852,7 @@ def test_bad_requests_leak_no_memory(tmp_path):
 
 def test_gpu_is_used_if_there_is_one(tmp_path):
     """Defect 19 of the peer: it never is."""
-    assert device(ModelSettings(str(tmp_path), use_gpu=True)) == mx.gpu(0)
+    assert device(ModelSettings(str(tmp_path), gpus=1)) == mx.gpu(0)
     assert device(ModelSettings(str(tmp_path))) == mx.cpu()
 
 
@@ -1347,10 +1348,9 @@ def test_parameters_that_do_not_fit(tmp_path):
 FORKED = """
 import json, os, sys
 import numpy as np
-from sagemaker_mxnet_serving.inference import Request
-from sagemaker_mxnet_serving.worker.service import ModelSettings, load
+from sagemaker_mxnet_serving.inference import ModelSettings, Request
+from sagemaker_mxnet_serving.worker.worker_process import load
 ready = load(ModelSettings(sys.argv[1]))
-ready.warm_up()
 readers = []
 for child in range(2):
     reader, writer = os.pipe()

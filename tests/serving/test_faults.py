@@ -108,8 +108,9 @@ def model_fn(model_dir):
 def test_threads_of_openmp_are_counted(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", OPENMP)
     code = (
-        "from sagemaker_mxnet_serving.worker import service\n"
-        f"model = service.load(service.ModelSettings(model_dir={str(model)!r}))\n"
+        "from sagemaker_mxnet_serving.inference import ModelSettings\n"
+        "from sagemaker_mxnet_serving.worker import worker_process\n"
+        f"model = worker_process.load(ModelSettings(model_dir={str(model)!r}))\n"
         "print(model.started_threads())"
     )
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "MXNET_ENGINE_TYPE": "NaiveEngine"}
@@ -356,9 +357,11 @@ def test_a_killed_server_leaves_nothing(tmp_path: Path) -> None:
 
 
 FAILING = {
-    "raises": ("raise RuntimeError('no such luck')", "no such luck"),
-    "exits": ("os._exit(9)", "ended with status 9"),
-    "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
+    "raises": ("raise RuntimeError('no such luck')", "no such luck", ""),
+    "leaves": ("sys.exit('no such luck')", "SystemExit: no such luck", ""),
+    "exits": ("os._exit(9)", "ended with status 9", "see what it logged before"),
+    "crashes": ("ctypes.string_at(0)", "was killed by SIGSEGV", "the Python stack before"),
+    "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "by SIGKILL", "see the machine's kernel"),
 }
 
 
@@ -368,14 +371,14 @@ def test_failed_load_ends_the_server_with_its_cause(
     tmp_path: Path, name: str, variables: "dict[str, str]"
 ) -> None:
     """Defects 2 and 7 of the peer: it stays, and says that it is healthy."""
-    statement, words = FAILING[name]
+    statement, words, remedy = FAILING[name]
     script = SCRIPT.replace('return {"loaded"', f'{statement}; return {{"loaded"')
     with serving(write_model(tmp_path / "model", script), **variables) as served:
         pings = []
         while served.process.poll() is None:
             pings.append(served.ping())
         assert served.ended() == 1
-        assert words in served.lines[-1]
+        assert words in served.lines[-1] and remedy in served.lines[-1]
         assert 200 not in pings
 
 

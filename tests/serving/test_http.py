@@ -1,6 +1,7 @@
 """HTTP as clients send it: what uvicorn and the application make of it together."""
 
 import contextlib
+import gzip
 import re
 from pathlib import Path
 from typing import Iterator, List, Tuple
@@ -111,9 +112,29 @@ def test_rejected_body_is_read_to_its_end(served: Served) -> None:
     assert answers[0][0] == 413
 
 
-def test_head_that_is_too_long_returns_431(served: Served) -> None:
-    ((status, _, _),) = talk(served, post(b"x", b"Name: %s\r\n" % (b"v" * 70_000)))
-    assert status == 431
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /invocations HTTP/1.1\r\nName: %s" % (b"v" * 70_000),
+        b"POST /invocations HTTP/1.1\r\n" + b"\r\n".join(b"n%d: v" % n for n in range(20_000)),
+        b"POST /%s HTTP/1.1" % (b"p" * 70_000),
+        b"POST /%s HTTP/1.0" % (b"p" * 65_534),
+        b"POST /invocations?%s HTTP/1.1" % (b"q" * 200_000),
+    ],
+    ids=["header", "many headers", "path", "path without headers", "query string"],
+)
+def test_head_that_is_too_long_returns_431(served: Served, head: bytes) -> None:
+    ((status, _, body),) = talk(served, head + b"\r\n\r\n")
+    assert (status, b"exceed 65536 bytes" in body) == (431, True)
+    assert served.invoke(b"next").body == b"next"
+
+
+def test_script_decompresses_bodies_itself(served: Served) -> None:
+    """Only text, which is decoded for the script, must not be compressed."""
+    body, head = gzip.compress(b"body"), b"Content-Encoding: gzip\r\n"
+    assert bodies(talk(served, post(body, head))) == [body]
+    ((status, _, text),) = talk(served, post(body, head + b"Content-Type: text/csv\r\n"))
+    assert (status, b"Content-Encoding 'gzip'" in text) == (415, True)
 
 
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n"

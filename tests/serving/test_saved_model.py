@@ -1,6 +1,7 @@
 """A model that training has saved, asked by many clients at once."""
 
 import concurrent.futures
+import gzip
 import http.client
 import importlib.util
 import io
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import urllib.request
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, Optional, Sequence, Set
@@ -103,6 +105,29 @@ def test_saved_model_without_a_script(model_dir: Path) -> None:
         assert "infer_shape" not in served.log, "which MXNet prints"
 
 
+def test_compressed_body_returns_415(model_dir: Path) -> None:
+    rows = b"[[1, 2, 3]]"
+    with serving(model_dir, "--workers", "1") as served:
+        served.healthy()
+
+        def ask(body: bytes, encoding: str) -> Answer:
+            headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+            return served.ask("POST", "/invocations", body, headers)
+
+        for encoding, body in (
+            ("gzip", gzip.compress(rows)),
+            ("deflate", zlib.compress(rows)),
+            ("br", b"\x0b\x05\x80" + rows + b"\x03"),
+            ("identity, X-Unknown", rows),
+        ):
+            answer = ask(body, encoding)
+            assert answer.status == 415
+            assert f"Content-Encoding '{encoding}'" in answer.body.decode()
+            assert b"send the body uncompressed" in answer.body
+        for encoding in ("identity", "Identity", "UTF-8", ""):
+            assert ask(rows, encoding).body == b"[[321.0]]"
+
+
 # Of the whole file system only /tmp can be written to.
 READ_ONLY_ROOT = (
     *("unshare", "--mount", "--", "sh", "-c"),
@@ -166,7 +191,7 @@ def test_requirements_stay_out_of_the_callers_environment(model_dir: Path, tmp_p
         served.healthy()
         kind = {"Content-Type": "application/json"}
         assert served.ask("POST", "/invocations", b"[[1, 2, 3]]", kind).body == b"[[642.0]]"
-        assert f"installed for this server only, in {folder}" in served.log
+        served.wait_for_log(f"installed for this server only, in {folder}")
     assert list(folder.iterdir()) == []
     assert importlib.util.find_spec("doubling_of_a_test") is None
 

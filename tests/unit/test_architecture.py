@@ -72,7 +72,7 @@ def test_checkpoints_import_nothing_above_them() -> None:
 SERVING = SOURCES / "sagemaker_mxnet_serving"
 
 # Of the modules beside the two rooms, only programs see into both.
-SERVING_PROGRAMS = {"serve.py", "check.py"}
+SERVING_PROGRAMS = {"serve.py"}
 
 
 @pytest.mark.parametrize(

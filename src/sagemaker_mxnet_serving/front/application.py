@@ -24,7 +24,12 @@ from sagemaker_mxnet_serving.front.http_request import (
 from sagemaker_mxnet_serving.front.metrics import Metrics
 from sagemaker_mxnet_serving.front.models import Models
 from sagemaker_mxnet_serving.front.server_settings import MEGABYTE, ServerSettings
-from sagemaker_mxnet_serving.inference import InferenceError, Response
+from sagemaker_mxnet_serving.inference import (
+    InferenceError,
+    Response,
+    check_not_compressed,
+    error_response,
+)
 from sagemaker_mxnet_toolkit.log import Log
 
 DISCONNECTED = 499
@@ -90,8 +95,8 @@ class Application:
         request = HttpRequest(scope, receive, send)
         self.active += 1
         try:
-            handler = self._route(request)
             size = request.check_head()
+            handler = self._route(request)
             self._check_size(size, size)
             while request.more_body:
                 self._buffered_requests += await request.read()
@@ -141,8 +146,8 @@ class Application:
             if request.method == "POST":
                 return self._later(self._load)
             query = urllib.parse.parse_qs(request.query)
-            asked = {key: each[-1] for key, each in query.items()}
-            return self._at_once(lambda: self._models.listing(asked))
+            page = {key: each[-1] for key, each in query.items()}
+            return self._at_once(lambda: self._models.listing(page))
         if rest == ["invoke"]:
             _check_method(request, "POST")
             return self._invocation(request, name)
@@ -164,6 +169,7 @@ class Application:
     async def _load(self, request: HttpRequest) -> Response:
         if request.received > _MODEL_BODY:
             raise InferenceError(f"the body is larger than {_MODEL_BODY} bytes", 413)
+        check_not_compressed(request.headers)
         try:
             fields = json.loads(b"".join(request.pieces))
             name, url = fields["model_name"], fields["url"]
@@ -222,7 +228,7 @@ class Application:
 
     def _on_result(self, request: HttpRequest, result: Result) -> None:
         if isinstance(result, Rejection):
-            result = _error(result.status, result.message)
+            result = error_response(result.error)
         # The task of the request waits for the end of the response or of the connection.
         request.sender = self._loop.create_task(self._respond(request, result))
 
@@ -234,10 +240,12 @@ class Application:
         size = len(response.body)
         buffered = self._buffered_responses
         if size > LARGE and buffered and buffered + size > self._settings.max_buffered:
-            response = _error(
-                503,
-                "the server cannot buffer another response, because clients read theirs slowly; "
-                "try again later",
+            response = error_response(
+                InferenceError(
+                    "the server cannot buffer another response, because clients read theirs "
+                    "slowly; try again later",
+                    503,
+                )
             )
             size = len(response.body)
         if 400 <= response.status < 500:
@@ -248,10 +256,10 @@ class Application:
 
     def _rejection(self, request: HttpRequest, error: Exception) -> Response:
         if isinstance(error, InferenceError):
-            return _error(error.status, str(error))
+            return error_response(error)
         # A defect of this server: the details are for the log only.
         self._log.error("serve", f"request {request.id}: {type(error).__name__}: {error}")
-        return _error(500, "internal error of the server; see its log")
+        return error_response(InferenceError("internal error of the server; see its log", 500))
 
     def _account(self, request: HttpRequest) -> None:
         request.ended = True
@@ -285,7 +293,7 @@ class Application:
 
     def _check_open(self) -> None:
         if self.draining:
-            raise InferenceError(Rejection.CLOSED.message, Rejection.CLOSED.status)
+            raise Rejection.CLOSED.error
 
     def _check_size(self, size: int, more: int) -> None:
         """Reject a body that is too large, or whose further bytes exceed the memory for bodies."""
@@ -312,7 +320,3 @@ def _wrong_method(request: HttpRequest, *methods: str) -> InferenceError:
 
 def _json(value: Mapping[str, Any]) -> Response:
     return Response(200, json.dumps(value).encode(), _JSON)
-
-
-def _error(status: int, message: str) -> Response:
-    return Response(status, f"{message}\n".encode("utf-8", "replace"))

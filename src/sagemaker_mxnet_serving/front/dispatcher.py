@@ -10,6 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Deque, Dict, Hashable, Iterable, List, Optional, Tuple, Union
 
+from sagemaker_mxnet_serving.inference import InferenceError
+
 _TRIES = 2
 """How often a request is sent to a worker that dies over it. Predictions change nothing, so a retry
 is safe; a request that has killed two workers would kill a third."""
@@ -75,18 +77,18 @@ class Rejection(enum.Enum):
     UNLOADING = (503, "the model is being unloaded; try again later")
     NO_MODEL = (503, "the model has failed; see the server's log")
     WAITED = (503, "no worker became free in time; try again later")
-    OVERDUE = (504, "the prediction took longer than the server allows")
+    OVERDUE = (
+        504,
+        "the prediction took longer than the server allows; raise "
+        "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS on the server",
+    )
     CRASHED = (500, "two worker processes died while processing this request; see the server's log")
 
     @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return self.value[0]
-
-    @property
-    def message(self) -> str:
-        """The text of the response."""
-        return self.value[1]
+    def error(self) -> InferenceError:
+        """The error that the client gets."""
+        status, message = self.value
+        return InferenceError(message, status)
 
 
 Worker = Hashable

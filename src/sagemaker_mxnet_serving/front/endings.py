@@ -1,15 +1,17 @@
-"""How the processes of a model ended, in words."""
+"""How a process of a model ended, and what to do about it."""
 
 import signal
+import time
+from typing import NamedTuple
 
-from sagemaker_mxnet_toolkit import container, tracebacks
+from sagemaker_mxnet_serving.inference import MEMORY_REMEDY
+from sagemaker_mxnet_toolkit import tracebacks
+from sagemaker_mxnet_toolkit.container import OomMonitor, limit_reached
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status, signal_name
 from sagemaker_mxnet_toolkit.processes.process import Child
 
 HOST = "localhost"
 """The host of a failure; a server has only one."""
-
-_OUT_OF_MEMORY = "was killed by the kernel: the container is out of memory"
 
 _PROGRAMS = {
     Role.FETCH: "the download of the code",
@@ -17,53 +19,66 @@ _PROGRAMS = {
     Role.MODEL: "the model process",
 }
 
-
-class Endings:
-    """Describes how processes ended, and counts the kernel's out-of-memory kills."""
-
-    def __init__(self) -> None:
-        self._oom_kills = container.oom_kills()
-
-    def how(self, returncode: int) -> str:
-        """Return how a process ended, as a predicate such as ``ended with status 1``.
-
-        Args:
-            returncode: as in ``subprocess``.
-        """
-        before, self._oom_kills = self._oom_kills, container.oom_kills()
-        if returncode == -signal.SIGKILL and (self._oom_kills or 0) > (before or 0):
-            return _OUT_OF_MEMORY
-        if returncode < 0:
-            return f"was killed by {signal_name(-returncode)}"
-        return f"ended with status {returncode}"
-
-    def cause(self, child: Child, kind: FailureKind) -> Failure:
-        """Return why a process ended: what it reported, or how it ended and its last lines.
-
-        Args:
-            child: the process, which has ended.
-            kind: the kind of its failure, unless it reported one.
-        """
-        assert child.returncode is not None
-        status = exit_status(child.returncode)
-        if child.failure is not None:
-            kind = child.failure_kind or kind
-            reason, detail = str(child.failure["reason"]), str(child.failure.get("detail", ""))
-            return Failure(HOST, child.spec.role, reason, kind, status, detail)
-        what = _PROGRAMS[child.spec.role]
-        how = self.how(child.returncode)
-        kind = kind_of(how, kind)
-        detail = child.stderr.text()
-        words = tracebacks.last_words(detail) if child.returncode == -signal.SIGABRT else ""
-        reason = f"{what} {how}, after printing: {words}" if words else f"{what} {how}"
-        return Failure(HOST, child.spec.role, reason, kind, status, detail)
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
 
 
-def kind_of(how: str, otherwise: FailureKind) -> FailureKind:
-    """Return the kind of failure of a process that ended.
+class Ending(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+        how: a predicate, such as ``ended with status 1``.
+        remedy: what to do about it.
+        kind: the kind of the failure.
+    """
+
+    how: str
+    remedy: str
+    kind: FailureKind
+
+
+def ending(returncode: int, oom: OomMonitor, kind: FailureKind = FailureKind.MODEL) -> Ending:
+    """Return how a process ended that ends just now.
 
     Args:
-        how: the result of ``Endings.how``.
-        otherwise: the kind if it was not out of memory.
+        returncode: as in ``subprocess``.
+        oom: counts the kernel's out-of-memory kills.
+        kind: the kind of the failure, unless it was such a kill.
     """
-    return FailureKind.OUT_OF_MEMORY if how == _OUT_OF_MEMORY else otherwise
+    now = time.monotonic()
+    oom.check(now)
+    if returncode == -signal.SIGKILL and oom.explains(now):
+        how = f"was killed by the kernel for lack of memory: {limit_reached()}"
+        return Ending(how, MEMORY_REMEDY, FailureKind.OUT_OF_MEMORY)
+    if returncode >= 0:
+        remedy = "the script or a library ended it; see what it logged before"
+        return Ending(f"ended with status {returncode}", remedy, kind)
+    if -returncode in _CRASHES:
+        remedy = "native code crashed; the Python stack before this line shows where"
+    else:
+        remedy = (
+            "another program sent this signal, or the machine is out of memory; see the machine's "
+            "kernel log (dmesg)"
+        )
+    return Ending(f"was killed by {signal_name(-returncode)}", remedy, kind)
+
+
+def cause(child: Child, oom: OomMonitor, kind: FailureKind) -> Failure:
+    """Return why a process ended: what it reported, or how it ended and its last lines.
+
+    Args:
+        child: the process, which ends just now.
+        oom: counts the kernel's out-of-memory kills.
+        kind: the kind of its failure, unless it reported one.
+    """
+    assert child.returncode is not None
+    role, status = child.spec.role, exit_status(child.returncode)
+    if child.failure is not None:
+        kind = child.failure_kind or kind
+        reason, detail = str(child.failure["reason"]), str(child.failure.get("detail", ""))
+        return Failure(HOST, role, reason, kind, status, detail)
+    how, remedy, kind = ending(child.returncode, oom, kind)
+    detail = child.stderr.text()
+    words = tracebacks.last_words(detail) if child.returncode == -signal.SIGABRT else ""
+    if words:
+        how += f", after printing: {words}"
+    return Failure(HOST, role, f"{_PROGRAMS[role]} {how}; {remedy}", kind, status, detail)

@@ -14,7 +14,7 @@ from sagemaker_mxnet_serving.front.dispatcher import QueuedRequest, Rejection
 from sagemaker_mxnet_serving.inference import InferenceError, Response
 
 HEAD_LIMIT = 64 * 1024
-"""Bytes of the path and the headers of a request."""
+"""Bytes of the method, the path, the query string and the headers of a request."""
 
 LARGE = 64 * 1024
 """A response of more bytes is sent in pieces, as fast as the client reads them."""
@@ -59,7 +59,7 @@ class HttpRequest(QueuedRequest):
         more_body: whether more of it is to come.
         status: of the response; 0 before it.
         response_size: bytes of the response's body, as the application counts them.
-        sent_bytes: bytes of the response that the client has read, in whole pieces.
+        sent_bytes: bytes of the response that the client has read, in complete pieces.
         complete: whether the client has read all of it.
         ended: whether the response or the connection has ended.
         model: the model, if it is an invocation.
@@ -92,17 +92,18 @@ class HttpRequest(QueuedRequest):
 
     def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
         raw_headers = scope["headers"]
-        path = scope["raw_path"]
-        super().__init__(len(path) + sum(map(len, itertools.chain.from_iterable(raw_headers))))
+        method, path, query = scope["method"], scope["raw_path"], scope["query_string"]
+        line = len(method) + len(path) + len(query)
+        super().__init__(line + sum(map(len, itertools.chain.from_iterable(raw_headers))))
         self._receive = receive
         self._send = send
         self._is_closing: Callable[[], bool] = scope["is_closing"]
         self.headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in raw_headers}
-        given = self.headers.get("x-request-id", "")
-        self.id = given if _ID.fullmatch(given) else f"{_PREFIX}-{next(_numbers)}"
-        self.method: str = scope["method"]
+        client_id = self.headers.get("x-request-id", "")
+        self.id = client_id if _ID.fullmatch(client_id) else f"{_PREFIX}-{next(_numbers)}"
+        self.method: str = method
         self.path: str = path.decode("latin-1")
-        self.query: str = scope["query_string"].decode("latin-1")
+        self.query: str = query.decode("latin-1")
         self.started = time.monotonic()
         self.pieces: List[bytes] = []
         self.received = 0
@@ -123,7 +124,11 @@ class HttpRequest(QueuedRequest):
             InferenceError: the head is too long, or asks for another protocol and has a body.
         """
         if self.size > HEAD_LIMIT:
-            raise InferenceError(f"the request line and the headers exceed {HEAD_LIMIT} bytes", 431)
+            raise InferenceError(
+                f"the path, the query string and the headers exceed {HEAD_LIMIT} bytes; send less, "
+                "or in the body",
+                431,
+            )
         announced = self.headers.get("content-length", "0")
         size = int(announced) if announced.isdigit() else 0
         if "upgrade" in self.headers and (size or "transfer-encoding" in self.headers):

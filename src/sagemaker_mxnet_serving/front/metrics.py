@@ -2,23 +2,8 @@
 
 from typing import Any, Callable, Optional
 
-_SECONDS = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-)
+_PREFIX = "sagemaker_mxnet_serving_"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -40,6 +25,9 @@ class Metrics:
     def restarted(self, what: str) -> None:
         """Count a restart of a ``worker`` or a ``model`` process."""
 
+    def gauge(self, name: str, text: str, value: Callable[[], int]) -> None:
+        """Add a metric whose value is the result of a function, which is called in a thread."""
+
     def close(self) -> None:
         """Stop answering."""
 
@@ -50,50 +38,41 @@ class PrometheusMetrics(Metrics):
     Args:
         host: the address to listen on.
         port: the port to listen on.
-        waiting: returns how many requests wait for a worker.
-        workers: returns how many workers can answer.
 
     Raises:
         OSError: it cannot listen there.
     """
 
-    def __init__(
-        self, host: str, port: int, waiting: Callable[[], int], workers: Callable[[], int]
-    ) -> None:
+    def __init__(self, host: str, port: int) -> None:
         import prometheus_client as prometheus  # only if metrics are enabled
 
-        registry = prometheus.CollectorRegistry()
+        self._registry = registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)
-        prefix = "sagemaker_mxnet_serving_"
         self._requests = prometheus.Counter(
-            f"{prefix}requests", "Requests answered, by HTTP status", ["status"], registry=registry
+            f"{_PREFIX}requests", "Requests answered, by HTTP status", ["status"], registry=registry
         )
         self._seconds = prometheus.Histogram(
-            f"{prefix}request_seconds",
+            f"{_PREFIX}request_seconds",
             "Time from a request's head to its response",
             buckets=_SECONDS,
             registry=registry,
         )
         self._queued = prometheus.Histogram(
-            f"{prefix}queue_seconds",
+            f"{_PREFIX}queue_seconds",
             "Time that a request waited for a worker",
             buckets=_SECONDS,
             registry=registry,
         )
         self._batches = prometheus.Histogram(
-            f"{prefix}batch_requests",
+            f"{_PREFIX}batch_requests",
             "Requests in a batch",
             buckets=_BATCHES,
             registry=registry,
         )
         self._restarts = prometheus.Counter(
-            f"{prefix}restarts", "Restarts of processes", ["process"], registry=registry
+            f"{_PREFIX}restarts", "Restarts of processes", ["process"], registry=registry
         )
-        for name, text, value in (
-            ("queue_length", "Requests that wait for a worker", waiting),
-            ("workers", "Workers that can answer", workers),
-        ):
-            prometheus.Gauge(f"{prefix}{name}", text, registry=registry).set_function(value)
+        self._gauge = prometheus.Gauge
         # Its result is the server and its thread from version 0.20 on.
         self._server: Optional[Any] = prometheus.start_http_server(port, host, registry)
 
@@ -110,6 +89,10 @@ class PrometheusMetrics(Metrics):
     def restarted(self, what: str) -> None:
         """Count a restart."""
         self._restarts.labels(what).inc()
+
+    def gauge(self, name: str, text: str, value: Callable[[], int]) -> None:
+        """Add a gauge."""
+        self._gauge(f"{_PREFIX}{name}", text, registry=self._registry).set_function(value)
 
     def close(self) -> None:
         """Close the port."""

@@ -81,7 +81,7 @@ class Models:
         elif name in self._models:
             model = self._models[name]
         else:
-            raise InferenceError(f"model {name!r} is not loaded", 404)
+            raise InferenceError(f"model {name!r} is not loaded; load it by POST /models", 404)
         if model.phase is ModelPhase.FAILED and self._settings.multi_model:
             # SageMaker loads a model again after a 404.
             raise InferenceError(f"model {name!r} has failed; see the server's log", 404)
@@ -181,7 +181,7 @@ class Models:
         """Return the failed model of a name, if any; raise ``InferenceError`` 409 for another."""
         model = self._models.get(name)
         if model is not None and model.phase is not ModelPhase.FAILED:
-            raise InferenceError(f"model {name!r} is already loaded", 409)
+            raise InferenceError(f"model {name!r} is already loaded; unload it first", 409)
         return model
 
     async def _remove(self, model: ServedModel) -> None:
@@ -196,7 +196,7 @@ class Models:
         if not path.startswith(base + os.sep):
             raise InferenceError(f"url: expected a directory below {self._settings.model_dir}")
         if not os.path.isdir(path):
-            raise InferenceError(f"url: {url[:200]!r} is not a directory", 404)
+            raise InferenceError(f"url: {url[:200]!r} does not exist, or is not a directory", 404)
         return path
 
 

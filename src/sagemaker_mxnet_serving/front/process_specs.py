@@ -9,10 +9,11 @@ import os
 import platform
 import sysconfig
 import tempfile
-from dataclasses import replace
-from typing import Any, Dict, Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import Dict, Iterator, Mapping
 
 from sagemaker_mxnet_serving.front.server_settings import ServerSettings
+from sagemaker_mxnet_serving.inference import ModelSettings
 from sagemaker_mxnet_serving.model_directory import locate
 from sagemaker_mxnet_toolkit import container
 from sagemaker_mxnet_toolkit.code import preparation
@@ -69,15 +70,11 @@ def model(
         control: the model process's end of the control socket.
         environ: the server's environment.
     """
-    options = {
-        "model": model_settings(settings, model_dir),
-        "shared": settings.shared,
-        "gpus": settings.gpus,
-    }
+    options = asdict(model_settings(settings, model_dir))
     argv = program.argv(
         _MODEL,
         *("--control", str(control), "--parent", str(os.getpid())),
-        *("--options", json.dumps(options)),
+        *("--settings", json.dumps(options)),
         python=settings.python,
     )
     own = script_variables(settings, model_dir, environ)
@@ -85,18 +82,19 @@ def model(
     return ProcessSpec(Role.MODEL, name, argv, variables, "/", inherited=(control,))
 
 
-def model_settings(settings: ServerSettings, model_dir: str) -> Dict[str, Any]:
-    """Return the fields of ``ModelSettings`` for one model of a server."""
-    return {
-        "model_dir": model_dir,
-        "program": settings.program,
-        "accept": settings.accept,
-        "first_dimension": settings.first_dimension,
-        "use_gpu": settings.gpus > 0,
-        "max_batch": settings.batch_size,
-        "code_dir": settings.code_dir,
-        "log_level": settings.log_level,
-    }
+def model_settings(settings: ServerSettings, model_dir: str) -> ModelSettings:
+    """Return the settings of one model of a server."""
+    return ModelSettings(
+        model_dir=model_dir,
+        program=settings.program,
+        accept=settings.accept,
+        first_dimension=settings.first_dimension,
+        gpus=settings.gpus,
+        max_batch=settings.batch_size,
+        code_dir=settings.code_dir,
+        log_level=settings.log_level,
+        shared=settings.shared,
+    )
 
 
 def script_variables(

@@ -20,13 +20,14 @@ from sagemaker_mxnet_serving.front.dispatcher import (
     Rejection,
     Send,
 )
-from sagemaker_mxnet_serving.front.endings import HOST, Endings
+from sagemaker_mxnet_serving.front.endings import HOST, cause
 from sagemaker_mxnet_serving.front.http_request import HttpRequest
 from sagemaker_mxnet_serving.front.metrics import Metrics
 from sagemaker_mxnet_serving.front.server_settings import ServerSettings
 from sagemaker_mxnet_serving.front.worker_links import WorkerLink
 from sagemaker_mxnet_serving.front.workers import MAX_FAILURES, RETRY_SECONDS, Workers
 from sagemaker_mxnet_toolkit.code import preparation
+from sagemaker_mxnet_toolkit.container import OomMonitor
 from sagemaker_mxnet_toolkit.errors import StartError, start_error_reason
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
 from sagemaker_mxnet_toolkit.log import Log
@@ -36,7 +37,7 @@ STOP_SECONDS = 2.0
 """Seconds that the processes of a model have to end."""
 
 _CHECK_SECONDS = 1.0
-"""Seconds between two checks for processes that a signal has stopped."""
+"""Seconds between two checks for out-of-memory kills, and for stopped processes."""
 
 
 class ModelPhase(enum.Enum):
@@ -73,7 +74,7 @@ class ServedModel:
         settings: the server's; ``load_in_workers`` is set once the script has started threads.
         phase: its phase.
         failure: why it failed.
-        description: what ``Service.describe`` returns, once the model is ready.
+        description: what ``LoadedModel.describe`` returns, once the model is ready.
         changed: set whenever ``phase`` changes.
         was_ready: whether it has been ready. A model that is loaded again keeps its requests.
     """
@@ -110,7 +111,7 @@ class ServedModel:
         # The model process that ended because it must not fork workers.
         self._threads_in: Optional[Child] = None
         self._workers: Optional[Workers] = None
-        self._endings = Endings()
+        self._oom = OomMonitor(time.monotonic())
         # Model processes that died since the last response.
         self._failure_count = 0
         self._timer: Optional[asyncio.TimerHandle] = None
@@ -125,7 +126,7 @@ class ServedModel:
             self._start(process_specs.fetch(self.settings, self._environ))
         else:
             self._install()
-        self._check_timer = self._loop.call_later(_CHECK_SECONDS, self._kill_stopped)
+        self._check_timer = self._loop.call_later(_CHECK_SECONDS, self._check)
 
     @property
     def can_answer(self) -> bool:
@@ -217,20 +218,20 @@ class ServedModel:
             if child.returncode == 0:
                 self._install()
             else:
-                self._fail(self._endings.cause(child, FailureKind.CODE))
+                self._fail(cause(child, self._oom, FailureKind.CODE))
             return
         if child.spec.role is Role.INSTALL:
             if child.returncode == 0:
                 self._load()
             else:
-                self._fail(self._endings.cause(child, FailureKind.REQUIREMENTS))
+                self._fail(cause(child, self._oom, FailureKind.REQUIREMENTS))
             return
         if self._workers is not None:
             self._workers.close()
         if child is self._threads_in:
             self._load()
             return
-        self._load_again(self._endings.cause(child, FailureKind.MODEL), 0.0)
+        self._load_again(cause(child, self._oom, FailureKind.MODEL), 0.0)
 
     # Called by the workers.
 
@@ -314,7 +315,7 @@ class ServedModel:
                 own,
                 self._processes.poll_soon,
                 self,
-                self._endings,
+                self._oom,
                 self._log,
                 self._metrics,
             )
@@ -364,9 +365,13 @@ class ServedModel:
         self._timer = None
         self._execute(self._dispatcher.tick(time.monotonic()))
 
-    def _kill_stopped(self) -> None:
-        """Kill processes that a signal such as SIGSTOP has stopped: they would never answer."""
-        self._check_timer = self._loop.call_later(_CHECK_SECONDS, self._kill_stopped)
+    def _check(self) -> None:
+        """Count out-of-memory kills, and kill processes that a signal such as SIGSTOP has stopped.
+
+        The stopped processes would never answer.
+        """
+        self._check_timer = self._loop.call_later(_CHECK_SECONDS, self._check)
+        self._oom.poll(time.monotonic())
         if self._workers is not None:
             self._workers.kill_stopped()
         child = self._child

@@ -5,7 +5,6 @@ It never imports MXNet. ``Server.run`` shows the order: listen, load, answer, dr
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import socket
@@ -19,7 +18,6 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sagemaker_mxnet_serving import model_info
 from sagemaker_mxnet_serving.front import process_specs
 from sagemaker_mxnet_serving.front.access_log import AccessLog
 from sagemaker_mxnet_serving.front.application import Application
@@ -29,11 +27,13 @@ from sagemaker_mxnet_serving.front.metrics import Metrics, PrometheusMetrics
 from sagemaker_mxnet_serving.front.models import Models
 from sagemaker_mxnet_serving.front.served_model import STOP_SECONDS, ModelPhase, ServedModel
 from sagemaker_mxnet_serving.front.server_settings import PROGRAM, ServerSettings
+from sagemaker_mxnet_serving.inference import description_lines
 from sagemaker_mxnet_toolkit import __version__, listening
 from sagemaker_mxnet_toolkit.errors import NetworkError
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes import own_process
+from sagemaker_mxnet_toolkit.requirements.virtual_environment import installation_notice
 
 DRAIN_SECONDS = 25.0
 """Seconds for accepted requests after SIGTERM; SageMaker sends SIGKILL after 30."""
@@ -49,6 +49,9 @@ _KEEP_ALIVE_SECONDS = 75
 
 _FLUSH_SECONDS = 2
 """Seconds for connections to close at the end."""
+
+_LONGEST_URL = 2**16 - 1
+"""Bytes of a URL that httptools can parse; with its method it exceeds ``HEAD_LIMIT``."""
 
 _POLL = 0.01
 
@@ -78,11 +81,7 @@ def serve(settings: ServerSettings, environ: Mapping[str, str]) -> int:
                 settings = stack.enter_context(process_specs.own_packages(settings, environ))
                 if settings.python != sys.executable:
                     directory = os.path.dirname(os.path.dirname(settings.python))
-                    log(
-                        "serve",
-                        f"requirements are installed for this server only, in {directory}; "
-                        f"the packages in {sys.prefix} stay as they are",
-                    )
+                    log("serve", installation_notice("server", directory))
                 failure = loop.run_until_complete(Server(settings, environ, log).run(listener))
         finally:
             loop.close()
@@ -118,14 +117,19 @@ class Server:
             loop.add_signal_handler(number, self._ends.put_nowait, None)
         own_process.unblock_stop_signals()
         loop.set_exception_handler(self._on_exception)
+        metrics = self._metrics()
         processes = Processes(loop)
-        metrics = Metrics()
-        make = functools.partial(self._make, processes, lambda: metrics)
+
+        def make(name: str, model_dir: str) -> ServedModel:
+            parts = (self._settings, self._environ, processes, self._log, metrics)
+            return ServedModel(name, model_dir, *parts)
+
         models = Models(self._settings, make, self._log)
+        metrics.gauge("queue_length", "Requests that wait for a worker", lambda: models.waiting)
+        metrics.gauge("workers", "Workers that can answer", lambda: models.workers)
         failure: Optional[Failure] = None
         access_log = AccessLog(self._settings.access_log)
         try:
-            metrics = self._metrics(models)
             application = Application(self._settings, models, access_log, metrics, self._log)
             http = _http_server(application, self._log)
             connections = loop.create_task(http.serve([listener]))
@@ -142,19 +146,12 @@ class Server:
             access_log.close()
         return failure
 
-    def _make(self, processes: Processes, metrics: Any, name: str, model_dir: str) -> ServedModel:
-        return ServedModel(
-            name, model_dir, self._settings, self._environ, processes, self._log, metrics()
-        )
-
-    def _metrics(self, models: Models) -> Metrics:
+    def _metrics(self) -> Metrics:
         port = self._settings.metrics_port
         if port is None:
             return Metrics()
         try:
-            return PrometheusMetrics(
-                self._settings.host, port, lambda: models.waiting, lambda: models.workers
-            )
+            return PrometheusMetrics(self._settings.host, port)
         except OSError as error:
             raise NetworkError(
                 f"cannot listen on port {port} for metrics: {error.strerror or error}; "
@@ -192,9 +189,8 @@ class Server:
         while application.active and time.monotonic() < deadline and self._ends.empty():
             await asyncio.sleep(_POLL)
         if application.active:
-            self._log.error(
-                "serve", f"requests that are not answered in time: {application.active}"
-            )
+            text = f"rejecting {application.active} requests that are still in progress"
+            self._log.error("serve", text)
             await models.drain(time.monotonic())
         linger = time.monotonic() + _LINGER_SECONDS
         while time.monotonic() < linger and self._ends.empty():
@@ -242,6 +238,11 @@ class _HttpConnection(HttpToolsProtocol):
         """Begin a request."""
         super().on_message_begin()
         self.scope["is_closing"] = self.transport.is_closing  # type: ignore[typeddict-unknown-key]
+
+    def on_url(self, url: bytes) -> None:
+        """Add a part of the URL, as far as its parser can parse it; a longer one gets a 431."""
+        super().on_url(url)
+        self.url = self.url[:_LONGEST_URL]
 
     def on_headers_complete(self) -> None:
         """Start a request, or queue it behind those before it."""
@@ -304,7 +305,7 @@ def _start_up(model: ServedModel, seconds: float) -> str:
     threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
     lines: List[str] = [
         f"ready after {seconds:.1f} s",
-        *model_info.description_lines(model.description),
+        *description_lines(model.description),
         f"workers: {settings.workers} {how}, {threads} each",
         f"limits: {settings.max_payload} bytes per body, {settings.timeout:g} s per prediction",
         f"program: sagemaker-mxnet-training {__version__}, Python {sys.version.split()[0]}",

@@ -7,14 +7,16 @@ import os
 import signal
 import socket
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Iterable, List, Mapping, Optional, Protocol, Set
+from dataclasses import dataclass, field
+from typing import Any, Callable, Deque, Dict, Iterable, List, Mapping, Optional, Protocol
 
 import psutil
 
 from sagemaker_mxnet_serving import worker_frames
-from sagemaker_mxnet_serving.front.endings import HOST, Endings, kind_of
+from sagemaker_mxnet_serving.front.endings import HOST, ending
 from sagemaker_mxnet_serving.front.metrics import Metrics
 from sagemaker_mxnet_serving.front.worker_links import ControlLink, WorkerLink
+from sagemaker_mxnet_toolkit.container import OomMonitor
 from sagemaker_mxnet_toolkit.errors import start_error_reason
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status
 from sagemaker_mxnet_toolkit.log import Log
@@ -50,6 +52,42 @@ class WorkerListener(Protocol):
         """Handle a worker that cannot start; ``last`` if too many others could not either."""
 
 
+@dataclass(eq=False)
+class _Worker:
+    """A worker, until its process has ended and its connection is closed.
+
+    Attributes:
+        slot: its number among the workers of the model.
+        link: its connection.
+        connected: whether the connection is open.
+        status: its return code, as in ``subprocess``, once the process has ended.
+        requests: ids of the requests that it had when the connection was closed.
+        load_failure: why it could not load the model, if it reported that.
+        stopped: whether a signal such as SIGSTOP had stopped it at the last check.
+        killed: whether this server has killed it, and has logged why.
+    """
+
+    slot: int
+    link: WorkerLink
+    connected: bool = True
+    status: Optional[int] = None
+    requests: List[str] = field(default_factory=list)
+    load_failure: Optional[Failure] = None
+    stopped: bool = False
+    killed: bool = False
+
+    def kill(self) -> None:
+        """Kill its process. The id is not reused before the model process has reported the end."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.link.pid, signal.SIGKILL)
+
+    def check_stopped(self) -> bool:
+        """Return whether a signal has stopped it, now and at the last check."""
+        before, self.stopped = self.stopped, _is_stopped(self.link.pid)
+        return before and self.stopped
+
+
 class Workers:
     """The workers that one model process forks.
 
@@ -58,7 +96,7 @@ class Workers:
         own: the front's end of the control socket of the model process.
         on_gone: called when the connection of a worker or of the model process has been closed.
         listener: handles the events of workers.
-        endings: describes how they ended.
+        oom: counts the kernel's out-of-memory kills.
         log: the log.
         metrics: the metrics.
     """
@@ -69,33 +107,26 @@ class Workers:
         own: socket.socket,
         on_gone: Callable[[], None],
         listener: WorkerListener,
-        endings: Endings,
+        oom: OomMonitor,
         log: Log,
         metrics: Metrics,
     ) -> None:
         self._name = name
         self._listener = listener
         self._on_gone = on_gone
-        self._endings = endings
+        self._oom = oom
         self._log = log
         self._metrics = metrics
         self._loop = asyncio.get_event_loop()
         self._control = ControlLink(self._loop, own, self._on_message, on_gone)
-        self._links: Dict[int, WorkerLink] = {}
-        # The slot of each worker, and the slots that are requested. The model process has the first
-        # of these requests; the socket would not hold many.
-        self._slots: Dict[int, int] = {}
+        self._closed = False
+        self._workers: Dict[int, _Worker] = {}  # by process id
+        # Slots that need a worker. The model process has the first of these requests only, since
+        # the socket would not hold many.
         self._requested: Deque[int] = deque()
-        # Requests in a row that failed.
+        # Requests in a row that failed, and workers in a row that ended before they were ready.
         self._unavailable = 0
-        # Exit status of workers whose connections are still open.
-        self._ended: Dict[int, int] = {}
-        # Ids of requests that lost workers had.
-        self._lost_requests: Dict[int, List[str]] = {}
-        self._stopped: Set[int] = set()
-        # Workers that are starting, and those that failed to since the last one that did.
-        self._starting: Set[int] = set()
-        self._failed_starts: Dict[int, Failure] = {}
+        self._failed_starts = 0
 
     def request(self, slots: Iterable[int]) -> None:
         """Request a worker for each of these slots."""
@@ -106,19 +137,18 @@ class Workers:
 
     def close(self) -> None:
         """Close the control socket, at which the model process ends with its workers."""
-        self._slots.clear()
+        self._closed = True
         self._control.close()
 
     def kill_stopped(self) -> None:
         """Kill workers that a signal such as SIGSTOP has stopped, now and at the last call."""
-        stopped = {pid for pid in self._links if _is_stopped(pid)}
-        ending = stopped & self._stopped
-        for pid in ending:
+        connected = [worker for worker in self._workers.values() if worker.connected]
+        stopped = [worker for worker in connected if worker.check_stopped()]
+        for worker in stopped:
             # Before the first is killed: its requests must not be sent to another of them.
-            self._listener.worker_ending(self._links[pid])
-        for pid in ending:
-            self.kill(pid, "was stopped by a signal")
-        self._stopped = stopped
+            self._listener.worker_ending(worker.link)
+        for worker in stopped:
+            self.kill(worker.link.pid, "was stopped by a signal")
 
     def kill(self, pid: int, why: str) -> None:
         """Kill a worker.
@@ -128,9 +158,9 @@ class Workers:
             why: the reason, as a predicate.
         """
         self._log.error(self._name, f"worker {pid} {why}; killing it")
-        # The process id is not reused before the model process has reported the end.
-        if pid in self._links and pid not in self._ended:
-            _kill(pid)
+        if pid in self._workers:
+            self._workers[pid].killed = True
+            self._workers[pid].kill()
 
     def _on_message(self, message: Mapping[str, Any], attached: Optional[socket.socket]) -> None:
         if "ended" in message:
@@ -142,10 +172,9 @@ class Workers:
         else:
             self._unavailable = 0
             pid = int(message["worker"])
-            self._slots[pid] = slot
-            self._starting.add(pid)
-            link = self._links[pid] = WorkerLink(pid, self._on_frame, self._on_lost)
-            self._loop.create_task(self._connect(link, attached))
+            worker = _Worker(slot, WorkerLink(pid, self._on_frame, self._on_lost))
+            self._workers[pid] = worker
+            self._loop.create_task(self._connect(worker, attached))
         if self._requested:
             self._control.request(self._requested[0])
 
@@ -164,10 +193,10 @@ class Workers:
             self._listener.worker_failed(failure, last=False)
         self._loop.call_later(RETRY_SECONDS, self.request, [slot])
 
-    async def _connect(self, link: WorkerLink, attached: socket.socket) -> None:
-        await self._loop.connect_accepted_socket(lambda: link, attached)
-        if link.pid in self._ended:
-            self._close_soon(link)
+    async def _connect(self, worker: _Worker, attached: socket.socket) -> None:
+        await self._loop.connect_accepted_socket(lambda: worker.link, attached)
+        if worker.status is not None:
+            self._close_soon(worker.link)
 
     def _close_soon(self, link: WorkerLink) -> None:
         """Close the connection to a worker that has ended, which its children may keep open."""
@@ -182,71 +211,65 @@ class Workers:
     def _on_greeting(self, link: WorkerLink, greeting: Mapping[str, Any]) -> None:
         if greeting.get("ready"):
             link.ready = True
-            self._failed_starts.clear()
-            self._starting.discard(link.pid)
+            self._failed_starts = 0
             self._listener.worker_ready(link, greeting["model"])
             return
         reason, detail = str(greeting.get("reason")), str(greeting.get("detail"))
         kind = FailureKind(greeting.get("kind"))
         failure = Failure(HOST, Role.MODEL, reason, kind, detail=detail)
-        self._failed_starts[link.pid] = failure
+        self._workers[link.pid].load_failure = failure
         self._listener.worker_failed(failure, last=False)
 
     def _on_lost(self, link: WorkerLink) -> None:
-        self._links.pop(link.pid, None)
-        status = self._ended.pop(link.pid, None)
-        # A worker that still runs is of no use without its connection.
-        if status is None and link.pid in self._slots:
+        worker = self._workers[link.pid]
+        worker.connected = False
+        if worker.status is None and not self._closed:
+            # It is of no use without its connection.
             if link.fault:
-                self._log.error(
-                    self._name,
-                    f"worker {link.pid} sent a malformed frame: {link.fault}; killing it",
-                )
-            _kill(link.pid)
-        ids = self._listener.worker_lost(link)
-        if ids:
-            self._lost_requests[link.pid] = ids
-        if status is not None:
-            self._replace(link.pid, status)
+                text = f"worker {link.pid} sent a malformed frame: {link.fault}; killing it"
+                self._log.error(self._name, text)
+                worker.killed = True
+            worker.kill()
+        worker.requests = self._listener.worker_lost(link)
+        if worker.status is not None:
+            self._replace(worker, worker.status)
         self._on_gone()
 
     def _on_end(self, pid: int, status: int) -> None:
-        link = self._links.get(pid)
-        if link is None:
-            self._replace(pid, status)
+        worker = self._workers.get(pid)
+        if worker is None:  # its connection has never arrived
             return
-        self._ended[pid] = status
-        self._listener.worker_ending(link)
-        self._close_soon(link)
+        worker.status = status
+        if worker.connected:
+            self._listener.worker_ending(worker.link)
+            self._close_soon(worker.link)
+        else:
+            self._replace(worker, status)
 
-    def _replace(self, pid: int, status: int) -> None:
+    def _replace(self, worker: _Worker, status: int) -> None:
         """Log how a worker ended, and request another one; its connection is closed too."""
-        slot = self._slots.pop(pid, None)
-        if slot is None:
+        pid = worker.link.pid
+        del self._workers[pid]
+        if self._closed:
             return
-        how = self._endings.how(status)
-        kind = kind_of(how, FailureKind.MODEL)
-        ids = self._lost_requests.pop(pid, None)
-        if ids:
-            how += f" while processing request {', '.join(ids)}"
+        how, remedy, kind = ending(status, self._oom)
+        if worker.requests:
+            how += f" while processing request {', '.join(worker.requests)}"
         self._metrics.restarted("worker")
-        if pid in self._starting:
-            self._starting.discard(pid)
-            reason = f"workers die when they start: {how}"
-            failure = self._failed_starts.setdefault(
-                pid,
-                Failure(HOST, Role.MODEL, reason, kind, exit_status(status)),
-            )
-            if len(self._failed_starts) >= MAX_FAILURES:
-                self._listener.worker_failed(failure, last=True)
+        if not worker.link.ready:
+            how += " before it was ready"
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILURES:
+                reason = f"worker {pid} {how}, like {MAX_FAILURES - 1} others before it; {remedy}"
+                failure = Failure(HOST, Role.MODEL, reason, kind, exit_status(status))
+                self._listener.worker_failed(worker.load_failure or failure, last=True)
                 return
+        if worker.load_failure is not None:
+            how = f"cannot load the model: {worker.load_failure.reason}"
+        elif not worker.killed:
+            how += f"; {remedy}"
         self._log.error(self._name, f"worker {pid} {how}; starting another one")
-        self.request([slot])
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
+        self.request([worker.slot])
 
 
 def _is_stopped(pid: int) -> bool:

@@ -9,17 +9,22 @@ from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 
-from sagemaker_mxnet_serving.inference import InferenceError, Request, Response
+from sagemaker_mxnet_serving.inference import (
+    InferenceError,
+    Request,
+    Response,
+    check_not_compressed,
+    error_response,
+)
 from sagemaker_mxnet_serving.worker.blocks import BlockModel
 from sagemaker_mxnet_serving.worker.decoding import decode
 from sagemaker_mxnet_serving.worker.encoding import (
     encode,
-    error_response,
     failure_response,
     to_json,
 )
 from sagemaker_mxnet_serving.worker.executors import Executors
-from sagemaker_mxnet_serving.worker.media_types import JSON, SUPPORTED, choose, parse_media_type
+from sagemaker_mxnet_serving.worker.media_types import JSON, choose, parse_media_type
 
 PREDICTION = "predict_fn (default)"
 """The name of the prediction in errors."""
@@ -88,12 +93,7 @@ class ArrayHandler:
         """Decode a request; return the response to one that cannot be decoded."""
         try:
             accept = choose(request.accept, self._accept)
-            if accept is None:
-                raise InferenceError(
-                    f"Accept {request.accept[:100]!r} is not supported; expected one of "
-                    f"{', '.join(SUPPORTED)}",
-                    406,
-                )
+            check_not_compressed(request.headers)
             media_type = parse_media_type(request.content_type)
             arrays = decode(request.body, media_type, self._model.inputs, self._model.accepts)
             return _DecodedRequest(request, arrays, accept)

@@ -155,10 +155,10 @@ def _joined(parts: Sequence[Any]) -> Any:
 
 
 def _call(block: Any, arrays: Sequence[Any], ctx: Any) -> Any:
-    given = list(arrays)
-    while given and given[-1] is None:
-        given.pop()
-    return block(*(to_mxnet(each, ctx) for each in given))
+    positional = list(arrays)
+    while positional and positional[-1] is None:
+        positional.pop()
+    return block(*(to_mxnet(each, ctx) for each in positional))
 
 
 def _to_numpy(outputs: Any) -> Any:

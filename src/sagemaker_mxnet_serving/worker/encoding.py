@@ -1,4 +1,4 @@
-"""Encodes predictions in JSON, CSV and NPY, and errors as text.
+"""Encodes predictions in JSON, CSV and NPY, and failures of functions as text.
 
 A float32 is written with the digits of the equal double, as the released inference toolkit does:
 clients compare them. JSON has neither NaN nor infinity: they become ``null``.
@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import orjson
 
-from sagemaker_mxnet_serving.inference import InferenceError, Request, Response
+from sagemaker_mxnet_serving.inference import Request, Response
 from sagemaker_mxnet_serving.worker.media_types import CSV, JSON
 from sagemaker_mxnet_serving.worker.script import user_traceback
 from sagemaker_mxnet_toolkit.log import write_all
@@ -94,13 +94,6 @@ def _to_csv(array: Any) -> bytes:
         return ("\n".join(lines) + "\n").encode("ascii")
     text = orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
     return text[2:-2].replace(b"],[", b"\n") + b"\n" if rows.size else b""
-
-
-def error_response(error: InferenceError) -> Response:
-    """Return the response for an ``InferenceError``."""
-    # A script may set the status to any value.
-    valid = isinstance(error.status, int) and 400 <= error.status <= 599
-    return Response(error.status if valid else 500, f"{error}\n".encode("utf-8", "replace"))
 
 
 def failure_response(request: Request, function: str, error: BaseException) -> Response:

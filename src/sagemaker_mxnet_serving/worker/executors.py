@@ -25,10 +25,10 @@ SIZES = (1, 2, 4, 8, 16, 32)
 _MOST_PADDING = 0.25
 """The largest share of padding in a batch; with more, smaller batches are faster."""
 
-_BOUND_WHOLE = 4
+_UNSPLIT_EXECUTORS = 4
 """Executors to keep, for different numbers of rows, of a network without one output per row."""
 
-_LARGEST_WHOLE = 1024
+_UNSPLIT_ROWS = 1024
 """The most rows that such a network is bound for: an executor needs memory for each row."""
 
 _CACHED_FORMS = 64
@@ -137,7 +137,7 @@ class Executors:
         form = self._form(self._rows)
         if not form.per_row:
             shapes = self._network.shapes().values()
-            self._run_whole([np.zeros(s, each.dtype) for s, each in zip(shapes, self.inputs)])
+            self._run_unsplit([np.zeros(s, each.dtype) for s, each in zip(shapes, self.inputs)])
             return
         self._run_bound(form, form.sizes[0], self._zeros(form.sizes[0], self._rows))
         if joins:
@@ -162,7 +162,7 @@ class Executors:
         if batches and batches != ((rows, rows),):
             self._check_independence(form, shapes, batches[0][1])
         if not form.per_row:
-            return self._run_whole(arrays)
+            return self._run_unsplit(arrays)
         parts, start = [], 0
         for count, size in batches:
             piece = [array[start : start + count] for array in arrays]
@@ -187,10 +187,10 @@ class Executors:
     def _infer(self, shapes: Sequence[Tuple[int, ...]]) -> Optional[Any]:
         return self._network.infer({e.name: tuple(s) for e, s in zip(self.inputs, shapes)})
 
-    def _run_whole(self, arrays: Sequence[Any]) -> List[Any]:
+    def _run_unsplit(self, arrays: Sequence[Any]) -> List[Any]:
         shapes = [array.shape for array in arrays]
         own = list(self._network.shapes().values())
-        free = self._fixed or (not self._only_first and len(arrays[0]) <= _LARGEST_WHOLE)
+        free = self._fixed or (not self._only_first and len(arrays[0]) <= _UNSPLIT_ROWS)
         if shapes != own and not free:
             raise InferenceError(
                 "the model does not have one output per row, so rows can be neither padded nor "
@@ -246,22 +246,22 @@ class Executors:
     def _run_bound(self, form: Optional[_Form], rows: int, arrays: Sequence[Any]) -> List[Any]:
         """Run an executor for this number of rows; without a form, for the arrays as they are."""
         if form is None:
-            key = tuple([array.shape for array in arrays])
+            key, kept = tuple([array.shape for array in arrays]), _UNSPLIT_EXECUTORS
         else:
-            key = tuple([(rows, *array.shape[1:]) for array in arrays])
+            key, kept = tuple([(rows, *array.shape[1:]) for array in arrays]), len(SIZES) + 1
         try:
-            return self._executor(key, form is None).run(arrays)
+            return self._executor(key, kept).run(arrays)
         except mxnet.base.MXNetError:
             # An array keeps the error of the operator that failed to write it, and raises it again.
             self._bound.clear()
             raise
 
-    def _executor(self, shapes: _Shapes, whole: bool) -> "_Bound":
+    def _executor(self, shapes: _Shapes, kept: int) -> "_Bound":
         bound = self._bound.get(shapes)
         if bound is None:
             shared = max(self._bound.values(), key=lambda each: each.volume, default=None)
             bound = self._bound[shapes] = _Bound(self._network, shapes, shared)
-            while len(self._bound) > (_BOUND_WHOLE if whole else len(SIZES) + 1):
+            while len(self._bound) > kept:
                 self._bound.popitem(last=False)
         else:
             self._bound.move_to_end(shapes)
@@ -308,9 +308,9 @@ class _Bound:
             if array.shape[1:] != shape[1:] or len(array) > shape[0]:
                 raise ValueError(f"an array of shape {array.shape} for an input of {shape}")
             # A slice is a view: the other rows keep their values, and their outputs are ignored.
-            whole = shape == array.shape
-            _write(target if whole else target[: len(array)], np.ascontiguousarray(array, dtype))
-            full = full and whole
+            fits = shape == array.shape
+            _write(target if fits else target[: len(array)], np.ascontiguousarray(array, dtype))
+            full = full and fits
         check_call(_LIB.MXExecutorForward(self._executor.handle, ctypes.c_int(0)))
         outputs = [_read(*output) for output in self._outputs]
         return outputs if full else [output[:rows] for output in outputs]

@@ -11,13 +11,18 @@ from typing import Any, List, Optional, Sequence, Tuple
 import mxnet
 import numpy as np
 
-from sagemaker_mxnet_serving.inference import InferenceError, Request, Response
+from sagemaker_mxnet_serving.inference import (
+    InferenceError,
+    Request,
+    Response,
+    check_not_compressed,
+    error_response,
+)
 from sagemaker_mxnet_serving.worker.blocks import block_inputs, predict, to_mxnet
 from sagemaker_mxnet_serving.worker.context import Context
 from sagemaker_mxnet_serving.worker.decoding import Input, decode, utf8
 from sagemaker_mxnet_serving.worker.encoding import (
     encode,
-    error_response,
     failure_response,
     to_json,
 )
@@ -103,6 +108,7 @@ class FunctionHandler:
         return _call(write, prediction, accept, context=context)
 
     def _read(self, request: Request) -> Any:
+        check_not_compressed(request.headers)
         media_type = parse_media_type(request.content_type)
         arrays = decode(request.body, media_type, self.inputs, self._accepts)
         data = [to_mxnet(array, self._ctx) for array in arrays]
@@ -186,6 +192,7 @@ def _body(request: Request) -> Any:
     media_type = parse_media_type(request.content_type)
     if media_type.name not in TEXT:
         return request.body
+    check_not_compressed(request.headers)
     try:
         return utf8(request.body, media_type).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -202,9 +209,6 @@ def _write(prediction: Any, accept: str, default: str) -> Tuple[bytes, str]:
     numeric = outputs and all(output is not None for output in outputs)
     offered = SUPPORTED if numeric and len(outputs) == 1 else (JSON,)
     name = choose(accept, default, offered)
-    if name is None:
-        text = f"Accept {accept[:100]!r} is not supported; expected one of {', '.join(offered)}"
-        raise InferenceError(text, 406)
     return (encode(outputs, name) if numeric else to_json(prediction)), name
 
 

@@ -3,17 +3,18 @@
 import contextlib
 import os
 import platform
+import threading
+import time
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, List, Mapping, Optional, Sequence, Tuple, Union
 
 import msgspec
 import mxnet
 import numpy
 import orjson
 
-from sagemaker_mxnet_serving.inference import Request
+from sagemaker_mxnet_serving.inference import ModelError, ModelSettings, Request, Response
 from sagemaker_mxnet_serving.model_directory import locate
-from sagemaker_mxnet_serving.model_info import ModelError, ModelSettings
 from sagemaker_mxnet_serving.worker.array_handler import ArrayHandler
 from sagemaker_mxnet_serving.worker.blocks import BlockModel
 from sagemaker_mxnet_serving.worker.context import Context
@@ -34,10 +35,12 @@ from sagemaker_mxnet_serving.worker.script import (
 
 Predictor = Union[Executors, BlockModel]
 
+_THREAD_EXIT_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and the handler of its requests.
+    """A model that answers requests; ``worker_process.load`` returns it.
 
     Attributes:
         settings: its settings.
@@ -47,6 +50,7 @@ class LoadedModel:
         predictor: predicts if no function of the script handles requests.
         handler: answers requests.
         kind: a description for messages.
+        mxnet_threads: the threads of this process before the script was imported.
     """
 
     settings: ModelSettings
@@ -55,10 +59,14 @@ class LoadedModel:
     predictor: Optional[Predictor]
     handler: Union[ArrayHandler, FunctionHandler]
     kind: str
+    mxnet_threads: int
 
     @property
     def batchable(self) -> bool:
-        """Whether requests may be batched."""
+        """Whether requests may be batched: no function of the script handles them.
+
+        Final after ``warm_up``, which may find that the outputs of a row depend on other rows.
+        """
         return self.predictor is not None and self.predictor.joins
 
     def warm_up(self) -> None:
@@ -77,8 +85,37 @@ class LoadedModel:
                 ) from error
         _call(self.script, self.settings, "model_warmup_fn", self.settings.model_dir, self.model)
 
-    def describe(self) -> Dict[str, Any]:
-        """Return the description; ``Service.describe`` documents it."""
+    def started_threads(self) -> List[str]:
+        """Return the names of running threads that the script has started.
+
+        A forked process does not have them, and hangs if it waits for one. MXNet and OpenBLAS
+        restart theirs after a fork; OpenMP, whose threads have no names, does not.
+        """
+        # A joined thread may take a moment to exit.
+        deadline = time.monotonic() + _THREAD_EXIT_SECONDS
+        while _count_threads() > self.mxnet_threads:
+            if time.monotonic() >= deadline:
+                names = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
+                return names or ["native threads, such as OpenMP's"]
+            time.sleep(0.01)
+        return []
+
+    def predict(self, requests: Sequence[Request]) -> List[Response]:
+        """Return the responses to requests, in the same order; errors are responses too.
+
+        Raises:
+            SystemExit, KeyboardInterrupt: these end the process.
+        """
+        return self.handler.handle(requests)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return a description of the model, with values that JSON supports.
+
+        Keys: ``model`` (its kind), ``directory``, ``inputs`` (each with ``name``, ``dtype`` and
+        ``shape``, whose first entry, the rows, is None; an unknown shape is None), ``rows`` (how
+        rows are batched), ``batchable``, ``device``, ``script`` (a path or None), ``functions``
+        (names) and ``versions``.
+        """
         inputs = self.handler.inputs
         rows = self.predictor.rows if self.predictor is not None else "passed to the script"
         return {
@@ -113,6 +150,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     Raises:
         ModelError: the model cannot be served.
     """
+    mxnet_threads = _count_mxnet_threads()
     location = locate(settings.model_dir, settings.code_dir, settings.program)
     settings = replace(settings, model_dir=location.model_dir)
     # Scripts open files of the model by relative paths, and log.
@@ -122,14 +160,24 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     script = load_script(location, settings.program)
     _call(script, settings, "pre_model_fn", settings.model_dir)
     model, predictor, kind = _load(script, settings)
-    ctx = device(settings)
+    handler: Union[ArrayHandler, FunctionHandler]
     if predictor is not None:
-        return LoadedModel(
-            settings, script, model, predictor, ArrayHandler(predictor, settings.accept), kind
-        )
-    _check_can_predict(script, model, kind)
-    handler = FunctionHandler(script, model, settings.accept, ctx, settings.model_dir)
-    return LoadedModel(settings, script, model, None, handler, kind)
+        handler = ArrayHandler(predictor, settings.accept)
+    else:
+        _check_can_predict(script, model, kind)
+        ctx = device(settings)
+        handler = FunctionHandler(script, model, settings.accept, ctx, settings.model_dir)
+    return LoadedModel(settings, script, model, predictor, handler, kind, mxnet_threads)
+
+
+def _count_mxnet_threads() -> int:
+    """Return the number of threads of this process, including those of MXNet's engine."""
+    mxnet.nd.zeros(1).wait_to_read()
+    return _count_threads()
+
+
+def _count_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
 
 
 def _load(script: Script, settings: ModelSettings) -> Tuple[Any, Optional[Predictor], str]:
@@ -173,7 +221,7 @@ def _check_can_predict(script: Script, model: Any, kind: str) -> None:
 
 def device(settings: ModelSettings) -> Any:
     """Return the device of a model's arrays; a worker sees one GPU at most."""
-    return mxnet.gpu(0) if settings.use_gpu else mxnet.cpu()
+    return mxnet.gpu(0) if settings.gpus else mxnet.cpu()
 
 
 def _call(script: Script, settings: ModelSettings, name: str, *arguments: Any) -> Any:
@@ -181,7 +229,7 @@ def _call(script: Script, settings: ModelSettings, name: str, *arguments: Any) -
     function = script[name]
     if function is None:
         return None
-    context = Context(Request(id=name, body=b""), settings.model_dir, settings.use_gpu)
+    context = Context(Request(id=name, body=b""), settings.model_dir, settings.gpus > 0)
     try:
         return function(*arguments, context=context)
     except (Exception, SystemExit) as error:

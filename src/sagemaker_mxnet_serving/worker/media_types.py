@@ -4,6 +4,8 @@ import functools
 from dataclasses import dataclass, field
 from typing import List, Mapping, Optional, Tuple
 
+from sagemaker_mxnet_serving.inference import InferenceError
+
 JSON = "application/json"
 CSV = "text/csv"
 NPY = "application/x-npy"
@@ -63,13 +65,16 @@ def preferences(accept: str) -> List[Tuple[str, float]]:
 
 
 @_cached
-def choose(accept: str, default: str, offered: Tuple[str, ...] = SUPPORTED) -> Optional[str]:
-    """Return the content type of a response, or None if the client accepts none of the offered.
+def choose(accept: str, default: str, offered: Tuple[str, ...] = SUPPORTED) -> str:
+    """Return the content type of a response.
 
     Args:
         accept: the header Accept; empty for any.
         default: the preferred one if the client accepts any.
         offered: the supported ones.
+
+    Raises:
+        InferenceError: 406 if the client accepts none of these.
     """
     ranges = preferences(accept) if accept.strip() else [("*/*", 1.0)]
     rejected = {name for name, quality in ranges if quality == 0}
@@ -78,7 +83,10 @@ def choose(accept: str, default: str, offered: Tuple[str, ...] = SUPPORTED) -> O
         for candidate in ordered:
             if quality > 0 and candidate not in rejected and _matches(name, candidate):
                 return candidate
-    return None
+    expected = ", ".join(offered)
+    raise InferenceError(
+        f"Accept {accept[:100]!r} is not supported; expected one of {expected}", 406
+    )
 
 
 def preferred(accept: str, default: str) -> str:

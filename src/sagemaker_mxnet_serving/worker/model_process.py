@@ -9,7 +9,6 @@ failed. ``{"ended": PID, "status": N}`` reports the end of a worker, with a retu
 
 import argparse
 import array
-import dataclasses
 import gc
 import json
 import os
@@ -20,30 +19,15 @@ import sys
 from typing import TYPE_CHECKING, Any, List, Mapping, NoReturn, Optional, Set
 
 from sagemaker_mxnet_serving import worker_frames
-from sagemaker_mxnet_serving.model_info import ModelSettings
+from sagemaker_mxnet_serving.inference import ModelSettings
 from sagemaker_mxnet_serving.worker import worker_process
+from sagemaker_mxnet_toolkit import compatibility
 from sagemaker_mxnet_toolkit.errors import start_error_reason
-from sagemaker_mxnet_toolkit.processes import program
+from sagemaker_mxnet_toolkit.processes import own_process, program
 from sagemaker_mxnet_toolkit.processes.child_report import Report
-from sagemaker_mxnet_toolkit.processes.own_process import die_with_parent
 
 if TYPE_CHECKING:
-    from sagemaker_mxnet_serving.worker.service import Service
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Options of a model process.
-
-    Attributes:
-        model: the fields of ``ModelSettings``.
-        shared: load the model before the fork, and not in each worker.
-        gpus: number of GPUs, which workers use in turn.
-    """
-
-    model: Mapping[str, Any]
-    shared: bool
-    gpus: int = 0
+    from sagemaker_mxnet_serving.worker.loading import LoadedModel
 
 
 class ModelProcess:
@@ -51,22 +35,19 @@ class ModelProcess:
 
     Args:
         control: the control socket.
-        options: the options.
         settings: the model.
-        service: the loaded model, if workers share it.
+        model: the loaded model, if workers share it.
     """
 
     def __init__(
         self,
         control: socket.socket,
-        options: Options,
         settings: ModelSettings,
-        service: "Optional[Service]",
+        model: "Optional[LoadedModel]",
     ) -> None:
         self._control = control
-        self._options = options
         self._settings = settings
-        self._service = service
+        self._model = model
         self._children: Set[int] = set()
 
     def run(self) -> None:
@@ -106,12 +87,12 @@ class ModelProcess:
                 return
             if pid == 0:
                 worker_process.restore_signals()
-                die_with_parent(parent)
+                own_process.die_with_parent(parent)
                 front.close()
                 self._control.close()
-                if self._options.gpus:
-                    os.environ["CUDA_VISIBLE_DEVICES"] = str(slot % self._options.gpus)
-                worker_process.run(own, self._settings, self._service)
+                if self._settings.gpus:
+                    os.environ["CUDA_VISIBLE_DEVICES"] = str(slot % self._settings.gpus)
+                worker_process.run(own, self._settings, self._model)
             self._children.add(pid)
             self._send({"worker": pid}, front.fileno())
 
@@ -129,16 +110,6 @@ class ModelProcess:
                 self._send({"ended": pid, "status": code})
 
 
-def _load(settings: ModelSettings) -> "Service":
-    """Load the model and predict once; raise ``ModelError`` if this fails."""
-    from sagemaker_mxnet_serving.worker import service  # imports MXNet
-
-    loaded = service.load(settings)
-    # Before the fork, so that workers share the memory of the first prediction.
-    loaded.warm_up()
-    return loaded
-
-
 def _exit_at_once(status: int) -> NoReturn:
     """Exit without waiting for threads of the script."""
     sys.stdout.flush()
@@ -151,22 +122,23 @@ def main(arguments: List[str], report: Report) -> None:
     parser = argparse.ArgumentParser(prog="model_process", description="Serve one model.")
     parser.add_argument("--control", required=True, type=int, metavar="FD")
     parser.add_argument("--parent", required=True, type=int, metavar="PID")
-    parser.add_argument("--options", required=True, metavar="JSON")
-    given = parser.parse_args(arguments)
-    die_with_parent(given.parent)
-    control = socket.socket(fileno=given.control)
+    parser.add_argument("--settings", required=True, metavar="JSON")
+    options = parser.parse_args(arguments)
+    own_process.die_with_parent(options.parent)
+    control = socket.socket(fileno=options.control)
     control.set_inheritable(False)
-    options = Options(**json.loads(given.options))
-    settings = ModelSettings(**options.model)
+    settings = ModelSettings(**json.loads(options.settings))
+    own_process.report_native_crashes()
+    compatibility.after_import(own_process.report_native_crashes)
     pid = os.getpid()
     try:
-        service = _load(settings) if options.shared else None
+        model = worker_process.load(settings) if settings.shared else None
     except Exception as error:
         worker_process.exit_if_forked(pid)
         program.report_exception(report, error)
         _exit_at_once(1)
     worker_process.exit_if_forked(pid)
-    threads = service.started_threads() if service is not None else []
+    threads = model.started_threads() if model is not None else []
     if threads:  # the front starts another process, whose workers each load the model
         report.event("threads", names=threads)
         _exit_at_once(0)
@@ -174,5 +146,5 @@ def main(arguments: List[str], report: Report) -> None:
     gc.collect()
     gc.freeze()
     report.event("started")
-    ModelProcess(control, options, settings, service).run()
+    ModelProcess(control, settings, model).run()
     os.killpg(0, signal.SIGKILL)

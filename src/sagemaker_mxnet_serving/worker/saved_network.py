@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, 
 import mxnet
 import numpy as np
 
-from sagemaker_mxnet_serving.model_info import ModelError
+from sagemaker_mxnet_serving.inference import ModelError
 from sagemaker_mxnet_serving.worker.decoding import Input
 from sagemaker_mxnet_toolkit.model_files import (
     SAVED_BY,

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, AsyncIterator, Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
+from sagemaker_mxnet_serving.inference import ModelError
 from sagemaker_mxnet_serving.model_directory import (
     DEFAULT_PROGRAM,
     CodeLocation,
     found_below,
     is_module,
 )
-from sagemaker_mxnet_serving.model_info import ModelError
 from sagemaker_mxnet_toolkit import tracebacks
 from sagemaker_mxnet_toolkit.requirements import known
 

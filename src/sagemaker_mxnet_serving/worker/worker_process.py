@@ -1,4 +1,7 @@
-"""A worker: answers the frames of the HTTP front until the connection is closed."""
+"""A worker: answers the frames of the HTTP front until the connection is closed.
+
+``load`` loads the model, in a worker or in the process that forks workers.
+"""
 
 import contextlib
 import os
@@ -7,20 +10,71 @@ import signal
 import socket
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, List, Mapping, NoReturn, Optional
+from typing import TYPE_CHECKING, Any, Mapping, NoReturn, Optional
 
 from sagemaker_mxnet_serving import worker_frames
-from sagemaker_mxnet_serving.inference import Response
+from sagemaker_mxnet_serving.inference import (
+    MEMORY_REMEDY,
+    ModelError,
+    ModelMemoryError,
+    ModelSettings,
+)
+from sagemaker_mxnet_toolkit import compatibility
+from sagemaker_mxnet_toolkit.requirements import known
 
 if TYPE_CHECKING:
-    from sagemaker_mxnet_serving.worker.service import ModelSettings, Service
+    from sagemaker_mxnet_serving.worker.loading import LoadedModel
 
 _REASON = 2000
 _DETAIL = 8000
 
+# Texts of errors of libmxnet 1.9.1 and other native libraries when an allocation fails. Python
+# raises a RuntimeError for them.
+_MEMORY_TEXTS = ("out of memory", "Failed to allocate CPU Memory", "bad_alloc")
+
+
+def load(settings: ModelSettings) -> "LoadedModel":
+    """Import MXNet and the script, load the model, and predict once.
+
+    It starts no threads, since the process may fork afterwards.
+
+    Raises:
+        ModelError: the model cannot be served; ``ModelMemoryError`` if it is out of memory.
+    """
+    compatibility.install()
+    try:
+        # Late, as it imports MXNet, for which the compatibility layer has to be installed.
+        from sagemaker_mxnet_serving.worker import loading
+
+        model = loading.load_model(settings)
+        model.warm_up()
+    except ImportError as error:
+        install = known.INSTALL_MXNET if error.name == "mxnet" else known.INSTALL_SERVING
+        raise ModelError(
+            f"a package that serving needs cannot be imported: {error}; run {install}"
+        ) from error
+    except Exception as error:
+        if _is_memory_error(error):
+            raise ModelMemoryError(
+                f"not enough memory for the model; {MEMORY_REMEDY}\n{error}"
+            ) from error
+        raise
+    return model
+
+
+def _is_memory_error(error: Optional[BaseException]) -> bool:
+    """Return whether an error, or its cause, is a lack of memory."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS):
+            return True
+        error = error.__cause__
+    return False
+
 
 def run(
-    connection: socket.socket, settings: "ModelSettings", service: "Optional[Service]"
+    connection: socket.socket, settings: ModelSettings, model: "Optional[LoadedModel]"
 ) -> NoReturn:
     """Run a worker in a process that was forked for it, until it ends.
 
@@ -29,18 +83,18 @@ def run(
 
     Args:
         connection: to the HTTP front.
-        settings: the model, which is loaded here if there is no ``service``.
-        service: the model, if it was loaded before the fork.
+        settings: the model, which is loaded here if there is no ``model``.
+        model: the model, if it was loaded before the fork.
     """
     status = 1
     try:
-        if service is None:
-            service = _load(connection, settings)
+        if model is None:
+            model = _load(connection, settings)
         else:
             _reseed()
-        if service is not None:
-            _greet(connection, {"ready": True, "model": dict(service.describe())})
-            _serve(connection, service)
+        if model is not None:
+            _greet(connection, {"ready": True, "model": model.describe()})
+            _serve(connection, model)
             status = 0
     except ConnectionError:  # the front has ended
         status = 0
@@ -56,14 +110,11 @@ def run(
         os._exit(status)
 
 
-def _load(connection: socket.socket, settings: "ModelSettings") -> "Optional[Service]":
-    from sagemaker_mxnet_serving.worker import service  # imports MXNet
-
+def _load(connection: socket.socket, settings: ModelSettings) -> "Optional[LoadedModel]":
     pid = os.getpid()
     try:
-        loaded = service.load(settings)
-        loaded.warm_up()
-    except service.ModelError as error:
+        model = load(settings)
+    except ModelError as error:
         exit_if_forked(pid)
         reason, _, detail = str(error).partition("\n")
         failure = {
@@ -74,7 +125,7 @@ def _load(connection: socket.socket, settings: "ModelSettings") -> "Optional[Ser
         _greet(connection, {"ready": False, **failure})
         return None
     exit_if_forked(pid)
-    return loaded
+    return model
 
 
 def _reseed() -> None:
@@ -89,14 +140,14 @@ def _greet(connection: socket.socket, greeting: Mapping[str, Any]) -> None:
     worker_frames.send(connection, worker_frames.encode([(greeting, ())]))
 
 
-def _serve(connection: socket.socket, service: "Service") -> None:
+def _serve(connection: socket.socket, model: "LoadedModel") -> None:
     pid = os.getpid()
     while True:
         items = worker_frames.receive(connection)
         if items is None:
             return
         requests = [worker_frames.to_request(item) for item in items]
-        responses: List[Response] = service.predict(requests)
+        responses = model.predict(requests)
         exit_if_forked(pid)
         worker_frames.send(
             connection,

@@ -141,7 +141,7 @@ def run(
     asyncio.run(main())
 
 
-async def settle() -> None:
+async def run_pending() -> None:
     """Let everything that can run do so."""
     for _ in range(20):
         await asyncio.sleep(0)
@@ -175,10 +175,19 @@ def test_path_below_a_model_is_named() -> None:
     run(test, ServerSettings(multi_model=True))
 
 
+def test_compressed_request_for_a_model_is_rejected() -> None:
+    async def test(front: Front) -> None:
+        client = Client(front, path="/models", headers={"content-encoding": "gzip"})
+        await client.task
+        assert (client.status, b"Content-Encoding 'gzip'" in client.received) == (415, True)
+
+    run(test, ServerSettings(multi_model=True))
+
+
 def test_response_headers() -> None:
     async def test(front: Front) -> None:
         client = Client(front, headers={"x-request-id": "mine"})
-        await settle()
+        await run_pending()
         headers = {"X-One\r\n": "a\r\nb: c"}
         front.model.requests.pop().resolve(Response(200, b"four", "text/csv\r\n", headers))
         await client.task
@@ -195,7 +204,7 @@ def test_response_headers() -> None:
 def test_body_in_pieces_is_one_request() -> None:
     async def test(front: Front) -> None:
         client = Client(front, body=(b"ab", b"", b"cd"))
-        await settle()
+        await run_pending()
         request = front.model.requests.pop()
         assert (request.pieces, request.received) == ([b"ab", b"cd"], 4)
         request.resolve(Response(200, b"x"))
@@ -256,7 +265,7 @@ def test_reasons_of_rejections_are_logged_at_a_limited_rate() -> None:
 def test_reason_of_a_model_is_logged_on_one_line() -> None:
     async def test(front: Front) -> None:
         client = Client(front)
-        await settle()
+        await run_pending()
         front.model.requests.pop().resolve(Response(422, b"a\x1bbad image\nmore"))
         await client.task
         assert front.log.lines[0][1].endswith(" is rejected with 422: a?bad image")
@@ -283,13 +292,13 @@ def test_internal_error_is_logged_and_not_sent() -> None:
 def test_disconnect_in_the_queue_is_logged_as_499() -> None:
     async def test(front: Front) -> None:
         client = Client(front)
-        await settle()
+        await run_pending()
         (request,) = front.model.requests
         client.leave()
         await client.task
         assert front.model.requests == []
         request.resolve(Response(200, b"x"))
-        await settle()
+        await run_pending()
         assert front.logged == [(499, 0)]
         assert front.application.active == 0
 
@@ -311,11 +320,11 @@ def test_buffered_responses_are_limited() -> None:
     async def test(front: Front) -> None:
         async def ask(size: int) -> Client:
             client = Client(front)
-            await settle()
+            await run_pending()
             if size > 64 * 1024:
                 client.taken.clear()
             front.model.requests.pop().resolve(Response(200, b"x" * size))
-            await settle()
+            await run_pending()
             return client
 
         first = await ask(900_000)
@@ -346,7 +355,7 @@ def test_buffered_responses_are_limited() -> None:
 def test_buffered_requests_are_limited() -> None:
     async def test(front: Front) -> None:
         held = Client(front, body=(b"x" * 400_000,))
-        await settle()
+        await run_pending()
         rejected = Client(front, headers={"content-length": "200000"})
         await rejected.task
         assert rejected.status == 503
@@ -360,7 +369,7 @@ def test_buffered_requests_are_limited() -> None:
 def test_stopping_server_closes_connections() -> None:
     async def test(front: Front) -> None:
         accepted = Client(front)
-        await settle()
+        await run_pending()
         front.application.draining = True
         ping, late = Client(front, "GET", "/ping"), Client(front)
         front.model.requests.pop().resolve(Response(200, b"x"))
@@ -374,7 +383,7 @@ def test_stopping_server_closes_connections() -> None:
 def test_large_head_is_part_of_the_size_and_fits_into_a_frame() -> None:
     async def test(front: Front) -> None:
         client = Client(front, headers={"name": "\\" * (HEAD_LIMIT - 2000)}, body=(b"body",))
-        await settle()
+        await run_pending()
         (request,) = front.model.requests
         assert HEAD_LIMIT - 2000 < request.size <= HEAD_LIMIT
         fields = {"id": request.id, "headers": request.headers}

@@ -10,22 +10,21 @@ from sagemaker_mxnet_serving.front.server_settings import ServerSettings
 from sagemaker_mxnet_toolkit.processes.process import ProcessSpec
 
 
-def options(spec: ProcessSpec) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = json.loads(spec.argv[spec.argv.index("--options") + 1])
+def model_settings(spec: ProcessSpec) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads(spec.argv[spec.argv.index("--settings") + 1])
     return found
 
 
 def test_gpu_is_used_if_there_is_one() -> None:
     spec = process_specs.model(ServerSettings(gpus=2), "model", "/opt/ml/model", 5, {})
-    assert options(spec)["model"]["use_gpu"] is True
-    assert options(spec)["gpus"] == 2
-    assert options(spec)["shared"] is False
+    assert model_settings(spec)["gpus"] == 2
+    assert model_settings(spec)["shared"] is False
 
 
 def test_without_a_gpu_workers_share_the_model() -> None:
     spec = process_specs.model(ServerSettings(), "model", "/opt/ml/model", 5, {})
-    assert options(spec)["model"]["use_gpu"] is False
-    assert options(spec)["shared"] is True
+    assert model_settings(spec)["gpus"] == 0
+    assert model_settings(spec)["shared"] is True
     assert spec.inherited == (5,)
 
 

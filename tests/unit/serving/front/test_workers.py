@@ -8,8 +8,8 @@ from typing import Any, Dict, List
 import pytest
 
 from sagemaker_mxnet_serving.front import workers
-from sagemaker_mxnet_serving.front.endings import Endings
 from sagemaker_mxnet_serving.front.metrics import Metrics
+from sagemaker_mxnet_toolkit.container import OomMonitor
 from sagemaker_mxnet_toolkit.failure import Failure
 
 
@@ -45,7 +45,7 @@ def test_worker_that_cannot_be_started_is_requested_again(
     async def run() -> List[Any]:
         front, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         other.setblocking(False)
-        parts: Any = (lambda: None, owner, Endings(), log, Metrics())
+        parts: Any = (lambda: None, owner, OomMonitor(0.0), log, Metrics())
         with other:
             found = workers.Workers("model", front, *parts)
             found.request([0, 1])
@@ -70,7 +70,7 @@ def test_requests_for_many_workers_all_arrive() -> None:
     async def run() -> List[int]:
         front, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         other.setblocking(False)
-        parts: Any = (lambda: None, Listener(), Endings(), Log(), Metrics())
+        parts: Any = (lambda: None, Listener(), OomMonitor(0.0), Log(), Metrics())
         slots = []
         with other:
             found = workers.Workers("model", front, *parts)

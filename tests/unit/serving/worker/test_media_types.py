@@ -1,9 +1,12 @@
 """Headers that name content types."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sagemaker_mxnet_serving.inference import InferenceError
 from sagemaker_mxnet_serving.worker.media_types import (
     CSV,
     JSON,
@@ -49,14 +52,19 @@ def test_parameters_lose_their_quotes() -> None:
         ("image/png, application/x-npy;q=0.1", NPY),
         ("TEXT/CSV", CSV),
         ("text-csv", CSV),
-        ("image/png", None),
-        ("application/json;q=0", None),
-        ("application/json;q=many", None),
-        ("*/*;q=0", None),
     ],
 )
-def test_choice_by_accept(accept: str, chosen: object) -> None:
+def test_choice_by_accept(accept: str, chosen: str) -> None:
     assert choose(accept, JSON) == chosen
+
+
+@pytest.mark.parametrize(
+    "accept", ["image/png", "application/json;q=0", "application/json;q=many", "*/*;q=0"]
+)
+def test_accept_without_a_supported_type(accept: str) -> None:
+    with pytest.raises(InferenceError, match="Accept '.*' is not supported; expected") as caught:
+        choose(accept, JSON)
+    assert caught.value.status == 406
 
 
 def test_default_accept_without_accept_header() -> None:
@@ -74,6 +82,7 @@ def test_function_may_return_any_content_type(accept: str, wanted: str) -> None:
 
 @given(st.text(max_size=200))
 def test_any_header_is_read(text: str) -> None:
-    assert choose(text, JSON) in (None, *SUPPORTED)
+    with contextlib.suppress(InferenceError):
+        assert choose(text, JSON) in SUPPORTED
     assert isinstance(parse_media_type(text).name, str)
     assert isinstance(preferred(text, JSON), str)

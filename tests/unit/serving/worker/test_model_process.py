@@ -5,14 +5,14 @@ import sys
 
 HIGH = """
 import fcntl, resource, socket
-from sagemaker_mxnet_serving.worker.model_process import ModelProcess, Options
+from sagemaker_mxnet_serving.worker.model_process import ModelProcess
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 front, own = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 control = socket.socket(fileno=fcntl.fcntl(own, fcntl.F_DUPFD, 1500))
 own.close()
 front.close()
-ModelProcess(control, Options({}, shared=True), None, None).run()
+ModelProcess(control, None, None).run()
 print("ended")
 """
 

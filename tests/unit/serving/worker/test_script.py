@@ -6,8 +6,8 @@ from typing import Any, Iterator
 
 import pytest
 
+from sagemaker_mxnet_serving.inference import ModelError
 from sagemaker_mxnet_serving.model_directory import locate
-from sagemaker_mxnet_serving.model_info import ModelError
 from sagemaker_mxnet_serving.worker.script import Script, load_script
 
 
