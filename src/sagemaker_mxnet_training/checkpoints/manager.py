@@ -20,8 +20,8 @@ from sagemaker_mxnet_training.checkpoints.job_environment import JobEnvironment
 from sagemaker_mxnet_training.checkpoints.loop import Loop, Position
 from sagemaker_mxnet_training.checkpoints.resume import CheckpointReader
 from sagemaker_mxnet_training.checkpoints.schedule import RandomSeeds, Schedule
+from sagemaker_mxnet_training.checkpoints.storage import UnwrittenError, Writer
 from sagemaker_mxnet_training.checkpoints.training_state import TrainingState
-from sagemaker_mxnet_training.checkpoints.writer import UnwrittenError, Writer
 
 _LOG = logging.getLogger("sagemaker_mxnet_training.checkpoints")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
