@@ -1,32 +1,25 @@
 """Functions for training scripts: ``save`` a model, and ``scheduler_host``.
 
 Importing this module does not import MXNet. When MXNet is imported, it is patched to record the
-shapes of a Gluon block's inputs when its graph is built, once for each graph. ``save`` needs them
-for ``model-shapes.json``, and MXNet 1.9.1 does not keep them (``mxnet/gluon/block.py``).
+inputs of Gluon blocks (``checkpoints.block_inputs``).
 """
 
 import errno
-import functools
 import json
 import os
 import socket
-import sys
-import types
 import warnings
-import weakref
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
-from sagemaker_mxnet_toolkit import compatibility
 from sagemaker_mxnet_toolkit.atomic_files import naming, replacing
 from sagemaker_mxnet_toolkit.model_files import PARAMS, SHAPES, SYMBOL
+from sagemaker_mxnet_training.checkpoints import block_inputs
 
 _Shape = Tuple[int, ...]
 _Model = Tuple[Any, Dict[str, Any], List[Tuple[str, _Shape]]]
 
 _logged_hosts: Set[str] = set()
 """Hosts or ranks on which ``save`` has already logged that it does not write."""
-
-_seen_shapes: "weakref.WeakKeyDictionary[Any, List[_Shape]]" = weakref.WeakKeyDictionary()
 
 
 def save(
@@ -57,7 +50,8 @@ def save(
     Args:
         model_dir: the directory, ``SM_MODEL_DIR`` in a job; created if missing.
         model: a bound ``mx.mod.Module`` with parameters, a ``BucketingModule`` (its default bucket
-            is saved), or a hybridized ``gluon.HybridBlock`` that has been called once.
+            is saved), or a hybridized ``gluon.HybridBlock`` that has been called once, in this run
+            or in the one that a ``Checkpoint`` has resumed.
         current_host: this host; default ``SM_CURRENT_HOST``.
         hosts: all hosts; default ``SM_HOSTS``, or only this host outside a job.
 
@@ -79,9 +73,9 @@ def save(
         return
     symbol, params, inputs = _describe(model)
     model_dir = os.fspath(model_dir)
-    os.makedirs(model_dir, exist_ok=True)
     shapes = [{"name": name, "shape": list(shape)} for name, shape in inputs]
     paths = (os.path.join(model_dir, name) for name in (PARAMS, SHAPES, SYMBOL))
+    os.makedirs(model_dir, exist_ok=True)
     with replacing(*paths) as (params_path, shapes_path, symbol_path):
         _write_params(params_path, params)
         _write_text(shapes_path, json.dumps(shapes))
@@ -174,17 +168,16 @@ def _default_bucket(module: Any) -> Any:
 
 def _describe_block(block: Any, mxnet: Any) -> _Model:
     # These attributes are private, but the public ``export`` would copy all parameters.
-    if block._cached_op is None:
+    if not block_inputs.build(block):
         raise ValueError(
             f"save: the {type(block).__name__} {block.name!r} has no graph yet: call "
-            "block.hybridize() and then call it once, block(batch), before save; a resumed run "
-            "without remaining epochs has not called it"
+            "block.hybridize() and then call it once, block(batch), before save"
         )
     variables, symbol = block._cached_graph
     parameters = {entry.name: entry for is_input, entry in block._cached_op_args if not is_input}
     args = {n: _on_cpu(parameters[n], mxnet) for n in symbol.list_arguments() if n in parameters}
     auxs = {n: _on_cpu(parameters[n], mxnet) for n in symbol.list_auxiliary_states()}
-    shapes = _seen_shapes.get(block)
+    shapes = block_inputs.shapes(block)
     if shapes is None:
         shapes = [()] * len(variables)
         warnings.warn(
@@ -250,24 +243,3 @@ def _write_errno(path: str, params: Dict[str, Any]) -> Optional[int]:
     except OSError as error:
         return error.errno
     return None
-
-
-def _record_shapes(module: types.ModuleType) -> None:
-    """Patch the blocks of ``mxnet.gluon.block`` to record the shapes of their inputs."""
-    build = module.HybridBlock._build_cache
-
-    @functools.wraps(build)
-    def build_and_record(block: Any, *args: Any) -> None:
-        build(block, *args)
-        flat = [arg for arg in module._flatten(args, "input")[0] if arg is not None]
-        if all(hasattr(arg, "shape") for arg in flat):  # a Symbol has none
-            _seen_shapes[block] = [tuple(arg.shape) for arg in flat]
-
-    module.HybridBlock._build_cache = build_and_record
-
-
-_BLOCK_MODULE = "mxnet.gluon.block"
-if _BLOCK_MODULE in sys.modules:
-    _record_shapes(sys.modules[_BLOCK_MODULE])
-else:
-    compatibility.after_import(lambda: _record_shapes(sys.modules[_BLOCK_MODULE]))

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, Sequence
 import mxnet
 from mxnet import gluon
 
+from sagemaker_mxnet_training.checkpoints import block_inputs
 from sagemaker_mxnet_training.checkpoints.checkpoint_file import (
     START_AFRESH,
     CheckpointError,
@@ -124,8 +125,12 @@ class GluonState(TrainingState):
         return [_updaters(trainer)[0] for trainer in self._trainers]
 
     def settings(self) -> Dict[str, Any]:
-        """Return the number of networks, and the gradient scales of each trainer."""
-        return {"networks": len(self._nets), "scales": [_scales(each) for each in self._trainers]}
+        """Return the inputs of each network, and the gradient scales of each trainer."""
+        return {
+            "networks": len(self._nets),
+            "inputs": [block_inputs.records(net) for net in self._nets],
+            "scales": [_scales(each) for each in self._trainers],
+        }
 
     def restore(self, checkpoint: CheckpointReader) -> None:
         """Restore everything, before the first step.
@@ -152,6 +157,8 @@ class GluonState(TrainingState):
                         f"{checkpoint.name} belongs to another network: {error}; build the network "
                         f"as before, or {START_AFRESH}"
                     ) from error
+        for net, records in zip(self._nets, settings.get("inputs", ())):
+            block_inputs.restore(net, records)
         for trainer, scale in zip(self._trainers, scales):
             trainer._optimizer.rescale_grad = scale["rescale_grad"]
             if scale["loss_scaler"] is not None and hasattr(trainer, "_amp_loss_scaler"):
