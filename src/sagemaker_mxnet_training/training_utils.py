@@ -75,11 +75,18 @@ def save(
     model_dir = os.fspath(model_dir)
     shapes = [{"name": name, "shape": list(shape)} for name, shape in inputs]
     paths = (os.path.join(model_dir, name) for name in (PARAMS, SHAPES, SYMBOL))
-    os.makedirs(model_dir, exist_ok=True)
-    with replacing(*paths) as (params_path, shapes_path, symbol_path):
-        _write_params(params_path, params)
-        _write_text(shapes_path, json.dumps(shapes))
-        _write_text(symbol_path, symbol.tojson())
+    try:
+        os.makedirs(model_dir, exist_ok=True)
+        with replacing(*paths) as (params_path, shapes_path, symbol_path):
+            _write_params(params_path, params)
+            _write_text(shapes_path, json.dumps(shapes))
+            _write_text(symbol_path, symbol.tojson())
+    except OSError as error:
+        error.strerror = (
+            f"save: the model cannot be written to {model_dir!r}: {error.strerror}; expected a "
+            "writable directory with enough free space, in a job that of SM_MODEL_DIR; path"
+        )
+        raise
 
 
 def scheduler_host(hosts: Sequence[str]) -> str:
@@ -238,8 +245,11 @@ def _write_errno(path: str, params: Dict[str, Any]) -> Optional[int]:
     arrays = params.values()
     size = sum(array.size * numpy.dtype(array.dtype).itemsize for array in arrays) + (1 << 20)
     try:
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)  # MXNet may have failed to create it
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         return error.errno
     return None

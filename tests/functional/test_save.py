@@ -525,7 +525,7 @@ def small_disk(tmp_path):
 def test_full_disk_is_reported(small_disk, filler):
     save(str(small_disk / "model"), dense(1.0, 10))
     (small_disk / "filler").write_bytes(bytes(filler))
-    with pytest.raises(OSError, match=r"No space left on device: '.*model-") as caught:
+    with pytest.raises(OSError, match=r"No space left on device; .*; path: '.*model-") as caught:
         save(str(small_disk / "model"), dense(2.0, 2000))
     assert caught.value.errno == errno.ENOSPC
     assert value_of(small_disk / "model")[0] == 1.0
@@ -543,7 +543,32 @@ def test_an_operator_that_failed_is_reported_as_itself(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_error_names_a_directory_that_cannot_be_created(tmp_path):
-    (tmp_path / "model").write_text("a file")
-    with pytest.raises(OSError, match="model"):
-        save(str(tmp_path / "model"), dense(1.0, 10))
+@pytest.mark.parametrize(
+    ("name", "error", "reason"),
+    [
+        ("file", FileExistsError, "File exists"),
+        ("file/model", NotADirectoryError, "Not a directory"),
+        ("/proc/model", FileNotFoundError, "No such file or directory"),
+        ("/proc/self", OSError, ""),  # exists, but MXNet cannot create a file in it
+    ],
+)
+def test_directory_that_cannot_be_written_is_reported(tmp_path, name, error, reason):
+    (tmp_path / "file").write_text("a file")
+    path = os.path.join(tmp_path, name)
+    message = f"save: the model cannot be written to '{path}': {reason}.*; expected a writable "
+    with pytest.raises(error, match=message) as caught:
+        save(path, dense(1.0, 10))
+    assert caught.value.errno and caught.value.filename.startswith(path)
+    assert "SM_MODEL_DIR" in str(caught.value)
+
+
+@pytest.mark.root
+def test_read_only_directory_is_reported(small_disk):
+    model = small_disk / "model"
+    save(str(model), dense(1.0, 10))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for directory in (model, small_disk / "new"):
+        with pytest.raises(OSError, match="Read-only file system; expected a writable ") as caught:
+            save(str(directory), dense(2.0, 20))
+        assert caught.value.errno == errno.EROFS
+    assert value_of(model) == (1.0, (10, 300), {"data": (1, 300)})
