@@ -3,7 +3,7 @@
 They depend on the outcome and the kind of the failure, never on the text of its cause.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
 
@@ -17,7 +17,7 @@ _DETAIL_LINES = 20
 
 _ADVICE = {
     FailureKind.INTERNAL: (
-        "this is a bug in sagemaker-mxnet-training: please report it with this log"
+        "this is a bug in sagemaker-mxnet-training: please report it with its log"
     ),
     FailureKind.OUT_OF_MEMORY: (
         "increase the memory of the container, or reduce that of the script (batch size, workers)"
@@ -98,17 +98,22 @@ def failure_block(verdict: "Verdict", host: str, seconds: float, code_dir: str) 
     return "\n".join(lines)
 
 
-def advice(failure: Failure, host: str, code_dir: str) -> str:
+def advice(failure: Failure, host: Optional[str] = None, code_dir: str = "") -> str:
     """Return what to do about a failure, in one line.
 
     Args:
         failure: the cause.
-        host: the host of the log.
+        host: the host of the log; ``None`` in a report.
         code_dir: directory of the user's code.
     """
     text = _ADVICE.get(failure.kind) or _OF_A_PROGRAM.get(failure.role)
     if text is not None:
         return text.format(host=failure.host)
+    if host is None:
+        return (
+            f"read the output of {failure.host} before its end: `local` has printed it, and "
+            "SageMaker stores it in CloudWatch Logs"
+        )
     if failure.host != host:
         return f"read the log of {failure.host} above its summary"
     return f"read the log above; the code is in {code_dir}"

@@ -16,7 +16,7 @@ def facts(job: JobTimeline) -> Mapping[str, str]:
         found["cause"] = job.failure.headline()
         found["kind"] = job.failure.kind.value
         found["where"] = f"{job.failure.process} on {job.failure.host}"
-        found["next"] = advice(job.failure, "", "")
+        found["next"] = advice(job.failure)
     if job.outcome is Outcome.STOP:
         marks = [m for each in job.hosts for m in each.marks if m.kind == "stop"]
         if marks:

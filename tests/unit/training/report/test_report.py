@@ -78,7 +78,7 @@ def test_summary_is_complete(failed: JobTimeline) -> None:
     assert text.startswith("job FAILED after ")
     assert "cause   algo-2: worker failed: boom" in text
     assert "kind    exception" in text
-    assert "next    read the log of algo-2" in text
+    assert "next    read the output of algo-2 before its end: `local` has printed it, and " in text
     assert "\x1b" not in text, "a failure does nothing to the terminal"
     (row,) = [line.split() for line in text.splitlines() if line.startswith("  algo-10  ")]
     assert row[:4] == ["algo-10", "2.0", "8.0", "10.0"]
