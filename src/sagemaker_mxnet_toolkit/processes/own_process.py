@@ -32,9 +32,11 @@ def own_start() -> float:
             # The second field is the program's name in parentheses; it may contain any byte.
             fields = file.read().rsplit(b")", 1)[1].split()
         started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        # The clocks differ by the time that the machine was suspended. Nothing slow stands between
-        # the two readings, in which a busy machine could run something else.
-        suspended = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+        # The clocks differ by the time that the machine was suspended. If a busy machine runs
+        # something else between the two readings, the difference is too small.
+        suspended = max(
+            time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic() for _ in range(3)
+        )
         return min(started - suspended, time.monotonic())
     return time.monotonic()
 
