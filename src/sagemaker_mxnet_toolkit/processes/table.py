@@ -41,7 +41,7 @@ class ProcessTable:
         self._running: List[Child] = []
         self._deadlines: Dict[Child, float] = {}
         # Signals for the rest of a process group, sent when its leader has ended.
-        self._withheld: Dict[Child, int] = {}
+        self._group_signals: Dict[Child, int] = {}
         self._leaderless: Set[Child] = set()
         self._swept_at: Optional[float] = None
         # Children that already exist belong to the program that uses this package.
@@ -88,7 +88,7 @@ class ProcessTable:
             if child not in self._deadlines:
                 child.signal(number, leader_only=leader_first)
                 if leader_first:
-                    self._withheld[child] = number
+                    self._group_signals[child] = number
             self._deadlines[child] = min(deadline, self._deadlines.get(child, deadline))
             child.stopped = True
 
@@ -108,9 +108,9 @@ class ProcessTable:
                 continue
             if deadline is not None and now < deadline and _group_exists(child.pid):
                 self._leaderless.add(child)
-                withheld = self._withheld.pop(child, None)
-                if withheld is not None:
-                    child.signal(withheld)
+                number = self._group_signals.pop(child, None)
+                if number is not None:
+                    child.signal(number)
                 continue
             self._forget(child)
         waits = [self._deadlines[child] for child in self._running if child in self._deadlines]
@@ -164,7 +164,7 @@ class ProcessTable:
         self._running.remove(child)
         self._leaderless.discard(child)
         self._deadlines.pop(child, None)
-        self._withheld.pop(child, None)
+        self._group_signals.pop(child, None)
         self._on_exit(child)
 
 

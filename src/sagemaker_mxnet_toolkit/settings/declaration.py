@@ -21,7 +21,7 @@ from typing import (
     TypeVar,
 )
 
-from sagemaker_mxnet_toolkit.settings.faults import Faults, Found, present
+from sagemaker_mxnet_toolkit.settings.faults import Faults, Found, non_empty
 from sagemaker_mxnet_toolkit.settings.sources import Sources
 from sagemaker_mxnet_toolkit.settings.validation import Kind, Validator
 from sagemaker_mxnet_toolkit.settings.variables import COMPONENT_PREFIXES, NOT_SETTINGS
@@ -111,11 +111,11 @@ def read(
     default = settings()
     for name, declaration in declarations.items():
         kind = declaration.kind
-        found = present(hyperparameters.get(declaration.alias))
+        found = non_empty(hyperparameters.get(declaration.alias))
         if found is not None and declaration.alias_kind is not None:
             kind = declaration.alias_kind
         else:
-            found = present(hyperparameters.get(prefix + name))
+            found = non_empty(hyperparameters.get(prefix + name))
             for variable in _variables(prefix, name, declaration):
                 found = found or sources.variable(variable)
         if found is not None:
@@ -134,7 +134,7 @@ def _report_unknown(
     """Add a fault for each name with the settings' prefix that is not a setting."""
     for name, found in hyperparameters.items():
         if name.startswith(prefix) and name[len(prefix) :] not in declarations:
-            faults.add(*_unknown(name, prefix, found.place, declarations))
+            faults.add(*_unknown(name, prefix, found.source, declarations))
     prefix = prefix.upper()
     others = tuple(other for other in COMPONENT_PREFIXES if len(other) > len(prefix))
     names = {
@@ -153,7 +153,7 @@ def _variables(prefix: str, name: str, declaration: Declaration) -> Tuple[str, .
     return declaration.variables or ((prefix + name).upper(),)
 
 
-def _unknown(name: str, prefix: str, place: str, known: Iterable[str]) -> Tuple[str, None, str]:
+def _unknown(name: str, prefix: str, source: str, known: Iterable[str]) -> Tuple[str, None, str]:
     """Return the fault for a name that is not a setting.
 
     The value is not shown, since the setting may be a misspelled secret.
@@ -161,6 +161,6 @@ def _unknown(name: str, prefix: str, place: str, known: Iterable[str]) -> Tuple[
     shown = name if name.isprintable() and len(name) <= 80 else repr(name[:80])
     near = get_close_matches(name[len(prefix) :], known, 1)
     if near:
-        return f"{shown} is not a setting ({place}); did you mean {prefix}{near[0]}?", None, ""
+        return f"{shown} is not a setting ({source}); did you mean {prefix}{near[0]}?", None, ""
     choice = ", ".join(sorted(known))
-    return f"{shown} is not a setting ({place})", None, f"{prefix} followed by one of {choice}"
+    return f"{shown} is not a setting ({source})", None, f"{prefix} followed by one of {choice}"

@@ -24,13 +24,13 @@ class Found(NamedTuple):
     Attributes:
         value: a string, or any JSON value.
         name: name of the variable, key or hyperparameter, which decides whether it is a secret.
-        place: the name as messages show it, with the file if there is one.
+        source: the name as messages show it, with the file if there is one.
         raw: whether the value is the text of a JSON document.
     """
 
     value: Any
     name: str
-    place: str
+    source: str
     raw: bool = False
 
     def shown(self, secrets: Iterable[str]) -> str:
@@ -46,7 +46,7 @@ class Found(NamedTuple):
         return repr(text) if isinstance(value, str) else text
 
 
-def present(found: Optional[Found]) -> Optional[Found]:
+def non_empty(found: Optional[Found]) -> Optional[Found]:
     """Return ``None`` for a value that is ``null`` or an empty string, else the value itself."""
     return None if found is None or found.value is None or found.value == "" else found
 
@@ -72,7 +72,7 @@ class Faults:
         for problem, found, expected in self._faults:
             text = redact_assignments(redact_text(problem, self._secrets))
             if found is not None:
-                text = f"{found.place}: {text}: {found.shown(self._secrets)}"
+                text = f"{found.source}: {text}: {found.shown(self._secrets)}"
             text += f"; expected {expected}" if expected else ""
             sentences.append(text.encode("utf-8", "backslashreplace").decode())
         return tuple(sentences)

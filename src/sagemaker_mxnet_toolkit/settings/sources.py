@@ -76,11 +76,11 @@ class Sources:
             value = parse(found.value)
         except ValueError as error:
             self._faults.add(f"not valid JSON ({error})", found, _TYPES[kind])
-            return Found(None, found.name, found.place)
+            return Found(None, found.name, found.source)
         if not isinstance(value, kind):
             self._faults.add(f"not {_TYPES[kind]}", found, _TYPES[kind])
             value = None
-        return Found(value, found.name, found.place)
+        return Found(value, found.name, found.source)
 
 
 def without_waiting(path: str, flags: int) -> int:
@@ -99,9 +99,9 @@ def without_waiting(path: str, flags: int) -> int:
 
 
 def members(found: Found) -> Dict[str, Found]:
-    """Return the members of a JSON object, each with its place; empty if it is invalid."""
+    """Return the members of a JSON object, each with its source; empty if it is invalid."""
     return {
-        name: Found(value, name, f"{found.place}: {name!r}")
+        name: Found(value, name, f"{found.source}: {name!r}")
         for name, value in (found.value or {}).items()
     }
 

@@ -82,7 +82,7 @@ class Validator:
         return None if twice else list(found.value)
 
 
-def unpassable(text: str) -> str:
+def argument_problem(text: str) -> str:
     """Return why a string cannot be an argument or a variable of a program; empty if it can."""
     if "\0" in text:
         return "contains a NUL character"
@@ -94,7 +94,7 @@ def unpassable(text: str) -> str:
 
 
 def _string(value: Any) -> str:
-    problem = unpassable(value) if isinstance(value, str) else "not a string"
+    problem = argument_problem(value) if isinstance(value, str) else "not a string"
     if problem:
         raise ValueError(problem)
     return str(value)

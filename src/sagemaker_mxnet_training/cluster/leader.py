@@ -87,7 +87,7 @@ class Leader(Coordinator):
                 clock,
             )
             self._address = self._members.address
-        if self._needs_rendezvous and job.settings.ps_port_given:
+        if self._needs_rendezvous and job.settings.explicit_ps_port:
             self._check_port()
 
     @property
@@ -181,8 +181,8 @@ class Leader(Coordinator):
         settings = self._job.settings
         if self._needs_rendezvous:
             # Processes of an earlier attempt must not reach the scheduler of this one.
-            preferred = settings.ps_port if start.attempt == 1 or settings.ps_port_given else 0
-            port = scheduler_port(self._address, preferred, settings.ps_port_given, self._log)
+            preferred = settings.ps_port if start.attempt == 1 or settings.explicit_ps_port else 0
+            port = scheduler_port(self._address, preferred, settings.explicit_ps_port, self._log)
             rendezvous = Rendezvous(self._address, port, self._address, settings.servers_per_host)
             if self._job.horovod is not None:
                 # Listen before the clients start, since they give up soon.

@@ -9,7 +9,7 @@ import re
 from typing import Dict, Mapping, NamedTuple, Optional
 
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
-from sagemaker_mxnet_toolkit.settings.faults import Found, present
+from sagemaker_mxnet_toolkit.settings.faults import Found, non_empty
 from sagemaker_mxnet_toolkit.settings.sources import Sources, match
 from sagemaker_mxnet_toolkit.settings.validation import Validator, matching
 from sagemaker_mxnet_training.config.job import Job
@@ -44,7 +44,7 @@ def read_channels(
     channels = {name: os.path.join(data_dir, name) for name in names}
     for name, path in sources.prefixed("SM_CHANNEL_"):
         for channel in match(names, name):
-            channels[channel] = check.path(present(path), os.path.join(data_dir, channel))
+            channels[channel] = check.path(non_empty(path), os.path.join(data_dir, channel))
     return channels
 
 

@@ -4,7 +4,7 @@ import re
 import socket
 from typing import Any, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_toolkit.settings.faults import Found, present
+from sagemaker_mxnet_toolkit.settings.faults import Found, non_empty
 from sagemaker_mxnet_toolkit.settings.sources import Sources
 from sagemaker_mxnet_toolkit.settings.validation import Kind, Validator, matching, string
 
@@ -49,7 +49,7 @@ def read(
         resources: the members of ``resourceconfig.json``.
         check: collects faults.
     """
-    named = sources.variable("SM_CURRENT_HOST") or present(resources.get("current_host"))
+    named = sources.variable("SM_CURRENT_HOST") or non_empty(resources.get("current_host"))
     current = check.value(named, HOST_NAME, "")
     invalid = named is not None and not current
     current = current or _machine_name()
@@ -73,7 +73,7 @@ def read(
 def interface(sources: Sources, resources: Mapping[str, Found], check: Validator) -> str:
     """Return the network interface to the other hosts; empty if it is not configured."""
     found = sources.variable("SM_NETWORK_INTERFACE_NAME")
-    return check.value(found or present(resources.get("network_interface_name")), _INTERFACE, "")
+    return check.value(found or non_empty(resources.get("network_interface_name")), _INTERFACE, "")
 
 
 def _machine_name() -> str:
@@ -85,8 +85,8 @@ def _machine_name() -> str:
 def check_resources(resources: Mapping[str, Found], check: Validator) -> None:
     """Check the optional members of ``resourceconfig.json``, which are passed to scripts."""
     for name in ("current_instance_type", "current_instance_group", "current_group_name"):
-        check.value(present(resources.get(name)), string("a string"), "")
-    groups = present(resources.get("instance_groups"))
+        check.value(non_empty(resources.get(name)), string("a string"), "")
+    groups = non_empty(resources.get("instance_groups"))
     if groups is not None and not (
         isinstance(groups.value, list) and all(map(_is_group, groups.value))
     ):
@@ -105,7 +105,7 @@ def distributed(
     These are all hosts if no groups are selected, or if there are no instance groups (local mode),
     as in sagemaker-training 5.1.4.
     """
-    listed = present(resources.get("instance_groups"))
+    listed = non_empty(resources.get("instance_groups"))
     if named is None or listed is None or not isinstance(named.value, list):
         return hosts
     if not (isinstance(listed.value, list) and all(map(_is_group, listed.value))):

@@ -2,10 +2,10 @@
 
 from typing import Any, Dict, Mapping, NamedTuple, Optional
 
-from sagemaker_mxnet_toolkit.settings.faults import Faults, Found, present
+from sagemaker_mxnet_toolkit.settings.faults import Faults, Found, non_empty
 from sagemaker_mxnet_toolkit.settings.json_text import decode, variable_text, walk
 from sagemaker_mxnet_toolkit.settings.sources import Sources, match, members, spelling
-from sagemaker_mxnet_toolkit.settings.validation import FLAG, Validator, unpassable
+from sagemaker_mxnet_toolkit.settings.validation import FLAG, Validator, argument_problem
 
 FILE = "hyperparameters.json"
 """The configuration file with all hyperparameters."""
@@ -42,7 +42,7 @@ class Hyperparameters(NamedTuple):
 
     def parameter(self, name: str) -> Optional[Found]:
         """Return ``sagemaker_<name>``, or ``None`` if it is not set or empty."""
-        return present(self.platform.get(f"sagemaker_{name}"))
+        return non_empty(self.platform.get(f"sagemaker_{name}"))
 
     def flag(self, name: str, check: Validator) -> bool:
         """Return ``sagemaker_<name>`` as a boolean, false by default."""
@@ -67,7 +67,7 @@ def read(sources: Sources, check: Validator) -> Hyperparameters:
     platform: Dict[str, Found] = {}
     for name, found in sources.document(None, FILE).items():
         value = decode(found.value) if isinstance(found.value, str) else found.value
-        (platform if _is_platform(name) else user)[name] = Found(value, name, found.place)
+        (platform if _is_platform(name) else user)[name] = Found(value, name, found.source)
     hps = sources.json("SM_HPS", dict)
     framework = sources.json("SM_FRAMEWORK_PARAMS", dict)
     if hps is not None:
@@ -98,18 +98,18 @@ def _override(values: Dict[str, Found], name: str, found: Found) -> None:
         # The same value as in SM_HPS, which has the type: the string "5" must stay a string.
         return
     for known in match(values, name):
-        values[known] = Found(decode(found.value), known, found.place)
+        values[known] = Found(decode(found.value), known, found.source)
 
 
 def _check_user(user: Mapping[str, Found], faults: Faults) -> None:
     """Check that hyperparameters can be arguments and variables of the user's program."""
     for name, found in user.items():
-        problem = "contains '='" if "=" in name else unpassable(name)
+        problem = "contains '='" if "=" in name else argument_problem(name)
         if problem:
             text = f"the name of hyperparameter {name[:80]!r} {problem}"
             faults.add(text, found, "another name")
         texts = (text for _, text in walk(found.value) if isinstance(text, str))
-        problems = [problem for problem in map(unpassable, texts) if problem]
+        problems = [problem for problem in map(argument_problem, texts) if problem]
         if problems:
             faults.add(problems[0], found, "a string that can be passed to a program")
 

@@ -32,7 +32,7 @@ class Settings:
     ``SAGEMAKER_MXNET_<NAME>``.
 
     Attributes:
-        ps_port_given: not a setting: whether ``ps_port`` was set explicitly.
+        explicit_ps_port: not a setting: whether ``ps_port`` was set explicitly.
         control_fd: not a setting: a listening socket inherited from ``local``.
         rank_output: not a setting: two file descriptors for each of Horovod's workers on this host,
             for its stdout and its stderr, inherited from ``local``.
@@ -101,7 +101,7 @@ class Settings:
         default_text="none",
         secret=True,
     )
-    ps_port_given: bool = False
+    explicit_ps_port: bool = False
     control_fd: Optional[int] = None
     rank_output: Tuple[int, ...] = ()
 
@@ -123,7 +123,7 @@ def read(sources: Sources, hyperparameters: Hyperparameters, check: Validator) -
     return dataclasses.replace(
         found,
         control_port=control_port,
-        ps_port_given="ps_port" in explicit and found.ps_port != 0,
+        explicit_ps_port="ps_port" in explicit and found.ps_port != 0,
         control_fd=check.value(inherited, _FD, 0) if inherited else None,
         rank_output=_file_descriptors(sources.variable(variables.RANK_OUTPUT), check),
     )

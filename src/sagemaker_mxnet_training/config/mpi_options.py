@@ -8,7 +8,7 @@ Open MPI, ignores those that do not affect the result, and rejects those that wo
 from dataclasses import dataclass, field
 from typing import Dict, List, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_toolkit.settings.validation import Validator, integer, string, unpassable
+from sagemaker_mxnet_toolkit.settings.validation import Validator, argument_problem, integer, string
 from sagemaker_mxnet_training.config.hyperparameters import Hyperparameters
 
 _PROCESSES = integer(1, 1024, "a number of processes")
@@ -185,8 +185,8 @@ class _Parser:
         name, equals, value = self._value(option).partition("=")
         if name in RANK_VARIABLES:
             self.faults.append(f"{option} {name}: this variable is set by the job")
-        elif name and equals and unpassable(value):
-            self.faults.append(f"{option} {name}: {unpassable(value)}")
+        elif name and equals and argument_problem(value):
+            self.faults.append(f"{option} {name}: {argument_problem(value)}")
         elif name and equals:
             self.variables[name] = value
         elif name and name not in self._environ:

@@ -138,7 +138,7 @@ def figure(job: JobTimeline) -> Any:
         rows=3, cols=1, shared_xaxes=True, row_heights=heights, vertical_spacing=_GAP / total
     )
     axis = _Axis(job)
-    for trace in [*_phases(rows, axis), *_lives(rows, axis), *_marks(rows, axis)]:
+    for trace in [*_phases(rows, axis), *_processes(rows, axis), *_marks(rows, axis)]:
         fig.add_trace(trace, row=1, col=1)
     for panel, trace in _usage(job, axis):
         fig.add_trace(trace, row=panel, col=1)
@@ -262,7 +262,7 @@ def _name_phases(fig: Any, rows: Sequence[_Row], axis: _Axis) -> None:
                 )  # fmt: skip
 
 
-def _lives(rows: Sequence[_Row], axis: _Axis) -> List[Any]:
+def _processes(rows: Sequence[_Row], axis: _Axis) -> List[Any]:
     bars = [(y, row, each) for y, row in enumerate(rows) for each in row.processes]
     failed = [summary.verdict_on(each, row.host) == "failed" for _, row, each in bars]
     return [

@@ -256,27 +256,29 @@ def _natural(name: str) -> List[Any]:
 
 def _host(about: Mapping[str, Any], events: List[Mapping[str, Any]]) -> HostTimeline:
     phases, marks = [], []
-    lives: List[Mapping[str, Any]] = []
+    processes: List[Mapping[str, Any]] = []
     values: Dict[str, List[Tuple[float, float]]] = {}
     for event in events:
         kind = event.get("cat")
         if kind == "phase":
             phases.append(PhaseSpan(_text(event["name"]), *_interval(event)))
         elif kind == "process":
-            lives.append(event)
+            processes.append(event)
         elif kind == "usage":
             (value,) = (event["args"][unit] for unit in (CPU, MEMORY) if unit in event["args"])
             values.setdefault(_text(event["name"]), []).append((_time(event), _number(value)))
         elif event.get("ph") == "i":
             marks.append(_mark(event))
-    pids = {int(event["tid"]) for event in lives}
+    pids = {int(event["tid"]) for event in processes}
     failure, hosts = about.get("failure"), about.get("hosts", [about["host"]])
     return HostTimeline(
         host=_text(about["host"]),
         hosts=tuple(_text(name) for name in hosts),
         phases=tuple(phases),
         processes=tuple(
-            sorted((_process(event, values) for event in lives), key=lambda life: life.start)
+            sorted(
+                (_process(event, values) for event in processes), key=lambda process: process.start
+            )
         ),
         marks=tuple(
             mark

@@ -164,7 +164,7 @@ def test_kvstore_meets_where_the_others_reach_this_host() -> None:
 
 def test_port_that_was_asked_for_and_is_taken_is_a_failure(taken: int) -> None:
     """The others hear of it, and it is known before anybody fetches anything."""
-    side = Side(parameter_server=True, ps_port=taken, ps_port_given=True).join()
+    side = Side(parameter_server=True, ps_port=taken, explicit_ps_port=True).join()
     side.wait(VERDICT_DELAY + 0.5)
     assert side.cause().role is Role.SCHEDULER
     assert side.cause().kind is FailureKind.NETWORK
@@ -175,7 +175,7 @@ def test_port_that_was_asked_for_and_is_taken_is_a_failure(taken: int) -> None:
 def test_port_that_is_taken_before_the_start_is_a_failure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    side = Side(parameter_server=True, ps_port=port, ps_port_given=True)
+    side = Side(parameter_server=True, ps_port=port, explicit_ps_port=True)
     with socket.create_server(("127.0.0.1", port)):
         side.train()
         side.wait(VERDICT_DELAY + 0.5)

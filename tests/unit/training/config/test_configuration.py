@@ -93,7 +93,7 @@ def test_an_entry_point_alone_gives_one_host_with_defaults(job, base):
     assert resolved.settings.drain_timeout == 30
     assert resolved.settings.stall_timeout == 0
     assert (resolved.settings.ps_port, resolved.settings.control_port) == (8000, 8001)
-    assert not resolved.settings.ps_port_given
+    assert not resolved.settings.explicit_ps_port
 
 
 def test_it_creates_nothing(job, base):
@@ -360,7 +360,7 @@ def test_hyperparameter_takes_precedence_over_the_variable(job):
     )
     found = resolved.settings
     assert (found.join_timeout, found.peer_timeout, found.stop_grace) == (20, 2.5, 0)
-    assert (found.ps_port, found.ps_port_given, found.control_port) == (9000, True, 7777)
+    assert (found.ps_port, found.explicit_ps_port, found.control_port) == (9000, True, 7777)
     assert found.host_addresses == {"a": "10.0.0.1", "b": "10.0.0.2"}
     assert found.control_fd == 5
     assert found.job_key == "0123456789"
@@ -387,7 +387,7 @@ def test_control_port_is_below_the_highest_scheduler_port(job):
 
 def test_port_zero_in_the_variable_is_any_free_port(job):
     found = job({"SAGEMAKER_MXNET_PS_PORT": "0"}).settings
-    assert (found.ps_port, found.ps_port_given) == (0, False)
+    assert (found.ps_port, found.explicit_ps_port) == (0, False)
 
 
 def test_servers_per_host(job):
