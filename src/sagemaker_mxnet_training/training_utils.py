@@ -71,16 +71,10 @@ def save(
             _logged_hosts.add(here)
             print(f"save: {writer} writes the model; {here} does not", flush=True)
         return
-    symbol, params, inputs = _describe(model)
+    described = _describe(model)
     model_dir = os.fspath(model_dir)
-    shapes = [{"name": name, "shape": list(shape)} for name, shape in inputs]
-    paths = (os.path.join(model_dir, name) for name in (PARAMS, SHAPES, SYMBOL))
     try:
-        os.makedirs(model_dir, exist_ok=True)
-        with replacing(*paths) as (params_path, shapes_path, symbol_path):
-            _write_params(params_path, params)
-            _write_text(shapes_path, json.dumps(shapes))
-            _write_text(symbol_path, symbol.tojson())
+        _write(model_dir, *described)
     except OSError as error:
         error.strerror = (
             f"save: the model cannot be written to {model_dir!r}: {error.strerror}; expected a "
@@ -212,6 +206,18 @@ def _named(args: Dict[str, Any], auxs: Dict[str, Any]) -> Dict[str, Any]:
         **{f"arg:{name}": array for name, array in args.items()},
         **{f"aux:{name}": array for name, array in auxs.items()},
     }
+
+
+def _write(
+    model_dir: str, symbol: Any, params: Dict[str, Any], inputs: Sequence[Tuple[str, _Shape]]
+) -> None:
+    os.makedirs(model_dir, exist_ok=True)
+    shapes = [{"name": name, "shape": list(shape)} for name, shape in inputs]
+    paths = (os.path.join(model_dir, name) for name in (PARAMS, SHAPES, SYMBOL))
+    with replacing(*paths) as (params_path, shapes_path, symbol_path):
+        _write_params(params_path, params)
+        _write_text(shapes_path, json.dumps(shapes))
+        _write_text(symbol_path, symbol.tojson())
 
 
 def _write_text(path: str, text: str) -> None:
