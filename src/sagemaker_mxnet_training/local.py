@@ -36,7 +36,7 @@ from sagemaker_mxnet_toolkit.processes.own_process import (
     die_with_parent,
 )
 from sagemaker_mxnet_toolkit.requirements import virtual_environment
-from sagemaker_mxnet_toolkit.settings.json_text import decode
+from sagemaker_mxnet_toolkit.settings.sources import decode
 from sagemaker_mxnet_toolkit.settings.variables import (
     CONTROL_FD,
     FRESH,

@@ -11,8 +11,7 @@ from sagemaker_mxnet_toolkit.errors import ConfigurationError
 from sagemaker_mxnet_toolkit.redaction import secrets_in
 from sagemaker_mxnet_toolkit.settings import declaration
 from sagemaker_mxnet_toolkit.settings.declaration import setting
-from sagemaker_mxnet_toolkit.settings.faults import Faults, Found
-from sagemaker_mxnet_toolkit.settings.sources import Sources
+from sagemaker_mxnet_toolkit.settings.sources import Faults, Found, Sources
 from sagemaker_mxnet_toolkit.settings.validation import (
     FLAG,
     LOG_LEVEL,

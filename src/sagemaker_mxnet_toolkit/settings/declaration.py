@@ -21,8 +21,7 @@ from typing import (
     TypeVar,
 )
 
-from sagemaker_mxnet_toolkit.settings.faults import Faults, Found, non_empty
-from sagemaker_mxnet_toolkit.settings.sources import Sources
+from sagemaker_mxnet_toolkit.settings.sources import Faults, Found, Sources, non_empty
 from sagemaker_mxnet_toolkit.settings.validation import Kind, Validator
 from sagemaker_mxnet_toolkit.settings.variables import COMPONENT_PREFIXES, NOT_SETTINGS
 

@@ -1,17 +1,149 @@
-"""Sources of the configuration: environment variables and files.
+"""Sources of the configuration: environment variables and JSON files, and the faults in them.
 
-They are read and parsed here; only the type of JSON values is checked.
+A value is passed on with its source (``Found``). Messages about faults are formatted at the end,
+when all secrets that they must not show are known.
 """
 
 import errno
+import json
+import math
 import os
+import re
 import stat
-from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
-from sagemaker_mxnet_toolkit.settings.faults import Faults, Found
-from sagemaker_mxnet_toolkit.settings.json_text import parse
+from sagemaker_mxnet_toolkit.redaction import (
+    is_secret,
+    redact_assignments,
+    redact_mapping,
+    redact_text,
+    secrets_in,
+)
 
+DEEPEST = 64
+"""Maximum levels of nesting, far above that of any real configuration."""
+
+_EXCERPT = 80
 _TYPES = {dict: "a JSON object", list: "a JSON list", bool: "true or false"}
+
+
+def parse(text: str) -> Any:
+    """Parse JSON.
+
+    Python's ``json`` also accepts ``NaN``, ``Infinity`` and 1e999, which are not valid JSON and
+    which other programs that read ``SM_HPS`` reject.
+
+    Raises:
+        ValueError: it is not valid JSON, is nested deeper than ``DEEPEST``, or contains NaN,
+            infinity or a number that is too large.
+    """
+    try:
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at line {error.lineno} column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if any(depth > DEEPEST for depth, _ in walk(value)):
+        raise ValueError(f"nested deeper than {DEEPEST} levels")
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
+
+
+def walk(value: Any) -> Iterator[Tuple[int, Any]]:
+    """Yield a JSON value and every key and value in it, each with its depth."""
+    pending = [(0, value)]
+    while pending:
+        depth, value = pending.pop()
+        yield depth, value
+        if isinstance(value, dict):
+            pending += [(depth + 1, item) for pair in value.items() for item in pair]
+        elif isinstance(value, list):
+            pending += [(depth + 1, item) for item in value]
+
+
+def decode(text: str) -> Any:
+    """Return a hyperparameter's value: the parsed JSON, or the text if it is not valid JSON."""
+    try:
+        return parse(text)
+    except ValueError:
+        return text
+
+
+def variable_text(value: Any) -> str:
+    """Return the text of an environment variable for a JSON value.
+
+    Strings stay as they are, ``null`` becomes empty, and others become JSON, as in
+    sagemaker-training 5.1.4 (``mapping.to_env_vars``).
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+class Found(NamedTuple):
+    """A value and where it was found.
+
+    Attributes:
+        value: a string, or any JSON value.
+        name: name of the variable, key or hyperparameter, which decides whether it is a secret.
+        source: the name as messages show it, with the file if there is one.
+        raw: whether the value is the text of a JSON document.
+    """
+
+    value: Any
+    name: str
+    source: str
+    raw: bool = False
+
+    def shown(self, secrets: Iterable[str]) -> str:
+        """Return the beginning of the value, without secrets."""
+        value = self.value
+        # The text may be valid or invalid JSON that contains a secret.
+        structured = isinstance(value, str) and (self.raw or re.search("[:=]", value))
+        if structured and any(map(is_secret, re.findall(r"[\w.-]+", value))):
+            return "(not shown, since it may contain a secret)"
+        value = redact_mapping({self.name: value})[self.name]
+        text = redact_text(value if isinstance(value, str) else json.dumps(value), secrets)
+        text = text if len(text) <= _EXCERPT else text[:_EXCERPT] + "..."
+        return repr(text) if isinstance(value, str) else text
+
+
+def non_empty(found: Optional[Found]) -> Optional[Found]:
+    """Return ``None`` for a value that is ``null`` or an empty string, else the value itself."""
+    return None if found is None or found.value is None or found.value == "" else found
+
+
+class Faults:
+    """The faults found so far."""
+
+    def __init__(self) -> None:
+        self._secrets: Set[str] = set()
+        self._faults: List[Tuple[str, Optional[Found], str]] = []
+
+    def keep_secret(self, mapping: Mapping[str, Any]) -> None:
+        """Mask the secret values of this mapping in all messages."""
+        self._secrets |= secrets_in(mapping)
+
+    def add(self, problem: str, found: Optional[Found] = None, expected: str = "") -> None:
+        """Record a fault: the problem, the value that has it, and what was expected."""
+        self._faults.append((problem, found, expected))
+
+    def sentences(self) -> Tuple[str, ...]:
+        """Return a message for each fault, which can be encoded as UTF-8."""
+        sentences = []
+        for problem, found, expected in self._faults:
+            text = redact_assignments(redact_text(problem, self._secrets))
+            if found is not None:
+                text = f"{found.source}: {text}: {found.shown(self._secrets)}"
+            text += f"; expected {expected}" if expected else ""
+            sentences.append(text.encode("utf-8", "backslashreplace").decode())
+        return tuple(sentences)
 
 
 class Sources:

@@ -8,8 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Generic, List, Optional, TypeVar
 
-from sagemaker_mxnet_toolkit.settings.faults import Faults, Found
-from sagemaker_mxnet_toolkit.settings.json_text import parse
+from sagemaker_mxnet_toolkit.settings.sources import Faults, Found, parse
 
 LONGEST = 7 * 86400.0
 """The longest valid duration in seconds; poll(2) and epoll_wait(2) overflow after 24 days."""

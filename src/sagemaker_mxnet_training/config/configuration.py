@@ -10,8 +10,7 @@ import re
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.container import count_cpus, count_gpus, visible_cpus
-from sagemaker_mxnet_toolkit.settings.faults import Faults, Found
-from sagemaker_mxnet_toolkit.settings.sources import Sources
+from sagemaker_mxnet_toolkit.settings.sources import Faults, Found, Sources
 from sagemaker_mxnet_toolkit.settings.validation import (
     LOG_LEVEL,
     Validator,

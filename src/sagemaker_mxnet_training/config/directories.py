@@ -9,8 +9,7 @@ import re
 from typing import Dict, Mapping, NamedTuple, Optional
 
 from sagemaker_mxnet_toolkit.errors import ConfigurationError
-from sagemaker_mxnet_toolkit.settings.faults import Found, non_empty
-from sagemaker_mxnet_toolkit.settings.sources import Sources, match
+from sagemaker_mxnet_toolkit.settings.sources import Found, Sources, match, non_empty
 from sagemaker_mxnet_toolkit.settings.validation import Validator, matching
 from sagemaker_mxnet_training.config.job import Job
 

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping
 from sagemaker_mxnet_toolkit.failure import Role
 from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.settings import variables
-from sagemaker_mxnet_toolkit.settings.json_text import variable_text
+from sagemaker_mxnet_toolkit.settings.sources import variable_text
 from sagemaker_mxnet_training.config.job import Job
 
 _GROUP = "homogeneousCluster"

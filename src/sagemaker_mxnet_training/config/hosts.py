@@ -4,8 +4,7 @@ import re
 import socket
 from typing import Any, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_toolkit.settings.faults import Found, non_empty
-from sagemaker_mxnet_toolkit.settings.sources import Sources
+from sagemaker_mxnet_toolkit.settings.sources import Found, Sources, non_empty
 from sagemaker_mxnet_toolkit.settings.validation import Kind, Validator, matching, string
 
 FILE = "resourceconfig.json"

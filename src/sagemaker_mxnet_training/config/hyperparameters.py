@@ -2,9 +2,18 @@
 
 from typing import Any, Dict, Mapping, NamedTuple, Optional
 
-from sagemaker_mxnet_toolkit.settings.faults import Faults, Found, non_empty
-from sagemaker_mxnet_toolkit.settings.json_text import decode, variable_text, walk
-from sagemaker_mxnet_toolkit.settings.sources import Sources, match, members, spelling
+from sagemaker_mxnet_toolkit.settings.sources import (
+    Faults,
+    Found,
+    Sources,
+    decode,
+    match,
+    members,
+    non_empty,
+    spelling,
+    variable_text,
+    walk,
+)
 from sagemaker_mxnet_toolkit.settings.validation import FLAG, Validator, argument_problem
 
 FILE = "hyperparameters.json"

@@ -6,8 +6,7 @@ from typing import Mapping, Optional, Tuple
 
 from sagemaker_mxnet_toolkit.settings import declaration, variables
 from sagemaker_mxnet_toolkit.settings.declaration import setting
-from sagemaker_mxnet_toolkit.settings.faults import Found
-from sagemaker_mxnet_toolkit.settings.sources import Sources
+from sagemaker_mxnet_toolkit.settings.sources import Found, Sources
 from sagemaker_mxnet_toolkit.settings.validation import (
     ADDRESSES,
     Validator,

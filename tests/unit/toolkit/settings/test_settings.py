@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_toolkit.settings import declaration, json_text, validation
+from sagemaker_mxnet_toolkit.settings import declaration, sources, validation
 from sagemaker_mxnet_toolkit.settings.declaration import declared, setting
-from sagemaker_mxnet_toolkit.settings.faults import Faults, Found
-from sagemaker_mxnet_toolkit.settings.sources import Sources
+from sagemaker_mxnet_toolkit.settings.sources import Faults, Found, Sources
 from sagemaker_mxnet_toolkit.settings.validation import Validator
 
 
@@ -149,9 +148,9 @@ def test_a_kind_accepts_a_value_or_says_what_is_wrong(name, value):
 @pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999"])
 def test_a_number_that_is_not_finite_is_not_json(text):
     with pytest.raises(ValueError, match="not a finite number"):
-        json_text.parse(f"[{text}]")
+        sources.parse(f"[{text}]")
 
 
-@given(ANYTHING.map(json_text.variable_text))
+@given(ANYTHING.map(sources.variable_text))
 def test_any_variable_can_be_decoded(text):
-    json_text.decode(text)
+    sources.decode(text)

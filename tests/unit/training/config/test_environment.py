@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_toolkit.settings.json_text import variable_text
+from sagemaker_mxnet_toolkit.settings.sources import variable_text
 from sagemaker_mxnet_training.config.configuration import resolve
 from sagemaker_mxnet_training.config.environment import (
     arguments,
