@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, List, Mapping, Optional
 
-from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.failure import FailureKind, JobError
 
 # Some clients send the character set in this header.
 _NOT_COMPRESSED = ("", "identity", "utf-8", "utf8")

@@ -7,7 +7,7 @@ from typing import Mapping, NoReturn, Optional
 from sagemaker_mxnet_serving.front import process_specs, server_settings
 from sagemaker_mxnet_serving.inference import description_lines
 from sagemaker_mxnet_toolkit.code import fetch
-from sagemaker_mxnet_toolkit.errors import ConfigurationError, JobError
+from sagemaker_mxnet_toolkit.failure import ConfigurationError, JobError
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes import own_process
 from sagemaker_mxnet_toolkit.requirements import known

@@ -4,7 +4,7 @@ import errno
 import itertools
 import socket
 
-from sagemaker_mxnet_toolkit.errors import NetworkError
+from sagemaker_mxnet_toolkit.failure import NetworkError
 
 INVISIBLE = "a process of another user or container"
 """The owner of a port if ``port_owner`` cannot find it."""

@@ -10,8 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Dict, List, Optional
 
-from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.failure import FailureKind, JobError
 
 SYMBOL, PARAMS, SHAPES = "model-symbol.json", "model-0000.params", "model-shapes.json"
 """The graph, the parameters, and a JSON list of ``{"name", "shape"}``, one for each input."""

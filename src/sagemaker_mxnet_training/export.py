@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Set, Tuple
 
 from sagemaker_mxnet_toolkit import compatibility
 from sagemaker_mxnet_toolkit.atomic_files import replacing
-from sagemaker_mxnet_toolkit.errors import JobError
+from sagemaker_mxnet_toolkit.failure import JobError
 from sagemaker_mxnet_toolkit.model_files import (
     SAVED_BY,
     ModelFiles,

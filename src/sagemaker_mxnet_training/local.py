@@ -25,8 +25,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, 
 
 from sagemaker_mxnet_toolkit import container
 from sagemaker_mxnet_toolkit.code import fetch, preparation
-from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.failure import FailureKind, Outcome, exit_status
+from sagemaker_mxnet_toolkit.failure import FailureKind, JobError, Outcome, exit_status
 from sagemaker_mxnet_toolkit.log import write_all
 from sagemaker_mxnet_toolkit.processes.child_report import write_line
 from sagemaker_mxnet_toolkit.processes.own_process import (

@@ -9,8 +9,7 @@ import sys
 import time
 from typing import Mapping, Optional
 
-from sagemaker_mxnet_toolkit.errors import ConfigurationError
-from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role
+from sagemaker_mxnet_toolkit.failure import ConfigurationError, Failure, FailureKind, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster.events import Verdict
 from sagemaker_mxnet_training.config import configuration

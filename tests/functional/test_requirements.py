@@ -24,8 +24,7 @@ from pathlib import Path
 import pytest
 
 from sagemaker_mxnet_toolkit.code import preparation
-from sagemaker_mxnet_toolkit.errors import RequirementsError
-from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.failure import FailureKind, RequirementsError
 from sagemaker_mxnet_toolkit.processes import program
 from sagemaker_mxnet_toolkit.requirements import install as requirements
 from sagemaker_mxnet_toolkit.requirements import requirement_file

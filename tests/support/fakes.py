@@ -2,8 +2,7 @@
 
 from typing import Any, Dict, List, Optional, Tuple
 
-from sagemaker_mxnet_toolkit.errors import ConfigurationError
-from sagemaker_mxnet_toolkit.failure import Failure
+from sagemaker_mxnet_toolkit.failure import ConfigurationError, Failure
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster.events import (
     DrainRoles,

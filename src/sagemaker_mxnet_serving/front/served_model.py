@@ -28,8 +28,13 @@ from sagemaker_mxnet_serving.front.worker_links import WorkerLink
 from sagemaker_mxnet_serving.front.workers import MAX_FAILURES, RETRY_SECONDS, Workers
 from sagemaker_mxnet_toolkit.code import preparation
 from sagemaker_mxnet_toolkit.container import OomMonitor
-from sagemaker_mxnet_toolkit.errors import StartError, start_error_reason
-from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
+from sagemaker_mxnet_toolkit.failure import (
+    Failure,
+    FailureKind,
+    Role,
+    StartError,
+    start_error_reason,
+)
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec
 

@@ -29,8 +29,7 @@ from sagemaker_mxnet_serving.front.served_model import STOP_SECONDS, ModelPhase,
 from sagemaker_mxnet_serving.front.server_settings import PROGRAM, ServerSettings
 from sagemaker_mxnet_serving.inference import description_lines
 from sagemaker_mxnet_toolkit import __version__, listening
-from sagemaker_mxnet_toolkit.errors import NetworkError
-from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role
+from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, NetworkError, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes import own_process
 from sagemaker_mxnet_toolkit.requirements.virtual_environment import installation_notice

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, FrozenSet, Mapping, Optional, Sequence, Tuple
 
 from sagemaker_mxnet_toolkit import container
-from sagemaker_mxnet_toolkit.errors import ConfigurationError
+from sagemaker_mxnet_toolkit.failure import ConfigurationError
 from sagemaker_mxnet_toolkit.redaction import secrets_in
 from sagemaker_mxnet_toolkit.settings import declaration
 from sagemaker_mxnet_toolkit.settings.declaration import setting

@@ -17,8 +17,13 @@ from sagemaker_mxnet_serving.front.endings import HOST, ending
 from sagemaker_mxnet_serving.front.metrics import Metrics
 from sagemaker_mxnet_serving.front.worker_links import ControlLink, WorkerLink
 from sagemaker_mxnet_toolkit.container import OomMonitor
-from sagemaker_mxnet_toolkit.errors import start_error_reason
-from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status
+from sagemaker_mxnet_toolkit.failure import (
+    Failure,
+    FailureKind,
+    Role,
+    exit_status,
+    start_error_reason,
+)
 from sagemaker_mxnet_toolkit.log import Log
 
 MAX_FAILURES = 3

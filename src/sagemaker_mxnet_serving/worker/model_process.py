@@ -22,7 +22,7 @@ from sagemaker_mxnet_serving import worker_frames
 from sagemaker_mxnet_serving.inference import ModelSettings
 from sagemaker_mxnet_serving.worker import worker_process
 from sagemaker_mxnet_toolkit import compatibility
-from sagemaker_mxnet_toolkit.errors import start_error_reason
+from sagemaker_mxnet_toolkit.failure import start_error_reason
 from sagemaker_mxnet_toolkit.processes import own_process, program
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 

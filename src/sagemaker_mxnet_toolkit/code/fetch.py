@@ -24,7 +24,7 @@ import zlib
 from typing import Any, Collection, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
 from sagemaker_mxnet_toolkit.atomic_files import remove_leftovers, write_text
-from sagemaker_mxnet_toolkit.errors import CodeError
+from sagemaker_mxnet_toolkit.failure import CodeError
 from sagemaker_mxnet_toolkit.processes.child_report import Report, progress, write_line
 
 RECORD = ".sagemaker_mxnet_source.json"

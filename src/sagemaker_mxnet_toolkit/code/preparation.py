@@ -7,7 +7,7 @@ import enum
 import os
 from typing import Optional
 
-from sagemaker_mxnet_toolkit.errors import CodeError
+from sagemaker_mxnet_toolkit.failure import CodeError
 
 REQUIREMENTS = "requirements.txt"
 """Name of the file in the code directory, as in sagemaker-training 5.1.4."""

@@ -18,8 +18,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Collection, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_toolkit.errors import StartError
-from sagemaker_mxnet_toolkit.failure import FailureKind, Role
+from sagemaker_mxnet_toolkit.failure import FailureKind, Role, StartError
 from sagemaker_mxnet_toolkit.log import write_all
 from sagemaker_mxnet_toolkit.settings.variables import REPORT_FD
 

@@ -26,8 +26,7 @@ import signal  # noqa: E402
 from typing import Mapping, NoReturn, Tuple  # noqa: E402
 
 from sagemaker_mxnet_toolkit import tracebacks  # noqa: E402
-from sagemaker_mxnet_toolkit.errors import JobError  # noqa: E402
-from sagemaker_mxnet_toolkit.failure import FailureKind  # noqa: E402
+from sagemaker_mxnet_toolkit.failure import FailureKind, JobError  # noqa: E402
 from sagemaker_mxnet_toolkit.processes import child_report  # noqa: E402
 from sagemaker_mxnet_toolkit.processes.child_report import Report  # noqa: E402
 

@@ -28,7 +28,7 @@ from packaging.utils import canonicalize_name
 
 from sagemaker_mxnet_toolkit.code.preparation import REQUIREMENTS as FILE
 from sagemaker_mxnet_toolkit.code.preparation import is_package
-from sagemaker_mxnet_toolkit.errors import RequirementsError
+from sagemaker_mxnet_toolkit.failure import RequirementsError
 from sagemaker_mxnet_toolkit.processes.child_report import Report, progress, write_line
 from sagemaker_mxnet_toolkit.redaction import redact_text, secrets_in
 from sagemaker_mxnet_toolkit.requirements import installed, known, pip_failure, requirement_file

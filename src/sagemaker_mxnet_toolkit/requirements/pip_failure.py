@@ -17,8 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from sagemaker_mxnet_toolkit.errors import RequirementsError
-from sagemaker_mxnet_toolkit.failure import signal_name
+from sagemaker_mxnet_toolkit.failure import RequirementsError, signal_name
 from sagemaker_mxnet_toolkit.requirements.installed import Kept
 
 _TAIL_LINES = 40

@@ -12,8 +12,7 @@ import os
 import zipfile
 from typing import Any, BinaryIO, Dict, Iterable, Iterator, List, Tuple
 
-from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.failure import FailureKind, JobError
 
 FORMAT = 1
 """Version of the format. A file with another version is rejected."""

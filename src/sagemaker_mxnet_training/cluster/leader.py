@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any, Callable, Dict, Optional, Set
 
 from sagemaker_mxnet_toolkit import listening
-from sagemaker_mxnet_toolkit.errors import NetworkError
-from sagemaker_mxnet_toolkit.failure import Failure, Outcome, Role
+from sagemaker_mxnet_toolkit.failure import Failure, NetworkError, Outcome, Role
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.cluster.coordinator import (
     GIVE_UP_DEADLINE,

@@ -8,7 +8,7 @@ import os
 import re
 from typing import Dict, Mapping, NamedTuple, Optional
 
-from sagemaker_mxnet_toolkit.errors import ConfigurationError
+from sagemaker_mxnet_toolkit.failure import ConfigurationError
 from sagemaker_mxnet_toolkit.settings.sources import Found, Sources, match, non_empty
 from sagemaker_mxnet_toolkit.settings.validation import Validator, matching
 from sagemaker_mxnet_training.config.job import Job

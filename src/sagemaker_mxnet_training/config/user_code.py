@@ -4,7 +4,7 @@ import os
 import stat
 from typing import Optional, Tuple
 
-from sagemaker_mxnet_toolkit.errors import CodeError
+from sagemaker_mxnet_toolkit.failure import CodeError
 from sagemaker_mxnet_toolkit.settings.sources import Found, Sources
 from sagemaker_mxnet_toolkit.settings.validation import Validator, string
 from sagemaker_mxnet_training.config.hyperparameters import Hyperparameters

@@ -12,7 +12,7 @@ import struct
 import threading
 from typing import Callable, Mapping, Optional
 
-from sagemaker_mxnet_toolkit.errors import NetworkError
+from sagemaker_mxnet_toolkit.failure import NetworkError
 from sagemaker_mxnet_toolkit.listening import INVISIBLE, bind, port_owner
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_training.config.job import Job

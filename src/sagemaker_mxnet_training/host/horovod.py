@@ -13,8 +13,7 @@ import os
 import socket
 from typing import Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.failure import FailureKind, JobError
 from sagemaker_mxnet_training.config.configuration import ROOT
 from sagemaker_mxnet_training.config.job import Job
 from sagemaker_mxnet_training.control.addresses import interface_address, resolve

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any, Callable, List, Mapping, Optional
 
 from sagemaker_mxnet_toolkit.code import preparation
-from sagemaker_mxnet_toolkit.errors import JobError
 from sagemaker_mxnet_toolkit.failure import (
     UNWRITTEN,
     Failure,
     FailureKind,
+    JobError,
     Role,
     exit_status,
     signal_name,

@@ -15,8 +15,15 @@ import time
 import traceback
 from typing import Optional
 
-from sagemaker_mxnet_toolkit.errors import JobError, StartError
-from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Outcome, Role, signal_name
+from sagemaker_mxnet_toolkit.failure import (
+    Failure,
+    FailureKind,
+    JobError,
+    Outcome,
+    Role,
+    StartError,
+    signal_name,
+)
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes.own_process import STOP_SIGNALS, SignalPipe, become_subreaper
 from sagemaker_mxnet_toolkit.settings.variables import JOB_ID

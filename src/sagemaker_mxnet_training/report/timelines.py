@@ -11,8 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.failure import Failure, Outcome
+from sagemaker_mxnet_toolkit.failure import Failure, JobError, Outcome
 from sagemaker_mxnet_toolkit.settings.sources import without_waiting
 from sagemaker_mxnet_training.host.timeline import CPU, MEMORY, PROGRAM
 

@@ -24,8 +24,7 @@ from importlib.machinery import SourceFileLoader
 from typing import Callable, Iterator, List, NoReturn, Optional
 
 from sagemaker_mxnet_toolkit import compatibility, tracebacks
-from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.failure import FailureKind, JobError
 from sagemaker_mxnet_toolkit.processes import own_process
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_toolkit.settings.variables import TERMINAL

@@ -14,8 +14,7 @@ import tempfile
 from typing import List, Optional
 
 from sagemaker_mxnet_toolkit.code.fetch import s3_endpoint
-from sagemaker_mxnet_toolkit.errors import JobError
-from sagemaker_mxnet_toolkit.failure import FailureKind
+from sagemaker_mxnet_toolkit.failure import FailureKind, JobError
 from sagemaker_mxnet_toolkit.processes.child_report import Report, write_line
 
 

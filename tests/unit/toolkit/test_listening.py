@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sagemaker_mxnet_toolkit.errors import NetworkError
+from sagemaker_mxnet_toolkit.failure import NetworkError
 from sagemaker_mxnet_toolkit.listening import listen, port_owner
 
 HOLDER = """

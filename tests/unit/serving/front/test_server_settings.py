@@ -8,7 +8,7 @@ import pytest
 from sagemaker_mxnet_serving.front import process_specs
 from sagemaker_mxnet_serving.front.server_settings import resolve
 from sagemaker_mxnet_toolkit import container
-from sagemaker_mxnet_toolkit.errors import ConfigurationError
+from sagemaker_mxnet_toolkit.failure import ConfigurationError
 
 
 def test_defaults() -> None:

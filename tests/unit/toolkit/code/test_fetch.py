@@ -18,7 +18,7 @@ from sagemaker_mxnet_toolkit.code.preparation import (
     entry_point_kind,
     make_executable,
 )
-from sagemaker_mxnet_toolkit.errors import CodeError
+from sagemaker_mxnet_toolkit.failure import CodeError
 
 
 def member(name, data=b"", **attributes):

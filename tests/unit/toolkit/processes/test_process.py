@@ -16,8 +16,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Tuple
 import psutil
 import pytest
 
-from sagemaker_mxnet_toolkit.errors import StartError
-from sagemaker_mxnet_toolkit.failure import Role
+from sagemaker_mxnet_toolkit.failure import Role, StartError
 from sagemaker_mxnet_toolkit.log import Log
 from sagemaker_mxnet_toolkit.processes import process
 from sagemaker_mxnet_toolkit.processes.process import Child, ProcessSpec, StderrTail

@@ -80,7 +80,7 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_job_error_is_reported_with_its_message_and_kind(example, name):
     status, events, output = example.run(f"""
-        from sagemaker_mxnet_toolkit.errors import {name}
+        from sagemaker_mxnet_toolkit.failure import {name}
         raise {name}("the cause\\nmore\\nlines")
         """)
     reported = {"reason": "the cause", "detail": "more\nlines", "kind": ERRORS[name].value}
@@ -90,7 +90,7 @@ def test_job_error_is_reported_with_its_message_and_kind(example, name):
 
 def test_several_faults_of_a_configuration_are_one_failure(example):
     _, (event,), _ = example.run("""
-        from sagemaker_mxnet_toolkit.errors import ConfigurationError
+        from sagemaker_mxnet_toolkit.failure import ConfigurationError
         raise ConfigurationError(["one", "two"])
         """)
     assert event["kind"] == FailureKind.CONFIGURATION.value

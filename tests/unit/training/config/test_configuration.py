@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sagemaker_mxnet_serving.front.server_settings import ServerSettings
 from sagemaker_mxnet_toolkit.container import count_cpus, count_gpus
-from sagemaker_mxnet_toolkit.errors import CodeError, ConfigurationError
+from sagemaker_mxnet_toolkit.failure import CodeError, ConfigurationError
 from sagemaker_mxnet_toolkit.settings import variables
 from sagemaker_mxnet_toolkit.settings.declaration import declared
 from sagemaker_mxnet_training.config.configuration import resolve

@@ -9,7 +9,7 @@ from typing import Any, List
 
 import pytest
 
-from sagemaker_mxnet_toolkit.errors import NetworkError
+from sagemaker_mxnet_toolkit.failure import NetworkError
 from sagemaker_mxnet_toolkit.listening import listen
 from sagemaker_mxnet_training.control import addresses
 from sagemaker_mxnet_training.control.addresses import (
