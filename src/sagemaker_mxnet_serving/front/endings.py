@@ -47,7 +47,7 @@ def ending(returncode: int, oom: OomMonitor, kind: FailureKind = FailureKind.MOD
     now = time.monotonic()
     oom.check(now)
     if returncode == -signal.SIGKILL and oom.explains(now):
-        how = f"was killed by the kernel for lack of memory: {limit_reached()}"
+        how = f"was killed by the kernel for lack of memory ({limit_reached()})"
         return Ending(how, MEMORY_REMEDY, FailureKind.OUT_OF_MEMORY)
     if returncode >= 0:
         remedy = "the script or a library ended it; see what it logged before"
