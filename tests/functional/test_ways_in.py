@@ -278,10 +278,11 @@ sys.meta_path.insert(0, Finder)
         (["train"], "sagemaker_mxnet_training.training", "the job was STOPPED"),
         (["local", "train.py"], "sagemaker_mxnet_training.local", ""),
         (["local", "train.py"], "sagemaker_mxnet_training.training", "job STOPPED"),
-        (["report", "."], "sagemaker_mxnet_training.report.command", ""),
+        (["report", "."], "sagemaker_mxnet_training.report", ""),
         (["doctor"], "sagemaker_mxnet_training.doctor", ""),
+        (["--version"], "sagemaker_mxnet_cli.command_line", ""),
     ],
-    ids=["train", "local", "host-of-local", "report", "doctor"],
+    ids=["train", "local", "host-of-local", "report", "doctor", "program"],
 )
 def test_ctrl_c_while_a_command_starts(
     tmp_path: Path, words: List[str], module: str, said: str

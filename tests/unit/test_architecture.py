@@ -54,7 +54,7 @@ def test_packages_import_only_what_they_stand_on(package: str) -> None:
 
 
 def test_python_m_starts_the_command_line() -> None:
-    assert list(imported(MAIN)) == ["sagemaker_mxnet_cli.command_line.main"]
+    assert list(imported(MAIN)) == ["sagemaker_mxnet_cli.main"]
 
 
 def test_checkpoints_import_nothing_above_them() -> None:
