@@ -45,6 +45,7 @@ def main(arguments: List[str], report: Report) -> None:
     script.ended_by = signal_handlers.watch(script.end)
     _debug_on(os.environ.get(TERMINAL, ""))
     if "HOROVOD_RANK" in os.environ:
+        horovod_worker.write_whole_lines()
         horovod_worker.report_threads(report)
     # Exclude everything that is loaded from garbage collection, also from that at exit.
     gc.freeze()

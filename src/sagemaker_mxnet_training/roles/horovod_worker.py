@@ -6,6 +6,7 @@ Horovod need not be installed: nothing here imports it.
 import contextlib
 import functools
 import importlib.util
+import io
 import os
 import re
 import sys
@@ -24,6 +25,15 @@ _LOST_PEER = re.compile(
     r"Connection (?:closed|reset) by peer|Broken pipe|(?:Read|Write) (?:error|timeout) |"
     r"Socket (?:unexpectedly )?closed |Timed out waiting |caused pair closure"
 )
+
+
+def write_whole_lines() -> None:
+    """Write each line of standard output at once: the workers of a host share it.
+
+    With ``PYTHONUNBUFFERED``, ``print`` writes each argument by itself.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, write_through=False)
 
 
 def report_threads(report: Report) -> None:
