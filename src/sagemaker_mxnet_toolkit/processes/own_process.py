@@ -2,7 +2,7 @@
 
 ``SignalPipe`` reads signals from a file descriptor, which a selector can wait for. This is the
 self-pipe trick with ``signal.set_wakeup_fd``: the C handler writes the number of each signal to a
-socket pair.
+pipe.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import faulthandler
 import os
 import resource
 import signal
-import socket
 import time
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
@@ -119,13 +118,11 @@ class SignalPipe:
         self._numbers = not_ignored(numbers)
 
     def __enter__(self) -> "SignalPipe":
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._handlers: Dict[int, Any] = {
             number: signal.signal(number, lambda *_: None) for number in self._numbers
         }
-        self._wakeup_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._wakeup_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         unblock_stop_signals()
         return self
 
@@ -133,17 +130,17 @@ class SignalPipe:
         signal.set_wakeup_fd(self._wakeup_fd)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._reader.close()
-        self._writer.close()
+        os.close(self._reader)
+        os.close(self._writer)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when a signal has arrived."""
-        return self._reader.fileno()
+        return self._reader
 
     def read(self) -> List[int]:
         """Return the numbers of the signals since the last call, in the order of arrival."""
         with contextlib.suppress(BlockingIOError):
-            return list(self._reader.recv(4096))
+            return list(os.read(self._reader, 4096))
         return []
 
 
