@@ -291,7 +291,7 @@ def test_many_first_imports_at_once(tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for _ in range(int(os.environ.get("FIRST_IMPORTS", "8")))
+        for _ in range(int(os.environ.get("FIRST_IMPORTS", "4")))
     ]
     try:
         outputs = [run.communicate(timeout=800)[0] for run in runs]
@@ -337,6 +337,18 @@ def test_scipy_and_requests_are_loaded_when_they_are_used(filled):
     assert first in (str(expected), str([*expected, "numpy.testing"]))
     assert second == "True True"
     assert third in ("True csr [[0.0, 1.0]]", "none")
+
+
+def test_onnx_is_loaded_when_a_converter_runs(filled):
+    pytest.importorskip("onnx")
+    code = BEGIN + (
+        "from mxnet.onnx.mx2onnx._export_onnx import MXNetGraph\n"
+        "print('onnx' in sys.modules, len(MXNetGraph.registry_[12]) > 100)\n"
+        "node = {'name': 'out', 'inputs': []}\n"
+        "(made,) = MXNetGraph.registry_[12]['tanh'](node, outputs_lookup=[])\n"
+        "print('onnx' in sys.modules, made.op_type)\n"
+    )
+    assert python("-c", code, filled).split() == ["False", "True", "True", "Tanh"]
 
 
 def test_the_command_fills_the_cache_next_to_the_package(tmp_path):

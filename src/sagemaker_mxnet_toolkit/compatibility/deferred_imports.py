@@ -1,8 +1,8 @@
 """Defers imports of packages that MXNet rarely uses until their first use.
 
-``import mxnet`` loads SciPy for sparse matrices and statistics, ``requests`` for a downloader and
-``numpy.testing`` for its test tools, which takes half of its time. Only MXNet's modules get
-placeholders for them; ``sys.modules`` is not changed.
+``import mxnet`` loads SciPy for sparse matrices and statistics, ``requests`` for a downloader,
+``numpy.testing`` for its test tools and ``onnx`` for its export, which takes half of its time. Only
+MXNet's modules get placeholders for them; ``sys.modules`` is not changed.
 """
 
 import importlib
@@ -17,12 +17,18 @@ MODULES = frozenset(
         "mxnet.gluon.utils",
         "mxnet.ndarray.sparse",
         "mxnet.ndarray.utils",
+        "mxnet.onnx.mx2onnx._export_onnx",
+        "mxnet.onnx.mx2onnx._op_translations._op_translations_opset12",
+        "mxnet.onnx.mx2onnx._op_translations._op_translations_opset13",
         "mxnet.test_utils",
     )
 )
 """MXNet's modules with such imports."""
 
-_NAMES = frozenset(("numpy.testing", "requests", "scipy.sparse", "scipy.stats"))
+IN_FUNCTIONS = frozenset(("mxnet.onnx.mx2onnx._export_onnx",))
+"""Modules with such imports in functions, too: the decorator of each converter imports onnx."""
+
+_NAMES = frozenset(("numpy.testing", "onnx", "requests", "scipy.sparse", "scipy.stats"))
 
 
 def deferring(import_: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,10 +39,14 @@ def deferring(import_: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         # Either ``import scipy.sparse as x`` or ``from scipy import stats``.
         full_name = name if not fromlist else f"{name}.{fromlist[0]}"
-        if level or full_name not in _NAMES or not _can_defer(full_name):
+        if level or full_name not in _NAMES or full_name in sys.modules:
             return import_(name, globals, locals, fromlist, level)
+        module = _MODULES.get(full_name)
+        if module is None:
+            if not _can_defer(full_name):
+                return import_(name, globals, locals, fromlist, level)
+            module = _MODULES[full_name] = _DeferredModule(full_name)
         submodule = full_name.partition(".")[2]
-        module = _MODULES.setdefault(full_name, _DeferredModule(full_name))
         # The import statement takes the submodule from what is returned.
         return SimpleNamespace(**{submodule: module}) if submodule else module
 
@@ -44,9 +54,7 @@ def deferring(import_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _can_defer(name: str) -> bool:
-    """Return whether a package is installed and not loaded, and no script relies on the import."""
-    if name in sys.modules:
-        return False
+    """Return whether a package is installed, and no script relies on MXNet's import of it."""
     package = name.partition(".")[0]
     try:
         spec = find_spec(package)

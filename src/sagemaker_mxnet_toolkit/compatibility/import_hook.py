@@ -138,16 +138,19 @@ class _Loader(SourceFileLoader):
         own = scope["__builtins__"] = {**vars(builtins), "__import__": _import}
         if self.name in RENDERING_MODULES and is_numpy_2(sys.modules["numpy"]):
             scope["str"] = Rendered
+        later = _import
         try:
             if self.name in deferred_imports.MODULES:
                 own["__import__"] = deferred_imports.deferring(_import)
+            if self.name in deferred_imports.IN_FUNCTIONS:
+                later = own["__import__"]
             generated = self._operators()
             if generated is not None:
                 own["__import__"] = generated.importing(_import)
             super().exec_module(module)
         finally:
             # Imports in functions, which may run at each call, skip the other hooks.
-            own["__import__"] = _import
+            own["__import__"] = later
         if generated is not None:
             generated.restore(scope)
         if self.name in REPAIRS:
