@@ -24,6 +24,9 @@ def pytest_collection_modifyitems(items: "list[pytest.Item]") -> None:
             # each of their steps has a timeout of its own.
             seconds = timeout.args[0] if timeout else 300
             item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
+            # Tests that run one at a time go to one worker: the others would wait for it.
+            for alone in {"local_mode", "only_build"}.intersection(item.fixturenames):
+                item.add_marker(pytest.mark.xdist_group(alone))
 
 
 @pytest.fixture(scope="session")

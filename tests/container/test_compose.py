@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
@@ -211,41 +211,47 @@ def test_next_job_resumes_after_a_killed_host(project: str, tmp_path: Path, imag
     command = custom_command(project, tmp_path, image, script, 3, "on-failure:3")
     names = ("algo-1", "algo-2", "algo-3")
 
-    def output(host: str) -> str:
-        return run(*command, "logs", "--no-color", host).stdout
+    containers: Dict[str, str] = {}
 
-    def container(host: str) -> str:
-        return run(*command, "ps", "-aq", host).stdout.strip()
+    def start(*hosts: str) -> None:
+        run(*command, "up", "-d", *hosts, timeout=120)
+        for host in hosts:
+            containers[host] = run(*command, "ps", "-aq", host).stdout.strip()
+
+    def output(host: str) -> str:
+        return run("docker", "logs", containers[host]).stdout
 
     def inspect(host: str, fields: str) -> List[str]:
-        return run("docker", "inspect", "--format", fields, container(host)).stdout.split()
+        return run("docker", "inspect", "--format", fields, containers[host]).stdout.split()
+
+    def wait_until(check: Callable[[], object], what: str) -> Any:
+        return eventually(check, what, 120, period=0.2)
 
     def restarts(host: str) -> int:
         return int(inspect(host, "{{.RestartCount}}")[0])
 
     def kill(host: str) -> None:
         # 0 where it does not run, which os.kill takes for the process group of the tests.
-        pid = eventually(lambda: int(inspect(host, "{{.State.Pid}}")[0]), f"{host} running", 60)
+        pid = wait_until(lambda: int(inspect(host, "{{.State.Pid}}")[0]), f"{host} running")
         os.kill(pid, signal.SIGKILL)
 
     try:
-        run(*command, "up", "-d", "algo-1", "algo-2", timeout=120)
-        eventually(lambda: "algo-2 joined" in output("algo-1"), "joining", 60)
+        start("algo-1", "algo-2")
+        wait_until(lambda: "algo-2 joined" in output("algo-1"), "joining")
         kill("algo-2")
-        eventually(lambda: restarts("algo-1") == restarts("algo-2") == 1, "the next job", 60)
-        run(*command, "up", "-d", "algo-3", timeout=120)
+        wait_until(lambda: restarts("algo-1") == restarts("algo-2") == 1, "the next job")
+        start("algo-3")
         for host in names:
-            eventually(lambda host=host: "step 30 done" in output(host), f"training of {host}", 60)
+            wait_until(lambda host=host: "step 30 done" in output(host), f"training of {host}")
         kill("algo-1")
         (tmp_path / "code/go").touch()
         counted = sum(number % 7 for number in range(STEPS))
         for host in names:
-            eventually(
+            wait_until(
                 lambda host=host: (
                     inspect(host, "{{.State.Status}} {{.State.ExitCode}}") == ["exited", "0"]
                 ),
                 f"the success of {host}",
-                120,
             )
             weights = re.findall(r"weights ([\d.-]+) ([\d.-]+)", output(host))
             expected = (1 - 0.003 * STEPS, 1 - 0.003 * counted)

@@ -41,9 +41,10 @@ def test_docker_stop_lets_a_checkpoint_finish(engine: Engine) -> None:
     """SIGTERM to one container: the scripts of both finish, and it counts as a stop."""
     script = """
     def checkpoint(number, frame):
+        block = os.urandom(1 << 20)
         with open("/opt/ml/state", "wb") as file:
             for _ in range(100):
-                file.write(os.urandom(1 << 20))
+                file.write(block)
         say("checkpoint written")
         sys.exit(0)
 

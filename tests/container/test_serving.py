@@ -64,11 +64,17 @@ class Server:
             return None
 
     def ready(self) -> "Server":
+        ended = subprocess.Popen(["docker", "wait", self.container.name], stdout=subprocess.DEVNULL)
+
         def look() -> bool:
-            assert self.container.status() is None, self.container.log()
+            assert ended.poll() is None, self.container.log()
             return self.ping() == 200
 
-        eventually(look, f"an answer of {self.container.name}", 60)
+        try:
+            eventually(look, f"an answer of {self.container.name}", 60)
+        finally:
+            ended.kill()
+            ended.wait()
         return self
 
 

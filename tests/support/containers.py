@@ -5,12 +5,11 @@ import os
 import re
 import subprocess
 import textwrap
+import threading
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
-
-from tests.support.jobs import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "sagemaker-mxnet-training:latest"
@@ -75,6 +74,35 @@ def run(*argv: str, timeout: float = 60, check: bool = True, **options: Any) -> 
     return done
 
 
+def wait_for_line(argv: Sequence[str], pattern: str, timeout: float = 60) -> None:
+    """Run a program until a line of its output matches.
+
+    One program that follows a log takes far less time than a new one for each look at it.
+    """
+    lines = []
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        timer = threading.Timer(timeout, program.kill)
+        timer.start()
+        try:
+            for line in program.stdout:
+                if re.search(pattern, line):
+                    return
+                lines.append(line)
+        finally:
+            timer.cancel()
+            program.kill()
+    raise AssertionError(
+        f"{' '.join(argv)}: no line matches {pattern!r} within {timeout:g} s:\n{''.join(lines)}"
+    )
+
+
 def engine_answers() -> Optional[str]:
     """Return why no engine can be used here, if that is so."""
     try:
@@ -99,26 +127,17 @@ class Container:
 
     def wait(self, timeout: float = 60) -> int:
         """Return its exit status when it has ended."""
-        status = eventually(
-            lambda: [found for found in [self.status()] if found is not None],
-            f"the end of {self.name}",
-            timeout,
-        )
-        return int(status[0])
+        try:
+            return int(run("docker", "wait", self.name, timeout=timeout).stdout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.name} runs after {timeout:g} s:\n{self.log()}") from None
 
     def log(self) -> str:
         return run("docker", "logs", self.name).stdout
 
     def says(self, pattern: str, timeout: float = 60) -> None:
-        """Wait until lines of its log match, while it runs."""
-
-        def look() -> bool:
-            ended, log = self.status() is not None, self.log()
-            found = re.search(pattern, log, re.MULTILINE) is not None
-            assert found or not ended, f"{self.name} ended without '{pattern}':\n{log}"
-            return found
-
-        eventually(look, f"'{pattern}' in the log of {self.name}", timeout)
+        """Wait until a line of its log matches, while it runs."""
+        wait_for_line(["docker", "logs", "--follow", self.name], pattern, timeout)
 
     @property
     def failure(self) -> str:

@@ -26,15 +26,24 @@ ENDS = 60.0
 """Seconds after which a job in a test counts as hung. No test measures time with it."""
 
 
-def eventually(check: Callable[[], Any], what: str, timeout: float = ENDS) -> Any:
-    """Poll until ``check`` returns something true, and return that."""
+def eventually(
+    check: Callable[[], Any], what: str, timeout: float = ENDS, period: float = 0.02
+) -> Any:
+    """Poll until ``check`` returns something true, and return that.
+
+    Args:
+        check: what to call.
+        what: description for the error.
+        timeout: seconds after which it is an error.
+        period: seconds between two calls; longer where ``check`` runs a program.
+    """
     deadline = time.monotonic() + timeout
     while True:
         value = check()
         if value:
             return value
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout:g} s"
-        time.sleep(0.02)
+        time.sleep(period)
 
 
 def free_port() -> int:
