@@ -43,18 +43,19 @@ trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-python3}
 
 say "building $version"
+# The build's requirements of pyproject.toml stand here too: one environment for all is made sooner.
 "$python" -m venv "$work/tools"
-"$work/tools/bin/pip" install --quiet --disable-pip-version-check build twine
+"$work/tools/bin/pip" install --quiet --disable-pip-version-check --no-compile build twine 'setuptools>=64' wheel
 # From a copy of what is committed, so that no file of the checkout gets in by accident.
 mkdir "$work/source"
 git archive HEAD | tar -x -C "$work/source"
-"$work/tools/bin/python" -m build --outdir "$work/dist" "$work/source" >"$work/log" 2>&1 ||
+"$work/tools/bin/python" -m build --no-isolation --outdir "$work/dist" "$work/source" >"$work/log" 2>&1 ||
     { tail -n 20 "$work/log" >&2; fail "the build failed; its last lines are above"; }
 "$work/tools/bin/twine" check --strict "$work"/dist/*
 
 say "trying the wheel, which was built from the source distribution"
-"$python" -m venv "$work/try"
-"$work/try/bin/pip" install --quiet --disable-pip-version-check --no-deps "$work"/dist/*.whl
+"$python" -m venv --without-pip "$work/try"
+"$work/tools/bin/pip" --python "$work/try" install --quiet --disable-pip-version-check --no-deps "$work"/dist/*.whl
 found=$("$work/try/bin/sagemaker-mxnet-training" --version)
 [ "$found" = "sagemaker-mxnet-training $version" ] ||
     fail "the program of the wheel says '$found', expected version $version"

@@ -56,6 +56,7 @@ while True:
     if step == 3:
         say("training", rank)
     {fault}
+    time.sleep(0.01)
 """
 )
 

@@ -12,9 +12,10 @@ from tests.support.jobs import eventually, job
 HANDLER = """
 def checkpoint(number, frame):
     path = os.path.join(os.environ["SAGEMAKER_BASE_DIR"], "checkpoints", "state")
+    block = os.urandom(1 << 20)
     with open(path + ".tmp", "wb") as file:
         for _ in range(200):
-            file.write(os.urandom(1 << 20))
+            file.write(block)
     os.rename(path + ".tmp", path)
     say("checkpoint written after", signal.Signals(number).name)
     sys.exit(0)
@@ -38,6 +39,7 @@ def test_handler_that_checkpoints(
         step += 1
         if step == 3:
             say("training")
+        time.sleep(0.01)
     """
     with job(tmp_path, body, hosts, kvstore=True, prepare=_handle) as cluster:
         cluster.wait_for("^training")

@@ -30,6 +30,7 @@ while True:
     if step == 3:
         say("training")
     {fault}
+    time.sleep(0.01)
 """
 
 

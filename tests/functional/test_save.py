@@ -402,12 +402,11 @@ def test_saving_again_replaces_only_the_model(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([*FILES, "labels.txt"])
 
 
-# Saves one model after another, and dies at its argv[2]th step on a path in the model directory.
+# Saves one model after another, and dies at its `last` step on a path in the model directory.
 KILLED = """
 import os, signal, sys
 import mxnet as mx
 from sagemaker_mxnet_training.training_utils import save
-directory, last, first = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "first"
 taken = 0
 
 def dense(value):
@@ -417,20 +416,30 @@ def dense(value):
     net(mx.nd.ones((1, 300)))
     return net
 
-def step(event, arguments):
-    global taken
-    if any(directory in str(argument) for argument in arguments):
-        taken += 1
-        if taken == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+def attempt(directory, last, which):
+    def step(event, arguments):
+        global taken
+        if any(directory in str(argument) for argument in arguments):
+            taken += 1
+            if taken == int(last):
+                os.kill(os.getpid(), signal.SIGKILL)
 
-if not first:
-    save(directory, dense(1))
-new = dense(2)
-sys.addaudithook(step)
-print("saving", flush=True)
-save(directory, new)
-print(taken)
+    if which == "second":
+        save(directory, dense(1))
+    new = dense(2)
+    sys.addaudithook(step)
+    print("saving", flush=True)
+    save(directory, new)
+    print(taken, flush=True)
+
+first, *others = zip(*[iter(sys.argv[1:])] * 3)
+for each in others:  # in child processes: importing MXNet takes longer than all the rest
+    child = os.fork()
+    if not child:
+        attempt(*each)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, each
+attempt(*first)
 """
 
 
@@ -439,10 +448,13 @@ def test_killed_save_leaves_whole_files(tmp_path, which):
     """A first save is complete or absent; of a second one the parameters come first."""
     program = KILLED.replace("UNITS", "10")
     total = int(run(program, tmp_path / "whole", 0, which).stdout.split()[-1])
+    steps = list(range(1, total + 1, max(1, total // 8)))
+    words = [word for last in steps for word in (tmp_path / str(last), last, which)]
+    done = run(program, *words)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     seen = set()
-    for number, last in enumerate(range(1, total + 1, max(1, total // 8))):
-        directory = tmp_path / str(number)
-        assert run(program, directory, last, which).returncode == -signal.SIGKILL
+    for last in steps:
+        directory = tmp_path / str(last)
         if (directory / SYMBOL).exists():
             value, *rest = value_of(directory)
             assert rest == [(10, 300), {"data": (1, 300)}], f"step {last}"

@@ -273,8 +273,12 @@ def test_dead_model_process_is_restarted_without_losing_requests(served: Served)
 def test_ping_needs_no_worker(served: Served) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(served.invoke, b"sleep 0.5") for _ in range(8)]
-        while not all(each.done() for each in answers):
+
+        def answered() -> bool:
             assert served.ask("GET", "/ping", timeout=2).status == 200
+            return all(each.done() for each in answers)
+
+        eventually(answered, "all answers")
         assert {each.result().status for each in answers} == {200}
 
 
@@ -374,9 +378,13 @@ def test_failed_load_ends_the_server_with_its_cause(
     statement, words, remedy = FAILING[name]
     script = SCRIPT.replace('return {"loaded"', f'{statement}; return {{"loaded"')
     with serving(write_model(tmp_path / "model", script), **variables) as served:
-        pings = []
-        while served.process.poll() is None:
+        pings: List[int] = []
+
+        def ended() -> bool:
             pings.append(served.ping())
+            return served.process.poll() is not None
+
+        eventually(ended, "the end of the server")
         assert served.ended() == 1
         assert words in served.lines[-1] and remedy in served.lines[-1]
         assert 200 not in pings
