@@ -10,6 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
 make_venv .venv-test mxnet,test
+# Without byte code each worker, and each server that a test starts, would compile all sources again.
+unset PYTHONDONTWRITEBYTECODE
 
 # More than there are CPUs: most tests wait for the processes that they start.
 workers=${TEST_WORKERS:-$((2 * $(nproc)))}
@@ -67,18 +69,21 @@ echo "== pytest"
 if [ $# -gt 0 ]; then
     check "$@" || status=$?
 else
-    many=(-n "$workers" --durations 15 --ignore tests/container)
-    check "${many[@]}" -m "not horovod" || status=$?
+    many=(-n "$workers" --durations 15)
+    # Work stealing: neighbours, which share servers and other fixtures, stay in one worker.
+    check "${many[@]}" --dist worksteal --ignore tests/container -m "not horovod" || status=$?
     if [ -n "$horovod" ] && ! { wait "$horovod" && scripts/horovod-wheel.sh .venv-test; }; then
         cat .venv-test/horovod.log
         status=1
     fi
-    check "${many[@]}" -m horovod || status=$?
-    echo "== container tests"
+    horovod=
     [ -z "$images" ] || wait "$images" || true # the tests report what is wrong with them
     images=
-    # Two at a time: they mostly wait for containers to end.
-    check -n 2 --dist loadfile --durations 15 tests/container || status=$?
+    echo "== pytest: containers and Horovod"
+    # Together, as container tests mostly wait. Only their files: each worker reads all that are named.
+    horovod_tests=$(grep -rl --include='test_*.py' pytest.mark.horovod tests)
+    # shellcheck disable=SC2086 # several words
+    check "${many[@]}" --dist loadgroup -m "container or horovod" tests/container $horovod_tests || status=$?
 fi
 if [ -n "${COVERAGE:-}" ]; then
     # A process that a test kills may leave a file without data, about which combine would complain.
