@@ -54,8 +54,8 @@ git archive HEAD | tar -x -C "$work/source"
 "$work/tools/bin/twine" check --strict "$work"/dist/*
 
 say "trying the wheel, which was built from the source distribution"
-"$python" -m venv --without-pip "$work/try"
-"$work/tools/bin/pip" --python "$work/try" install --quiet --disable-pip-version-check --no-deps "$work"/dist/*.whl
+"$python" -m venv "$work/try"
+"$work/try/bin/pip" install --quiet --disable-pip-version-check --no-deps "$work"/dist/*.whl
 found=$("$work/try/bin/sagemaker-mxnet-training" --version)
 [ "$found" = "sagemaker-mxnet-training $version" ] ||
     fail "the program of the wheel says '$found', expected version $version"

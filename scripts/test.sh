@@ -49,7 +49,7 @@ if [ $# -eq 0 ]; then
         echo "== images (in the background)"
         (
             export PIP_TRUSTED_HOST=mark-of-this-site.invalid
-            nice scripts/build-image.sh && nice scripts/build-image.sh --horovod
+            nice scripts/build-image.sh && nice scripts/build-image.sh --horovod && nice python -m tests.support.sdks
         ) </dev/null >.venv-test/images.log 2>&1 &
         images=$!
     fi

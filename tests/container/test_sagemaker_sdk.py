@@ -12,22 +12,19 @@ import numpy as np
 import pytest
 
 from tests.container.conftest import one_at_a_time
-from tests.support import s3_api
+from tests.support import s3_api, sdks
 from tests.support.containers import IMAGE, ROOT, Completed, Trained, run
 from tests.support.jobs import free_port
 from tests.support.packages import wheel
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("local_mode")]
 
-EXAMPLE = ROOT / "examples/sagemaker_sdk"
-
 
 @pytest.fixture(scope="session")
 def sdk(image: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Install the SDK once."""
     with one_at_a_time(tmp_path_factory, "sdk"):
-        run(str(EXAMPLE / "run.sh"), "--help", timeout=1200)
-    return str(EXAMPLE / "run.sh")
+        return sdks.sdk2()
 
 
 def fit(sdk: str, *arguments: str, check: bool = True) -> "Completed[str]":
@@ -101,28 +98,19 @@ def test_failing_script_reaches_the_caller(sdk: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def python(sdk: str) -> str:
-    """The interpreter of SDK 2's environment."""
-    return str(ROOT / os.environ.get("SDK_VENV", ".venv-sdk") / "bin/python")
+    return sdks.python_of_sdk2()
 
 
 @pytest.fixture
 def python_of_sdk3(image: str) -> str:
-    """Install SDK 3 in an environment of its own: both are named sagemaker."""
-    venv = ROOT / os.environ.get("SDK3_VENV", ".venv-sdk3")
-    python = str(venv / "bin/python")
-    if not (venv / "ready").exists():
-        run(sys.executable, "-m", "venv", "--clear", str(venv))
-        requirements = str(EXAMPLE / "requirements3.txt")
-        run(python, "-m", "pip", "install", "--quiet", "-r", requirements, timeout=1200)
-        (venv / "ready").touch()
-    return python
+    return sdks.python_of_sdk3()
 
 
 @pytest.mark.parametrize("environment", ["python", "python_of_sdk3"])
 def test_model_trainer(request: pytest.FixtureRequest, environment: str, tmp_path: Path) -> None:
     """The class that took the estimators' place, in both SDKs: our entrypoint as a command."""
     interpreter = request.getfixturevalue(environment)
-    script = str(EXAMPLE / "model_trainer.py")
+    script = str(sdks.EXAMPLE / "model_trainer.py")
     done = run(interpreter, script, "--hosts", "2", "--output", str(tmp_path), timeout=300)
     assert max(map(float, re.findall(r"validation-accuracy=([\d.]+)", done.stdout))) >= 0.9
     assert "holds: model-0000.params model-shapes.json model-symbol.json" in done.stdout
@@ -212,9 +200,8 @@ class Model:
         }
         file = self.folder / "scenario.json"
         file.write_text(json.dumps(scenario))
-        python = str(ROOT / os.environ.get("SDK_VENV", ".venv-sdk") / "bin/python")
         program = str(ROOT / "tests/container/sdk_model.py")
-        done = run(python, program, str(file), timeout=200)
+        done = run(sdks.python_of_sdk2(), program, str(file), timeout=200)
         print(done.stdout)
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -9,7 +9,6 @@ import gzip
 import json
 import os
 import struct
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -20,7 +19,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.container.conftest import one_at_a_time
-from tests.support.containers import ROOT, run
+from tests.support import sdks
+from tests.support.containers import run
 from tests.support.jobs import free_port
 from tests.support.packages import wheel
 from tests.support.s3_api import CREDENTIALS
@@ -105,18 +105,7 @@ ANSWER = 4.9999918937683105
 
 @pytest.fixture(scope="session")
 def python(docker: None) -> str:
-    """Install the SDK into an environment of its own, once."""
-    venv = ROOT / os.environ.get("SDK1_VENV", ".venv-sdk1")
-    interpreter = str(venv / "bin/python")
-    if not (venv / "ready").exists():
-        run(sys.executable, "-m", "venv", "--clear", str(venv))
-        install = [interpreter, "-m", "pip", "install", "--quiet"]
-        run(*install, "setuptools<70", "wheel", timeout=300)
-        # Its source distributions are older than isolated builds; protobuf 4 rejects its messages.
-        packages = ["sagemaker==1.72.0", "protobuf<3.21", "pyyaml", "requests"]
-        run(*install, "--no-build-isolation", *packages, timeout=900)
-        (venv / "ready").touch()
-    return interpreter
+    return sdks.python_of_sdk1()
 
 
 @pytest.fixture(scope="module")

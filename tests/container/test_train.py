@@ -73,7 +73,7 @@ def test_another_user_installs_requirements(engine: Engine) -> None:
         "helper-1.0-py3-none-any.whl": _wheel(),
         "requirements.txt": b"./helper-1.0-py3-none-any.whl\n",
     }
-    script = "import helper; print('helper', helper.ANSWER)"
+    script = "import helper; print(f'helper {helper.ANSWER}')"
     (host,) = engine.job(1, script, kvstore=False, options=options, files=files)
     assert host.wait() == 0, host.log()
     assert "helper 42" in host.log()

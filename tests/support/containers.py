@@ -21,7 +21,8 @@ import mxnet as mx
 import os, signal, sys, time
 
 def say(*words):
-    print(*words, flush=True)
+    # One write: print() makes several, and another process's line may come between.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 kv = mx.kv.create("dist_sync")
 kv.init("w", mx.nd.zeros(4))
