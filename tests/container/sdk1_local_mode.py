@@ -11,13 +11,20 @@ python sdk1_local_mode.py train|serve SCENARIO, a JSON file with:
 
 import json
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import requests
 from sagemaker import LocalSession
+from sagemaker.local import entities
 from sagemaker.mxnet import MXNet
 from sagemaker.mxnet.model import MXNetModel
+
+# Local mode looks for an endpoint every 5 s, for 120 s; here every 0.5 s.
+entities.time = SimpleNamespace(sleep=lambda _: time.sleep(0.5))
+entities.HEALTH_CHECK_TIMEOUT_LIMIT *= 10
 
 
 def session(port):

@@ -13,7 +13,9 @@ The last line that it prints is the endpoint's answers, by content type, as JSON
 import json
 import os
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import numpy as np
@@ -24,9 +26,13 @@ sys.path.insert(0, str(ROOT / "examples/sagemaker_sdk"))
 from fit import NO_TELEMETRY  # noqa: E402
 from local_mode import remove_containers  # noqa: E402
 from sagemaker.deserializers import CSVDeserializer, JSONDeserializer, NumpyDeserializer  # noqa: E402
-from sagemaker.local import LocalSession  # noqa: E402
+from sagemaker.local import LocalSession, entities  # noqa: E402
 from sagemaker.mxnet import MXNetModel  # noqa: E402
 from sagemaker.serializers import CSVSerializer, JSONSerializer, NumpySerializer  # noqa: E402
+
+# Local mode looks for an endpoint every 5 s, for 120 s; here every 0.5 s.
+entities.time = SimpleNamespace(sleep=lambda _: time.sleep(0.5))
+entities.HEALTH_CHECK_TIMEOUT_LIMIT *= 10
 
 PAIRS = [
     (JSONSerializer(), JSONDeserializer()),
