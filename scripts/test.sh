@@ -34,8 +34,9 @@ check() { python ${COVERAGE:+-m coverage run} -m pytest "$@"; }
 # Horovod is compiled there too, and installed when the tests that do not need it are done.
 images=
 horovod=
+local_mode=
 set -m # each in a process group of its own, which Ctrl-C does not reach: the trap passes it on
-trap 'for group in $images $horovod; do kill -INT -- "-$group" 2>/dev/null && wait "$group"; done || true' EXIT
+trap 'for group in $images $horovod $local_mode; do kill -INT -- "-$group" 2>/dev/null && wait "$group"; done || true' EXIT
 if [ $# -eq 0 ]; then
     if { command -v g++ && command -v make; } >/dev/null; then
         echo "== Horovod (in the background)"
@@ -80,10 +81,20 @@ else
     [ -z "$images" ] || wait "$images" || true # the tests report what is wrong with them
     images=
     echo "== pytest: containers and Horovod"
-    # Together, as container tests mostly wait. Only their files: each worker reads all that are named.
+    # The SDKs' local mode has one network for all: its tests run one after the other, beside the others.
+    set -m
+    check --durations 15 -m local_mode tests/container </dev/null >.venv-test/local-mode.log 2>&1 &
+    local_mode=$!
+    set +m
+    # Only files that have such tests: each worker reads all that are named.
     horovod_tests=$(grep -rl --include='test_*.py' pytest.mark.horovod tests)
     # shellcheck disable=SC2086 # several words
-    check "${many[@]}" --dist loadgroup -m "container or horovod" tests/container $horovod_tests || status=$?
+    check "${many[@]}" --dist worksteal -m "horovod or container and not local_mode" \
+        tests/container $horovod_tests || status=$?
+    echo "== pytest: the SDKs' local mode"
+    wait "$local_mode" || status=$?
+    local_mode=
+    cat .venv-test/local-mode.log
 fi
 if [ -n "${COVERAGE:-}" ]; then
     # A process that a test kills may leave a file without data, about which combine would complain.

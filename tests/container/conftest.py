@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import tempfile
 from pathlib import Path
 from typing import Iterator
 
@@ -24,9 +25,8 @@ def pytest_collection_modifyitems(items: "list[pytest.Item]") -> None:
             # each of their steps has a timeout of its own.
             seconds = timeout.args[0] if timeout else 300
             item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
-            # Tests that run one at a time go to one worker: the others would wait for it.
-            for alone in {"local_mode", "only_build"}.intersection(item.fixturenames):
-                item.add_marker(pytest.mark.xdist_group(alone))
+            if "local_mode" in item.fixturenames:
+                item.add_marker(pytest.mark.local_mode)
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +41,12 @@ def docker() -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(factory: pytest.TempPathFactory, what: str) -> Iterator[Path]:
-    """Let one of xdist's workers do something at a time; yield a folder that they share."""
+    """Let one process do something at a time; yield a folder that xdist's workers share."""
     folder = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
-    with (folder / f"{what}.lock").open("w") as lock:
+    # The engine is one for all test runs on this machine.
+    with Path(tempfile.gettempdir(), f"smx-{os.getuid()}-{what}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
 
