@@ -43,13 +43,12 @@ trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-python3}
 
 say "building $version"
-# The build's requirements of pyproject.toml stand here too: one environment for all is made sooner.
 "$python" -m venv "$work/tools"
-"$work/tools/bin/pip" install --quiet --disable-pip-version-check --no-compile build twine 'setuptools>=64' wheel
+"$work/tools/bin/pip" install --quiet --disable-pip-version-check --no-compile build twine
 # From a copy of what is committed, so that no file of the checkout gets in by accident.
 mkdir "$work/source"
 git archive HEAD | tar -x -C "$work/source"
-"$work/tools/bin/python" -m build --no-isolation --outdir "$work/dist" "$work/source" >"$work/log" 2>&1 ||
+"$work/tools/bin/python" -m build --outdir "$work/dist" "$work/source" >"$work/log" 2>&1 ||
     { tail -n 20 "$work/log" >&2; fail "the build failed; its last lines are above"; }
 "$work/tools/bin/twine" check --strict "$work"/dist/*
 
