@@ -151,7 +151,7 @@ class GluonState(TrainingState):
         for number, net in enumerate(self._nets):
             with as_file(checkpoint.read(weights_name(number))) as path:
                 try:
-                    net.load_parameters(path)
+                    _load_parameters(net, path)
                 except (AssertionError, ValueError) as error:
                     raise CheckpointError(
                         f"{checkpoint.name} belongs to another network: {error}; build the network "
@@ -207,6 +207,21 @@ def _scales(trainer: Any) -> Dict[str, Any]:
 def _parameters(net: Any) -> Dict[str, Any]:
     parameters: Dict[str, Any] = net._collect_params_with_prefix()
     return parameters
+
+
+def _load_parameters(net: Any, path: str) -> None:
+    parameters = _parameters(net)
+    if not mxnet.util.is_np_array() or any("." in name for name in parameters):
+        net.load_parameters(path)
+        return
+    # A single layer has names without a dot. MXNet 1.9.1 expects an older format for these, and
+    # fails to assign its arrays to those of NumPy's semantics.
+    with mxnet.util.np_array(False):
+        arrays = mxnet.nd.load(path)
+    if arrays.keys() != parameters.keys():
+        raise ValueError(f"it has {sorted(arrays)}, this one has {sorted(parameters)}")
+    for name, array in arrays.items():
+        parameters[name]._load_init(array.as_np_ndarray(), None)
 
 
 def _then_call(update: Callable[..., Any], updated: Callable[[], None]) -> Callable[..., Any]:

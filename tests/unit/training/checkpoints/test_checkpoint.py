@@ -217,8 +217,10 @@ from sagemaker_mxnet_training.checkpoints import Checkpoint, storage
 def run(epochs, directory):
     storage.unlock()
     mx.random.seed(3)
-    net = mx.gluon.nn.HybridSequential()
-    net.add(mx.gluon.nn.Dense(4), mx.gluon.nn.BatchNorm(), mx.gluon.nn.Dense(2))
+    net = mx.gluon.nn.Dense(2)
+    if sys.argv[2] == "layers":
+        net = mx.gluon.nn.HybridSequential()
+        net.add(mx.gluon.nn.Dense(4), mx.gluon.nn.BatchNorm(), mx.gluon.nn.Dense(2))
     net.initialize()
     trainer = mx.gluon.Trainer(net.collect_params(), "adam")
     checkpoint = Checkpoint(net, trainer, directory=directory, every=1000)
@@ -236,8 +238,10 @@ print(run(2, sys.argv[1] + "/cut") == once)
 """
 
 
-def test_networks_of_numpy_arrays(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", NUMPY, str(tmp_path)]  # the mode is one of the whole process
+@pytest.mark.parametrize("network", ["layers", "layer"])
+def test_networks_of_numpy_arrays(tmp_path: Path, network: str) -> None:
+    # NumPy's semantics are switched on for a whole process.
+    command = [sys.executable, "-c", NUMPY, str(tmp_path), network]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
     assert done.stdout.splitlines()[-1] == "True"
 
