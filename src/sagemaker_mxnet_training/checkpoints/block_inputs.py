@@ -121,20 +121,22 @@ def _digest(symbol: Any) -> str:
 
 
 def _structure(graph: Any) -> Any:
-    """Return a graph without names, which may have counters, and without attributes like them.
+    """Return a graph without what may differ when it is built again.
 
-    Among these is the shape of a parameter, which is often unknown when a graph is first built.
+    These are names, which may have counters, attributes like the shape of a parameter, which is
+    often unknown when a graph is first built, and the version of each input: a parameter that an
+    operator writes to, like the mean of ``BatchNorm``, has a higher one in each further graph.
     """
     nodes = [
         (
             node["op"],
-            node["inputs"],
+            [entry[:2] for entry in node["inputs"]],
             [pair for pair in node.get("attrs", {}).items() if not pair[0].startswith("__")],
             [_structure(each) for each in node.get("subgraphs", ())],
         )
         for node in graph["nodes"]
     ]
-    return nodes, graph["heads"]
+    return nodes, [entry[:2] for entry in graph["heads"]]
 
 
 def _patch(module: types.ModuleType) -> None:

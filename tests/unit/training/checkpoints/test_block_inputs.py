@@ -195,6 +195,19 @@ def test_building_changes_no_state(tmp_path: Path) -> None:
     assert not mx.autograd.is_recording()
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_graph_that_was_built_several_times(tmp_path: Path, times: int) -> None:
+    """Each graph that ``BatchNorm`` is in raises the version of its mean and variance."""
+    earlier = trained(sequential, [ones(2, 3, 8, 8)])
+    for _ in range(times):
+        earlier.hybridize()
+        earlier(ones(2, 3, 8, 8))
+    net = resumed(sequential, earlier, tmp_path)
+    earlier.hybridize()
+    for number, each in enumerate([net, earlier]):
+        save(str(tmp_path / str(number)), each)
+
+
 def test_graph_of_this_process_is_kept(tmp_path: Path) -> None:
     earlier = trained(dense, [ones(2, 4)])
     net = trained(dense, [ones(7, 4)])
