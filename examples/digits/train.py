@@ -82,13 +82,13 @@ def main():
     validation_images = mx.nd.array(validation_images, ctx=device)
 
     net = build_network(device)
-    net(images[:1])  # now it has shapes, and could be saved if no epoch were left to do
+    net(images[:1])  # initializes the weights, whose shapes depend on the data
     loss_of = gluon.loss.SoftmaxCrossEntropyLoss()
     kv = mx.kv.create(args.kvstore)
     print(f"{hosts[index]}: rank={kv.rank} num_workers={kv.num_workers} steps={steps}", flush=True)
     trainer = gluon.Trainer(net.collect_params(), "adam", {"learning_rate": args.lr}, kvstore=kv)
 
-    # Goes on from the last checkpoint, if there is one; its seeds make a shuffle repeatable.
+    # Resumes from the last checkpoint, if there is one; its seeds make a shuffle repeatable.
     checkpoint = Checkpoint(net, trainer, seed=args.seed, directory=args.checkpoint_dir)
     for epoch in checkpoint.epochs(args.epochs):
         order = mx.nd.array(np.random.permutation(len(images)), ctx=device)

@@ -46,7 +46,7 @@ class Response:
 
 
 def check_not_compressed(headers: Mapping[str, str]) -> None:
-    """Check that the body of a request is not compressed: nothing here decompresses it.
+    """Check that the body of a request is not compressed, since the server does not decompress it.
 
     Args:
         headers: those of the request, with names in lower case.

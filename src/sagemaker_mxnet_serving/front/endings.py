@@ -37,7 +37,7 @@ class Ending(NamedTuple):
 
 
 def ending(returncode: int, oom: OomMonitor, kind: FailureKind = FailureKind.MODEL) -> Ending:
-    """Return how a process ended that ends just now.
+    """Return how a process ended. Call this as soon as it has ended.
 
     Args:
         returncode: as in ``subprocess``.
@@ -66,7 +66,7 @@ def cause(child: Child, oom: OomMonitor, kind: FailureKind) -> Failure:
     """Return why a process ended: what it reported, or how it ended and its last lines.
 
     Args:
-        child: the process, which ends just now.
+        child: the process, which has just ended.
         oom: counts the kernel's out-of-memory kills.
         kind: the kind of its failure, unless it reported one.
     """

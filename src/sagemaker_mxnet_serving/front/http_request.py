@@ -125,8 +125,8 @@ class HttpRequest(QueuedRequest):
         """
         if self.size > HEAD_LIMIT:
             raise InferenceError(
-                f"the path, the query string and the headers exceed {HEAD_LIMIT} bytes; send less, "
-                "or in the body",
+                f"the path, the query string and the headers exceed {HEAD_LIMIT} bytes; send less "
+                "there, or send it in the body",
                 431,
             )
         announced = self.headers.get("content-length", "0")

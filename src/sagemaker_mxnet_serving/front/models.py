@@ -81,7 +81,7 @@ class Models:
         elif name in self._models:
             model = self._models[name]
         else:
-            raise InferenceError(f"model {name!r} is not loaded; load it by POST /models", 404)
+            raise InferenceError(f"model {name!r} is not loaded; load it with POST /models", 404)
         if model.phase is ModelPhase.FAILED and self._settings.multi_model:
             # SageMaker loads a model again after a 404.
             raise InferenceError(f"model {name!r} has failed; see the server's log", 404)

@@ -239,7 +239,7 @@ class _HttpConnection(HttpToolsProtocol):
         self.scope["is_closing"] = self.transport.is_closing  # type: ignore[typeddict-unknown-key]
 
     def on_url(self, url: bytes) -> None:
-        """Add a part of the URL, as far as its parser can parse it; a longer one gets a 431."""
+        """Add a part of the URL, up to the longest that can be parsed; a longer one gets a 431."""
         super().on_url(url)
         self.url = self.url[:_LONGEST_URL]
 
