@@ -36,14 +36,22 @@ class Ending(NamedTuple):
     kind: FailureKind
 
 
-def ending(returncode: int, oom: OomMonitor, kind: FailureKind = FailureKind.MODEL) -> Ending:
+def ending(
+    returncode: int,
+    oom: OomMonitor,
+    kind: FailureKind = FailureKind.MODEL,
+    killed: bool = False,
+) -> Ending:
     """Return how a process ended. Call this as soon as it has ended.
 
     Args:
         returncode: as in ``subprocess``.
         oom: counts the kernel's out-of-memory kills.
         kind: the kind of the failure, unless it was such a kill.
+        killed: whether this server killed it, and logged why.
     """
+    if killed and returncode == -signal.SIGKILL:
+        return Ending("was killed by SIGKILL", "this server killed it; see its log before", kind)
     now = time.monotonic()
     oom.check(now)
     if returncode == -signal.SIGKILL and oom.explains(now):
@@ -76,7 +84,8 @@ def cause(child: Child, oom: OomMonitor, kind: FailureKind) -> Failure:
         kind = child.failure_kind or kind
         reason, detail = str(child.failure["reason"]), str(child.failure.get("detail", ""))
         return Failure(HOST, role, reason, kind, status, detail)
-    how, remedy, kind = ending(child.returncode, oom, kind)
+    killed = any(number == signal.SIGKILL for _, number in child.signals)
+    how, remedy, kind = ending(child.returncode, oom, kind, killed)
     detail = child.stderr.text()
     words = tracebacks.last_words(detail) if child.returncode == -signal.SIGABRT else ""
     if words:

@@ -163,9 +163,10 @@ class Workers:
             why: the reason, as a predicate.
         """
         self._log.error(self._name, f"worker {pid} {why}; killing it")
-        if pid in self._workers:
-            self._workers[pid].killed = True
-            self._workers[pid].kill()
+        worker = self._workers.get(pid)
+        if worker is not None and worker.status is None:
+            worker.killed = True
+            worker.kill()
 
     def _on_message(self, message: Mapping[str, Any], attached: Optional[socket.socket]) -> None:
         if "ended" in message:
@@ -257,7 +258,7 @@ class Workers:
         del self._workers[pid]
         if self._closed:
             return
-        how, remedy, kind = ending(status, self._oom)
+        how, remedy, kind = ending(status, self._oom, killed=worker.killed)
         if worker.requests:
             how += f" while processing request {', '.join(worker.requests)}"
         self._metrics.restarted("worker")

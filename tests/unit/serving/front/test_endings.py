@@ -28,6 +28,14 @@ def test_ending_has_a_remedy(
     assert remedy in found.remedy
 
 
+def test_kill_by_the_server_is_not_attributed_to_the_kernel() -> None:
+    oom = OomMonitor(0.0, iter([0, 1, 1]).__next__)
+    assert ending(-9, oom).kind is FailureKind.OUT_OF_MEMORY
+    found = ending(-9, oom, killed=True)
+    assert (found.kind, found.how) == (FailureKind.MODEL, "was killed by SIGKILL")
+    assert "this server killed it" in found.remedy
+
+
 def test_processes_that_are_killed_together_have_one_cause() -> None:
     kills = iter([0, 2, 2])
     oom = OomMonitor(0.0, kills.__next__)
