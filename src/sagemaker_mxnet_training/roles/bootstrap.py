@@ -100,6 +100,7 @@ class _Script:
         if horovod_worker.ended_by_stop(error):
             # Not a failure. MXNet's exit handler would raise the error again.
             self._finished()
+            _flush_output()
             os._exit(0)
         status = 1
         if isinstance(error, SystemExit):
@@ -238,6 +239,10 @@ def _run_exit_handlers() -> None:
     with contextlib.suppress(RuntimeError):  # the limit on threads is reached
         handlers.start()
         handlers.join(_EXIT_HANDLERS_SECONDS)
+    _flush_output()
+
+
+def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
