@@ -81,7 +81,7 @@ else
     [ -z "$images" ] || wait "$images" || true # the tests report what is wrong with them
     images=
     echo "== pytest: containers and Horovod"
-    # The SDKs' local mode has one network for all: its tests run one after the other, beside the others.
+    # The SDKs' local mode has one network for all: its tests run one by one, in parallel with the others.
     set -m
     check --durations 15 -m local_mode tests/container </dev/null >.venv-test/local-mode.log 2>&1 &
     local_mode=$!

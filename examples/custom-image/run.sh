@@ -29,7 +29,7 @@ fi
 
 mkdir "$work/checkout" "$work/context"
 cp -r setup.py pyproject.toml README.md LICENSE src "$work/checkout"
-# With one time for all files, the same sources make the same wheel, whose layer the engine has in its cache.
+# With one time for all files, the same sources make the same wheel, so the engine can use its cached layer.
 SOURCE_DATE_EPOCH=$(date --date 2020-01-01 +%s) python3 -m pip wheel --quiet --no-deps --wheel-dir "$work/context" "$work/checkout" ||
   die "the wheel cannot be built; pip's reason is above" "see that python3 has pip, and pip an index"
 docker build --force-rm -t "$tag" --build-arg BASE_IMAGE="$base" \
