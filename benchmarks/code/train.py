@@ -14,6 +14,7 @@ parser.add_argument("--width", type=int)
 parser.add_argument("--steps", type=int)
 parser.add_argument("--checkpoints", type=int, default=0)
 parser.add_argument("--horovod", type=int, default=0)
+parser.add_argument("--exchange", type=int, default=0, help="of gradients, and the optimizer, only")
 arguments = parser.parse_args()
 
 BATCH = 16
@@ -38,6 +39,12 @@ data = mx.nd.random.normal(shape=(BATCH, arguments.width))
 
 
 def step():
+    if arguments.exchange:
+        for parameter in net.collect_params().values():
+            parameter.data()._fresh_grad = True  # as backward() marks it
+        trainer.step(BATCH)
+        mx.nd.waitall()  # as the next forward pass needs the weights
+        return
     with autograd.record():
         error = loss(net(data), data)
     error.backward()
@@ -58,6 +65,10 @@ def numbered(count):
     mark("checkpoints", written[-1].number - 1 if written else 0)  # but for that of the end
 
 
+if arguments.exchange:
+    with autograd.record():
+        error = loss(net(data), data)
+    error.backward()
 total = WARM_UP + arguments.steps
 for number in numbered(total):
     if number == WARM_UP:
