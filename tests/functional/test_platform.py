@@ -94,13 +94,13 @@ def test_metric_regular_expressions_match_the_output(tmp_path: Path) -> None:
         rows = mx.io.NDArrayIter(np.ones((8, 3), "float32"), np.zeros(8), 4)
         mx.mod.Module(net).fit(rows, eval_data=rows, num_epoch=2)
         for step in range(3):
-            print(f"loss: {step}.5;", flush=True)
+            print(f"loss: {step}.5;\\n", end="", flush=True)  # in one write
     """
     with job(tmp_path, body) as cluster:
         (end,) = cluster.ended()
     assert end.status == 0, end.output
     found = {name: re.findall(regex, end.output, re.MULTILINE) for name, regex in METRICS.items()}
-    assert [len(values) for values in found.values()] == [2, 2, 3]
+    assert [len(values) for values in found.values()] == [2, 2, 3], end.output
     assert found["own"] == ["0.5", "1.5", "2.5"]
 
 
