@@ -71,7 +71,7 @@ class Server:
             return self.ping() == 200
 
         try:
-            eventually(look, f"an answer of {self.container.name}", 60)
+            eventually(look, f"an answer of {self.container.name}", 180)
         finally:
             ended.kill()
             ended.wait()

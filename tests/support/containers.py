@@ -59,7 +59,7 @@ np.savez("/opt/ml/reference.npz", rows=rows.asnumpy(), answers=net(rows).asnumpy
 """A script that saves a model, some rows and the predictions for them."""
 
 
-def run(*argv: str, timeout: float = 60, check: bool = True, **options: Any) -> "Completed[str]":
+def run(*argv: str, timeout: float = 180, check: bool = True, **options: Any) -> "Completed[str]":
     """Run a program to its end; its output, both streams in one, is text."""
     done = subprocess.run(
         argv,
@@ -75,7 +75,7 @@ def run(*argv: str, timeout: float = 60, check: bool = True, **options: Any) -> 
     return done
 
 
-def wait_for_line(argv: Sequence[str], pattern: str, timeout: float = 60) -> None:
+def wait_for_line(argv: Sequence[str], pattern: str, timeout: float = 180) -> None:
     """Run a program until a line of its output matches.
 
     One program that follows a log takes far less time than a new one for each look at it.
@@ -126,7 +126,7 @@ class Container:
         running, status = run("docker", "inspect", "--format", form, self.name).stdout.split()
         return None if running == "true" else int(status)
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = 180) -> int:
         """Return its exit status when it has ended."""
         try:
             return int(run("docker", "wait", self.name, timeout=timeout).stdout)
@@ -136,7 +136,7 @@ class Container:
     def log(self) -> str:
         return run("docker", "logs", self.name).stdout
 
-    def says(self, pattern: str, timeout: float = 60) -> None:
+    def says(self, pattern: str, timeout: float = 180) -> None:
         """Wait until a line of its log matches, while it runs."""
         wait_for_line(["docker", "logs", "--follow", self.name], pattern, timeout)
 
