@@ -242,14 +242,7 @@ class LeaderConnection:
         link = self._link
         if link is None or not self._heartbeats.due(now):
             return
-        if self._heartbeats.suspended:
-            link.last_received = now
-        fault = link.fault(now, self._peer_timeout)
-        if fault:
-            # If the leader was only suspended, it reads this and considers itself lost.
-            link.send(Dropped(fault))
-            link.end(fault)
-        elif not self._leaving:
+        if self._heartbeats.keep(link, now) and not self._leaving:
             link.send(Beat())
 
     def _on_end(self, link: Link, reason: str) -> None:

@@ -174,7 +174,7 @@ class Link:
 
 
 class Heartbeats:
-    """The schedule of heartbeats, several per ``peer_timeout``.
+    """The schedule of heartbeats, several per ``peer_timeout``, and the check of the peers'.
 
     Args:
         peer_timeout: seconds of silence after which a peer is lost.
@@ -182,22 +182,33 @@ class Heartbeats:
 
     Attributes:
         next: when the next heartbeat is due.
-        suspended: whether this process was suspended or starved before the last heartbeat, so that
-            the silence may not be its peers'.
     """
 
     def __init__(self, peer_timeout: float, now: float) -> None:
+        self._peer_timeout = peer_timeout
         self._period = min(peer_timeout / 5, 3.0)
         self.next = now + self._period
-        self.suspended = False
+        self._suspended = False
 
     def due(self, now: float) -> bool:
         """Return whether a heartbeat is due, and schedule the next one."""
         if now < self.next:
             return False
-        self.suspended = now - self.next > self._period
+        # Then this process was suspended or starved, and the silence may not be its peers'.
+        self._suspended = now - self.next > self._period
         self.next = now + self._period
         return True
+
+    def keep(self, link: Link, now: float) -> bool:
+        """Return whether the peer is alive when a heartbeat is due; end the link if it is lost."""
+        if self._suspended:
+            link.last_received = now
+        fault = link.fault(now, self._peer_timeout)
+        if fault:
+            # If the peer was only suspended, it reads this and considers itself lost.
+            link.send(Dropped(fault))
+            link.end(fault)
+        return not fault
 
 
 def _reason(error: Optional[OSError]) -> str:

@@ -168,8 +168,7 @@ class MemberConnections:
         self._clock = clock
         self._key = handshake.derive_key(job)
         self._parts = handshake.digests(job, self._key)
-        self._peer_timeout = job.settings.peer_timeout
-        self._heartbeats = Heartbeats(self._peer_timeout, clock())
+        self._heartbeats = Heartbeats(job.settings.peer_timeout, clock())
         self._welcomed: Dict[str, Link] = {}
         self._members: Dict[str, Link] = {}
         self._seen: Set[str] = set()
@@ -203,14 +202,7 @@ class MemberConnections:
             self._acceptor.expire(now)
             beat = wire.encode(Beat())
             for link in self._authenticated():
-                if self._heartbeats.suspended:
-                    link.last_received = now
-                fault = link.fault(now, self._peer_timeout)
-                if fault:
-                    # If the member was only suspended, it reads this and considers itself lost.
-                    link.send(Dropped(fault))
-                    link.end(fault)
-                else:
+                if self._heartbeats.keep(link, now):
                     link.send_frame(beat)
         return self._heartbeats.next
 
