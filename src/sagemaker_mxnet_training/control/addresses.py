@@ -85,7 +85,7 @@ class NameLookup:
         threading.Thread(target=self._look_up, args=(answer,), name="lookup", daemon=True).start()
 
     def close(self) -> None:
-        """Ignore the result; the thread ends by itself."""
+        """Ignore the result; the thread ends instead of retrying."""
         if self._answered.fileno() >= 0:
             self._selector.unregister(self._answered)
             self._answered.close()
@@ -97,7 +97,9 @@ class NameLookup:
             stop_max_delay=int(self._timeout * 1000),
             wait_fixed=int(LOOKUP_PERIOD * 1000),
             retry_on_exception=lambda error: (
-                isinstance(error, OSError) and not isinstance(error, InvalidNameError)
+                self._answered.fileno() >= 0  # not closed
+                and isinstance(error, OSError)
+                and not isinstance(error, InvalidNameError)
             ),
         )
         with answer, contextlib.suppress(OSError):  # the cause is in ``obstacle``

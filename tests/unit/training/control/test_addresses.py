@@ -4,6 +4,7 @@ import os
 import re
 import selectors
 import socket
+import threading
 from dataclasses import replace
 from typing import Any, List
 
@@ -76,6 +77,15 @@ def loop() -> Any:
     yield made
     assert not made.selector.get_map(), "a lookup left something behind"
     made.selector.close()
+
+
+def test_closed_lookup_ends_its_thread(loop: Answers) -> None:
+    before = set(threading.enumerate())
+    lookup = loop.look_up("a.invalid", timeout=600.0)
+    (thread,) = set(threading.enumerate()) - before
+    lookup.close()
+    thread.join(60.0)
+    assert not thread.is_alive()
 
 
 def test_a_lookup_answers_with_the_address(loop: Answers) -> None:
