@@ -220,8 +220,9 @@ class Child:
                 send(self.pid, signal.SIGCONT)
 
     def _record(self, number: int) -> None:
-        # SIGKILL is repeated until the whole group has ended; record it once.
-        if not self.signals or self.signals[-1][1] != number:
+        # SIGKILL is repeated until the whole group has ended; record it once, and not for the child
+        # if only the rest of its group is left.
+        if self.returncode is None and (not self.signals or self.signals[-1][1] != number):
             self.signals.append((time.monotonic(), number))
 
     def close_stdin(self) -> None:

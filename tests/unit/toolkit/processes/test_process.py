@@ -243,6 +243,13 @@ def test_signals_that_were_sent_are_remembered_once() -> None:
         assert child.started <= child.signals[0][0] <= child.signals[1][0]
 
 
+def test_signal_to_the_rest_of_a_group_is_not_one_to_the_child() -> None:
+    with running("pass") as child:
+        eventually(lambda: child.poll() is not None, "the end of the child")
+        child.signal(signal.SIGKILL)
+        assert child.signals == []
+
+
 LISTEN = """
 import socket, sys, time
 server = socket.create_server(("127.0.0.1", 0))
