@@ -31,12 +31,12 @@ check() { python ${COVERAGE:+-m coverage run} -m pytest "$@"; }
 
 # The images take minutes to build, and wait for downloads during most of them: they are built during
 # the first tests. tests/container asks for them in the same way, and finds them in the engine's cache.
-# Horovod is compiled there too, and installed when the tests that do not need it are done.
-images=
+# The SDKs' local mode has one network for all, so its tests run one by one, beside all others: they are
+# the longest part. Horovod is compiled here too, and installed when the tests without it are done.
 horovod=
 local_mode=
 set -m # each in a process group of its own, which Ctrl-C does not reach: the trap passes it on
-trap 'for group in $images $horovod $local_mode; do kill -INT -- "-$group" 2>/dev/null && wait "$group"; done || true' EXIT
+trap 'for group in $horovod $local_mode; do kill -INT -- "-$group" 2>/dev/null && wait "$group"; done || true' EXIT
 if [ $# -eq 0 ]; then
     if { command -v g++ && command -v make; } >/dev/null; then
         echo "== Horovod (in the background)"
@@ -47,12 +47,19 @@ if [ $# -eq 0 ]; then
         [ -z "${CI:-}" ] || status=1 # in CI nothing is skipped
     fi
     if docker version >/dev/null 2>&1; then
-        echo "== images (in the background)"
+        echo "== images and the SDKs' local mode (in the background)"
+        exec 9>.venv-test/images.lock
+        flock 9 # until the images are built
         (
-            export PIP_TRUSTED_HOST=mark-of-this-site.invalid
-            nice scripts/build-image.sh && nice scripts/build-image.sh --horovod && nice python -m tests.support.sdks
-        ) </dev/null >.venv-test/images.log 2>&1 &
-        images=$!
+            (
+                export PIP_TRUSTED_HOST=mark-of-this-site.invalid
+                nice scripts/build-image.sh && nice scripts/build-image.sh --horovod && nice python -m tests.support.sdks
+            ) >.venv-test/images.log 2>&1 || true # what fails here fails in the tests again, which report it
+            flock --unlock 9
+            check --durations 15 -m local_mode tests/container
+        ) </dev/null >.venv-test/local-mode.log 2>&1 &
+        local_mode=$!
+        exec 9>&- # held by the background job alone
     fi
 fi
 set +m
@@ -78,23 +85,19 @@ else
         status=1
     fi
     horovod=
-    [ -z "$images" ] || wait "$images" || true # the tests report what is wrong with them
-    images=
+    flock .venv-test/images.lock true # waits until the images are built
     echo "== pytest: containers and Horovod"
-    # The SDKs' local mode has one network for all: its tests run one by one, in parallel with the others.
-    set -m
-    check --durations 15 -m local_mode tests/container </dev/null >.venv-test/local-mode.log 2>&1 &
-    local_mode=$!
-    set +m
     # Only files that have such tests: each worker reads all that are named.
     horovod_tests=$(grep -rl --include='test_*.py' pytest.mark.horovod tests)
     # shellcheck disable=SC2086 # several words
     check "${many[@]}" --dist worksteal -m "horovod or container and not local_mode" \
         tests/container $horovod_tests || status=$?
-    echo "== pytest: the SDKs' local mode"
-    wait "$local_mode" || status=$?
-    local_mode=
-    cat .venv-test/local-mode.log
+    if [ -n "$local_mode" ]; then
+        echo "== pytest: the SDKs' local mode"
+        wait "$local_mode" || status=$?
+        local_mode=
+        cat .venv-test/local-mode.log
+    fi
 fi
 if [ -n "${COVERAGE:-}" ]; then
     # A process that a test kills may leave a file without data, about which combine would complain.
