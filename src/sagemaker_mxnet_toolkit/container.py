@@ -97,11 +97,12 @@ def process_limit_reached(root: str = ROOT, membership: str = MEMBERSHIP) -> Opt
     return None
 
 
-def limit_reached() -> str:
-    """Return ``the container's limit of 2048 MiB was reached``."""
-    limit = memory_limit()
-    size = "" if limit is None else f" of {limit / 2**20:.0f} MiB"
-    return f"the container's limit{size} was reached"
+def exhausted_memory(root: str = ROOT, membership: str = MEMBERSHIP) -> str:
+    """Return ``the container's limit of 2048 MiB was reached``, or what was used up without one."""
+    limit = memory_limit(root, membership)
+    if limit is None:
+        return "the machine's memory was used up"
+    return f"the container's limit of {limit / 2**20:.0f} MiB was reached"
 
 
 OOM_WINDOW = 5.0

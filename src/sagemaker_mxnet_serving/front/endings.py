@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sagemaker_mxnet_serving.inference import MEMORY_REMEDY
 from sagemaker_mxnet_toolkit import tracebacks
-from sagemaker_mxnet_toolkit.container import OomMonitor, limit_reached
+from sagemaker_mxnet_toolkit.container import OomMonitor, exhausted_memory
 from sagemaker_mxnet_toolkit.failure import Failure, FailureKind, Role, exit_status, signal_name
 from sagemaker_mxnet_toolkit.processes.process import Child
 
@@ -55,7 +55,7 @@ def ending(
     now = time.monotonic()
     oom.check(now)
     if returncode == -signal.SIGKILL and oom.explains(now):
-        how = f"was killed by the kernel for lack of memory ({limit_reached()})"
+        how = f"was killed by the kernel for lack of memory ({exhausted_memory()})"
         return Ending(how, MEMORY_REMEDY, FailureKind.OUT_OF_MEMORY)
     if returncode >= 0:
         remedy = "the script or a library ended it; see what it logged before"

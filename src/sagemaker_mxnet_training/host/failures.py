@@ -123,7 +123,7 @@ class FailureReporter:
     def _log_kills(self, kills: int) -> None:
         if kills:
             killed = "a process was" if kills == 1 else f"{kills} processes were"
-            text = f"out of memory: {container.limit_reached()}; {killed} killed by the kernel"
+            text = f"out of memory: {container.exhausted_memory()}; {killed} killed by the kernel"
             self._log.warning("entrypoint", text)
 
 
@@ -159,7 +159,7 @@ def diagnose(
         kind = FailureKind.PEER
     if oom.explains(when) and kind is not FailureKind.PEER:
         reason, kind = (
-            f"out of memory: {container.limit_reached()} ({reason})",
+            f"out of memory: {container.exhausted_memory()} ({reason})",
             FailureKind.OUT_OF_MEMORY,
         )
     elif child.spec.role not in _PREPARING:

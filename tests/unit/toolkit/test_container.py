@@ -63,6 +63,15 @@ def test_version_2_without_limits(tree):
     assert everything(tree) == (None, None, None, 0)
 
 
+def test_what_was_used_up_is_the_limit_or_the_machines_memory(tree):
+    tree.member("0::/")
+    tree.write("memory.max", "max")
+    assert container.exhausted_memory(*tree.places) == "the machine's memory was used up"
+    tree.write("memory.max", str(300 * 2**20))
+    limit = "the container's limit of 300 MiB was reached"
+    assert container.exhausted_memory(*tree.places) == limit
+
+
 def test_limit_on_processes_counts_once_it_was_reached(tree):
     tree.member("8:pids:/docker/one", "0::/")
     assert container.process_limit_reached(*tree.places) is None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagemaker_mxnet_toolkit.container import OOM_WINDOW, OomMonitor
+from sagemaker_mxnet_toolkit.container import OOM_WINDOW, OomMonitor, exhausted_memory
 from sagemaker_mxnet_toolkit.failure import FailureKind, Role
 from sagemaker_mxnet_toolkit.processes.process import Child
 from sagemaker_mxnet_training.host.failures import diagnose
@@ -182,7 +182,7 @@ def test_failure_soon_after_a_kill_is_out_of_memory() -> None:
     monitor.check(5.0)
     failure = diagnose(child(Role.WORKER, -9), "algo-1", monitor, 5.0, str)
     assert failure.kind is FailureKind.OUT_OF_MEMORY
-    assert failure.reason.startswith("out of memory: the container's limit")
+    assert failure.reason.startswith(f"out of memory: {exhausted_memory()}")
     assert failure.reason.endswith("(killed by SIGKILL)")
 
 
