@@ -1,12 +1,15 @@
-"""Atomic writes: a file is written under a temporary name, flushed, and renamed."""
+"""Atomic writes: a file is written under a temporary name, flushed, and renamed. Also locks."""
 
 import contextlib
+import errno
+import fcntl
 import itertools
 import os
 import re
 from typing import Iterator, List
 
 _NUMBERS = itertools.count()
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)  # EBADF: NFS, directory
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]+)-[0-9]+\.partial")
 
 
@@ -112,3 +115,21 @@ def _flush(path: str) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Try to lock an open file or directory; return whether that succeeded.
+
+    The lock ends with the descriptor. On a file system without locks everything succeeds.
+
+    Raises:
+        OSError: the lock cannot be taken for another reason.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True

@@ -33,6 +33,8 @@ def listen(
         why = error.strerror or str(error)
         if error.errno == errno.EADDRINUSE:
             why = f"it is taken by {port_owner(port) or INVISIBLE}"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            remedy = "set an address of this host"
     where = f"{address} port {port}" if address else f"port {port}"
     raise NetworkError(f"cannot listen on {where}: {why}; {remedy}")
 

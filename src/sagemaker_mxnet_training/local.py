@@ -21,9 +21,10 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from sagemaker_mxnet_toolkit import container
+from sagemaker_mxnet_toolkit.atomic_files import try_lock
 from sagemaker_mxnet_toolkit.code import fetch, preparation
 from sagemaker_mxnet_toolkit.failure import FailureKind, JobError, Outcome, exit_status
 from sagemaker_mxnet_toolkit.log import write_all
@@ -52,6 +53,9 @@ from sagemaker_mxnet_training.report.timelines import HostTimeline
 
 ADDRESS = "127.0.0.1"
 _OPTION = re.compile(r"--?[A-Za-z_][^=\s]*")
+_PROGRAM = "import sys; del sys.path[0]; from sagemaker_mxnet_cli import main; main()"
+"""Runs the entrypoint without the current directory, which may have a ``queue.py``, on its path."""
+
 _COLOURS = (36, 33, 32, 35, 34, 31)
 
 
@@ -100,6 +104,9 @@ def plan_run(options: argparse.Namespace, environ: Mapping[str, str], directory:
         UsageError: options or paths are invalid; the message has all faults.
     """
     faults: List[str] = []
+    for option, value in (("--run-dir", options.run_dir), ("--source-dir", options.source_dir)):
+        if value == "":
+            faults.append(f"{option}: expected a directory, got an empty value")
     count = _count("--hosts", options.hosts, faults)
     processes = 0
     if options.processes_per_host is not None:
@@ -117,10 +124,8 @@ def plan_run(options: argparse.Namespace, environ: Mapping[str, str], directory:
     run_dir = _run_dir(options, directory, script, faults)
     names = tuple(f"algo-{number}" for number in range(1, count + 1))
     if options.resume and not _checkpoints(run_dir, names[0]):
-        kind = (
-            "of an earlier run" if options.run_dir is None else f"with checkpoints, not {run_dir}"
-        )
-        faults.append(f"--resume: expected --run-dir with the directory {kind}")
+        fault = "" if options.run_dir is None else f"{run_dir} has no checkpoints; "
+        faults.append(f"--resume: {fault}expected --run-dir with the directory of an earlier run")
     if faults:
         raise UsageError("; ".join(dict.fromkeys(faults)))
     server = options.parameter_server
@@ -198,7 +203,9 @@ def _channels(options: argparse.Namespace, directory: str, faults: List[str]) ->
     channels = _pairs("--channel", options.channel, faults)
     for name, path in channels.items():
         channels[name] = _absolute(directory, path)
-        if not os.path.isdir(channels[name]):
+        if not path:  # for example an unset variable of a shell
+            faults.append(f"--channel {name}=: expected NAME=DIRECTORY")
+        elif not os.path.isdir(channels[name]):
             is_file = os.path.exists(channels[name])
             fault = "expected a directory, not a file" if is_file else "no such directory"
             faults.append(f"--channel {name}={path}: {fault}")
@@ -266,8 +273,44 @@ def run(job: Run) -> int:
     """Run a job, forward its output, and return its exit status.
 
     Raises:
-        UsageError: the run directory cannot be created; nothing was started.
+        UsageError: the run directory cannot be created, or another job is using it.
     """
+    with _locked(job.run_dir):
+        return _run(job)
+
+
+@contextlib.contextmanager
+def _locked(run_dir: str) -> Iterator[None]:
+    """Let one job at a time use a run directory.
+
+    Raises:
+        UsageError: the directory cannot be created, or another job uses it.
+    """
+    try:
+        os.makedirs(run_dir, exist_ok=True)
+        descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _not_created(run_dir, error) from error
+    try:
+        if not try_lock(descriptor):
+            raise UsageError(
+                f"--run-dir {run_dir}: another job is using this directory; wait for its end, or "
+                "use another directory"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _not_created(run_dir: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"--run-dir {run_dir}: cannot create {error.filename or 'its files'}: "
+        f"{error.strerror or error}; expected a new directory, or that of an earlier run, with "
+        "enough space"
+    )
+
+
+def _run(job: Run) -> int:
     venv = os.path.join(job.run_dir, "venv")
     try:
         # Timelines of an earlier run, which may have had more hosts.
@@ -280,11 +323,7 @@ def run(job: Run) -> int:
         if preparation.install_needed(job.source_dir, job.script):
             job = _with_environment(job, venv)
     except OSError as error:
-        raise UsageError(
-            f"--run-dir {job.run_dir}: cannot create {error.filename or 'its files'}: "
-            f"{error.strerror or error}; expected a new directory, or that of an earlier run, with "
-            "enough space"
-        ) from error
+        raise _not_created(job.run_dir, error) from error
     old = _checkpoints(job.run_dir, job.hosts[0])
     if old and job.environment.get(RESUME) == FRESH:
         write_line(
@@ -383,7 +422,7 @@ class _LocalJob:
             # Signals are delivered when the entrypoint can stop the job.
             with blocked_stop_signals():
                 process = subprocess.Popen(
-                    [self._job.python or sys.executable, "-m", "sagemaker_mxnet_training", "train"],
+                    [self._job.python or sys.executable, "-c", _PROGRAM, "train"],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -472,6 +511,9 @@ class _LocalJob:
         failure = next((host.failure for host in hosts if host.failure is not None), None)
         if failure is not None:
             advice = verdict_text.advice(failure, failure.host, self._job.source_dir)
+            facts.append(("next", advice))
+        elif outcome is Outcome.FAILURE and not self._cause():
+            advice = f"read the last lines above; is there free space in {self._job.run_dir}?"
             facts.append(("next", advice))
         checkpoints = _checkpoints(self._job.run_dir, self._job.hosts[0])
         new = self._job.resume or checkpoints[-1:] != self._old_checkpoints[-1:]

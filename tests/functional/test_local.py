@@ -302,6 +302,38 @@ def test_concurrent_runs_are_independent(terminal: Terminal) -> None:
         assert "job SUCCEEDED" in stdout
 
 
+def test_jobs_do_not_share_a_run_directory(terminal: Terminal) -> None:
+    terminal.write("train.py", WAIT)
+    terminal.write("other/train.py", "print('the script runs')")
+    go = terminal.directory / "go"
+    words = ("--run-dir", "run", "--hyperparameter", f"go={go}", "train.py")
+    first = terminal.start(*words)
+    _until_up(first, 1)
+    second = terminal.start("--run-dir", "run", "other/train.py")
+    _, stderr = second.communicate(timeout=BOUND)
+    assert second.returncode == 2
+    assert f"--run-dir {terminal.directory}/run: another job is using this directory" in stderr
+    go.touch()
+    stdout, _ = first.communicate(timeout=BOUND)
+    assert first.returncode == 0, stdout
+    assert terminal.run(*words).returncode == 0
+
+
+def test_modules_in_the_working_directory_are_not_imported(terminal: Terminal) -> None:
+    terminal.write("elsewhere/train.py", "print('the script runs')")
+    terminal.write("enum.py", "raise SystemExit('this is not the standard module')")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("sagemaker-mxnet-training"), "local", "elsewhere/train.py"],
+        cwd=terminal.directory,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=BOUND,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the script runs" in done.stdout
+
+
 HEAR = """
 import os, signal, sys, time
 
@@ -850,6 +882,7 @@ WRONG: Dict[str, Tuple[List[str], List[str]]] = {
     "channel-missing": (["--channel", "train=/no/such", "train.py"], ["train=/no/such", "no such"]),
     "channel-file": (["--channel", "train=train.py", "train.py"], ["train=train.py", "directory"]),
     "channel-form": (["--channel", "digits", "train.py"], ["--channel digits", "NAME=VALUE"]),
+    "channel-empty": (["--channel", "digits=", "train.py"], ["--channel digits=", "DIRECTORY"]),
     "channel-name": (["--channel", "a/b=digits", "train.py"], ["--channel a/b", "letters"]),
     "channel-twice": (
         ["--channel", "a=digits", "--channel", "a=.", "train.py"],
@@ -881,6 +914,8 @@ WRONG: Dict[str, Tuple[List[str], List[str]]] = {
     "script-dashes": (["train.py", "-lr", "1"], ["-lr", "as --lr"]),
     "script-twice": (["train.py", "--a", "1", "--hyperparameter", "a=2"], ["duplicate"]),
     "run-dir": (["--run-dir", "train.py", "train.py"], ["--run-dir", "train.py", "directory"]),
+    "run-dir-empty": (["--run-dir", "", "train.py"], ["--run-dir", "empty"]),
+    "source-dir-empty": (["--source-dir", "", "train.py"], ["--source-dir", "empty"]),
     "run-dir-below-a-file": (
         ["--run-dir", "/dev/null/run", "train.py"],
         ["/dev/null/run", "directory"],
@@ -889,7 +924,7 @@ WRONG: Dict[str, Tuple[List[str], List[str]]] = {
     "resume-what": (["--resume", "train.py"], ["--resume", "expected --run-dir"]),
     "resume-nothing": (
         ["--resume", "--run-dir", "digits", "train.py"],
-        ["--resume", "--run-dir", "with checkpoints", "digits"],
+        ["--resume: ", "digits has no checkpoints", "--run-dir"],
     ),
 }
 

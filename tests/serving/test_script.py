@@ -92,6 +92,18 @@ def test_basic_config_of_a_script_takes_effect(tmp_path: Path) -> None:
         assert served.invoke(b"echo").body == b"echo"
 
 
+def test_forgotten_return_is_logged_once(tmp_path: Path) -> None:
+    script = (
+        "def model_fn(model_dir): return 1\n"
+        "def transform_fn(model, body, content_type, accept): body\n"
+    )
+    with serving(write(tmp_path, {"code/inference.py": script}), "--workers", "1") as served:
+        served.healthy()
+        assert [served.invoke(b"echo").body for _ in range(2)] == [b"null"] * 2
+        served.wait_for_log("transform_fn returned None; does it end without a return statement?")
+        assert sum("returned None" in line for line in served.lines) == 1
+
+
 ANSWERS = """
 def model_fn(model_dir): return "served"
 def transform_fn(model, body, content_type, accept): return WORD

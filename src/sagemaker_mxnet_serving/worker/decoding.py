@@ -261,7 +261,7 @@ def _assign(value: Any, inputs: Sequence[Input]) -> Sequence[Any]:
         names = [each.name for each in inputs]
         required = {each.name for each in inputs if not each.optional}
         if not required <= set(value) <= set(names):
-            given = ", ".join(map(repr, sorted(value)))[:200]
+            given = ", ".join(map(repr, sorted(value)))[:200] or "an empty object"
             expected = ", ".join(names)
             raise InferenceError(f"JSON: expected an object with {expected}, got {given}")
         return [value.get(name) for name in names]

@@ -6,7 +6,7 @@ Gluon block or any other model on an ``NDArray``.
 
 import sys
 from collections import abc
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Set, Tuple
 
 import mxnet
 import numpy as np
@@ -65,6 +65,7 @@ class FunctionHandler:
         self._module = model if bound else None
         self._bound_as = list(model.data_shapes) if bound and model.binded else []
         self.inputs = self._describe_inputs()
+        self._returned_none: Set[str] = set()
 
     def handle(self, requests: Sequence[Request]) -> List[Response]:
         """Return the responses to requests, in the same order."""
@@ -91,21 +92,30 @@ class FunctionHandler:
         transform = self._script["transform_fn"]
         if transform is not None:
             arguments = (self._model, _body(request), request.content_type, accept)
-            return _call(transform, *arguments, context=context)
+            return self._call(transform, *arguments, context=context)
         read, predict = self._script["input_fn"], self._script["predict_fn"]
         write = self._script["output_fn"]
         if read is None:
             data = _call(Function("input_fn (default)", self._read), request)
         else:
             known = {"context": context, "model": self._model}
-            data = _call(read, _body(request), request.content_type, **known)
+            data = self._call(read, _body(request), request.content_type, **known)
         if predict is None:
             prediction = _call(Function("predict_fn (default)", self._predict), data)
         else:
-            prediction = _call(predict, data, self._model, context=context)
+            prediction = self._call(predict, data, self._model, context=context)
         if write is None:
             return _write(prediction, accept, self._accept)
-        return _call(write, prediction, accept, context=context)
+        return self._call(write, prediction, accept, context=context)
+
+    def _call(self, function: Function, *arguments: Any, **known: Any) -> Any:
+        """Call a function of the script; log once that it returns ``None``."""
+        result = _call(function, *arguments, **known)
+        if result is None and function.name not in self._returned_none:
+            self._returned_none.add(function.name)
+            text = f"{function.name} returned None; does it end without a return statement?"
+            print(text, file=sys.stderr)
+        return result
 
     def _read(self, request: Request) -> Any:
         check_not_compressed(request.headers)

@@ -13,7 +13,6 @@ A module for ``processes.program``, with the arguments ``--code-dir DIRECTORY`` 
 import argparse
 import codecs
 import contextlib
-import fcntl
 import os
 import select
 import signal
@@ -26,6 +25,7 @@ from typing import Callable, Deque, Iterator, List, Mapping, Optional, Sequence,
 
 from packaging.utils import canonicalize_name
 
+from sagemaker_mxnet_toolkit.atomic_files import try_lock
 from sagemaker_mxnet_toolkit.code.preparation import REQUIREMENTS as FILE
 from sagemaker_mxnet_toolkit.code.preparation import is_package
 from sagemaker_mxnet_toolkit.failure import RequirementsError
@@ -175,9 +175,9 @@ def _lock(deadline: float) -> Iterator[None]:
     """Wait for other installations into this Python, which hosts of a local run share."""
     fd = os.open(sys.prefix, os.O_RDONLY)
     try:
-        if not _locked(fd):
+        if not try_lock(fd):
             with progress(f"waiting for another installation into {sys.prefix}"):
-                while not _locked(fd):
+                while not try_lock(fd):
                     if time.monotonic() > deadline:
                         raise RequirementsError(
                             f"another installation into {sys.prefix} did not finish within "
@@ -187,17 +187,6 @@ def _lock(deadline: float) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _locked(fd: int) -> bool:
-    """Try to lock an open directory; return whether that succeeded."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # NFS cannot lock directories
-        return True
-    return True
 
 
 def run_pip(

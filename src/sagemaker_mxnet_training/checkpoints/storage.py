@@ -2,14 +2,13 @@
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import threading
 import time
 from typing import Dict, Iterable, List, Mapping, Optional, Tuple
 
-from sagemaker_mxnet_toolkit.atomic_files import naming
+from sagemaker_mxnet_toolkit.atomic_files import naming, try_lock
 from sagemaker_mxnet_toolkit.failure import FailureKind
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 from sagemaker_mxnet_training.checkpoints import catalog, checkpoint_file
@@ -23,7 +22,6 @@ LOCK = ".in-use" + catalog.IGNORED
 PATIENCE_S = 5.0
 """Seconds to wait for a locked directory, since the script of a killed job may be about to end."""
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _locks: Dict[Tuple[int, int], int] = {}  # device and inode of a directory: its lock
 
@@ -52,7 +50,7 @@ def lock(directory: str, owner: str) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     deadline = time.monotonic() + PATIENCE_S
     try:
-        while not _locked(descriptor):
+        while not try_lock(descriptor):
             if time.monotonic() >= deadline:
                 holder = os.pread(descriptor, 1024, 0).decode("utf-8", "replace")
                 raise CheckpointError(
@@ -69,17 +67,6 @@ def lock(directory: str, owner: str) -> None:
         os.close(descriptor)
         raise
     _locks[key] = descriptor
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
 
 
 def unlock() -> None:

@@ -168,7 +168,8 @@ class Supervisor:
         again, self._signalled = self._signalled, True
         stopping = steps.attempt.stop is not None
         if again and stopping:
-            self._log("entrypoint", f"received {signal_name(number)} again: killing everything")
+            name = signal_name(number)
+            self._log("entrypoint", f"received {name}, a second stop signal: killing everything")
             steps.table.kill()
             steps.coordinator.give_up()
             return

@@ -132,7 +132,7 @@ def test_json_in_another_charset() -> None:
         (b"\xff\xfe", "malformed"),
         (b'"text"', "this is not a list"),
         (b"1", "this is not a list"),
-        (b"{}", "expected an object with data"),
+        (b"{}", "expected an object with data, got an empty object"),
         (b'{"other": [[1, 2, 3]]}', "got 'other'"),
     ],
 )
