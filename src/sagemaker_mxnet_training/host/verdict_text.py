@@ -22,8 +22,10 @@ _ADVICE = {
     FailureKind.OUT_OF_MEMORY: (
         "increase the memory of the container, or reduce that of the script (batch size, workers)"
     ),
-    FailureKind.REQUIREMENTS: "correct requirements.txt, or add its packages to the image",
-    FailureKind.CODE: "check sagemaker_submit_directory and its content",
+    FailureKind.REQUIREMENTS: (
+        "correct requirements.txt or the settings of pip, or add its packages to the image"
+    ),
+    FailureKind.CODE: "correct the code, or sagemaker_submit_directory, as the cause says",
     FailureKind.CONFIGURATION: "correct the settings that the cause names",
     FailureKind.JOIN: (
         "check that all hosts were started, with the same configuration, and reach each other"
