@@ -53,7 +53,7 @@ if [ $# -eq 0 ]; then
         (
             (
                 export PIP_TRUSTED_HOST=mark-of-this-site.invalid
-                nice scripts/build-image.sh && nice scripts/build-image.sh --horovod && nice python -m tests.support.sdks
+                scripts/build-image.sh && scripts/build-image.sh --horovod && python -m tests.support.sdks
             ) >.venv-test/images.log 2>&1 || true # what fails here fails in the tests again, which report it
             flock --unlock 9
             check --durations 15 -m local_mode tests/container
