@@ -51,6 +51,7 @@ if [ $# -eq 0 ]; then
         exec 9>.venv-test/images.lock
         flock 9 # until the images are built
         (
+            trap 'exit 130' INT
             (
                 export PIP_TRUSTED_HOST=mark-of-this-site.invalid
                 scripts/build-image.sh && scripts/build-image.sh --horovod && python -m tests.support.sdks
