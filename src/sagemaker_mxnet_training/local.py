@@ -53,7 +53,9 @@ from sagemaker_mxnet_training.report.timelines import HostTimeline
 
 ADDRESS = "127.0.0.1"
 _OPTION = re.compile(r"--?[A-Za-z_][^=\s]*")
-_PROGRAM = "import sys; del sys.path[0]; from sagemaker_mxnet_cli import main; main()"
+ENTRYPOINT_PROGRAM = (
+    "import sys; sys.path[:] = filter(None, sys.path); from sagemaker_mxnet_cli import main; main()"
+)
 """Runs the entrypoint without the current directory, which may have a ``queue.py``, on its path."""
 
 _COLOURS = (36, 33, 32, 35, 34, 31)
@@ -422,7 +424,7 @@ class _LocalJob:
             # Signals are delivered when the entrypoint can stop the job.
             with blocked_stop_signals():
                 process = subprocess.Popen(
-                    [self._job.python or sys.executable, "-c", _PROGRAM, "train"],
+                    [self._job.python or sys.executable, "-c", ENTRYPOINT_PROGRAM, "train"],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -506,14 +508,15 @@ class _LocalJob:
         restarts = max((host.restarts for host in hosts), default=0)
         headline = f"{verdict_text.headline(outcome, seconds, restarts)} (exit status {status})"
         facts = []
-        if outcome is Outcome.FAILURE:
-            facts.append(("cause", self._cause() or self._unexplained(statuses)))
         failure = next((host.failure for host in hosts if host.failure is not None), None)
+        if outcome is Outcome.FAILURE:
+            cause = self._cause()
+            facts.append(("cause", cause or self._unexplained(statuses)))
+            if failure is None and cause is None:
+                advice = f"read the last lines above; is there free space in {self._job.run_dir}?"
+                facts.append(("next", advice))
         if failure is not None:
             advice = verdict_text.advice(failure, failure.host, self._job.source_dir)
-            facts.append(("next", advice))
-        elif outcome is Outcome.FAILURE and not self._cause():
-            advice = f"read the last lines above; is there free space in {self._job.run_dir}?"
             facts.append(("next", advice))
         checkpoints = _checkpoints(self._job.run_dir, self._job.hosts[0])
         new = self._job.resume or checkpoints[-1:] != self._old_checkpoints[-1:]

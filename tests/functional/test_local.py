@@ -14,6 +14,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 import psutil
 import pytest
 
+from sagemaker_mxnet_training.local import ENTRYPOINT_PROGRAM
 from tests.support import packages
 from tests.support.jobs import eventually
 
@@ -332,6 +333,20 @@ def test_modules_in_the_working_directory_are_not_imported(terminal: Terminal) -
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the script runs" in done.stdout
+
+
+def test_only_the_working_directory_is_not_searched(terminal: Terminal) -> None:
+    """With PYTHONSAFEPATH (CPython 3.11) the first entry of the path is one of PYTHONPATH."""
+    terminal.write("first/sagemaker_mxnet_cli.py", "def main(): print('of PYTHONPATH')")
+    done = subprocess.run(
+        [sys.executable, "-c", ENTRYPOINT_PROGRAM],
+        env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(terminal.directory / "first")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=BOUND,
+    )
+    assert done.stdout == "of PYTHONPATH\n"
 
 
 HEAR = """
