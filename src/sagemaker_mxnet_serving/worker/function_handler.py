@@ -92,23 +92,23 @@ class FunctionHandler:
         transform = self._script["transform_fn"]
         if transform is not None:
             arguments = (self._model, _body(request), request.content_type, accept)
-            return self._call(transform, *arguments, context=context)
+            return self._call_script(transform, *arguments, context=context)
         read, predict = self._script["input_fn"], self._script["predict_fn"]
         write = self._script["output_fn"]
         if read is None:
             data = _call(Function("input_fn (default)", self._read), request)
         else:
             known = {"context": context, "model": self._model}
-            data = self._call(read, _body(request), request.content_type, **known)
+            data = self._call_script(read, _body(request), request.content_type, **known)
         if predict is None:
             prediction = _call(Function("predict_fn (default)", self._predict), data)
         else:
-            prediction = self._call(predict, data, self._model, context=context)
+            prediction = self._call_script(predict, data, self._model, context=context)
         if write is None:
             return _write(prediction, accept, self._accept)
-        return self._call(write, prediction, accept, context=context)
+        return self._call_script(write, prediction, accept, context=context)
 
-    def _call(self, function: Function, *arguments: Any, **known: Any) -> Any:
+    def _call_script(self, function: Function, *arguments: Any, **known: Any) -> Any:
         """Call a function of the script; log once that it returns ``None``."""
         result = _call(function, *arguments, **known)
         if result is None and function.name not in self._returned_none:
