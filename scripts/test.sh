@@ -35,6 +35,7 @@ check() { python ${COVERAGE:+-m coverage run} -m pytest "$@"; }
 # the longest part. Horovod is compiled here too, and installed when the tests without it are done.
 horovod=
 local_mode=
+trap 'exit 130' INT # pytest handles Ctrl-C and exits as after failures, and bash would go on
 set -m # each in a process group of its own, which Ctrl-C does not reach: the trap passes it on
 trap 'for group in $horovod $local_mode; do kill -INT -- "-$group" 2>/dev/null && wait "$group"; done || true' EXIT
 if [ $# -eq 0 ]; then
@@ -51,7 +52,7 @@ if [ $# -eq 0 ]; then
         exec 9>.venv-test/images.lock
         flock 9 # until the images are built
         (
-            trap 'exit 130' INT
+            trap 'exit 130' INT # a subshell has none of its parent's traps
             (
                 export PIP_TRUSTED_HOST=mark-of-this-site.invalid
                 scripts/build-image.sh && scripts/build-image.sh --horovod && python -m tests.support.sdks
