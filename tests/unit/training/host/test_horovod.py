@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -28,6 +29,8 @@ def _names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Dict[str
     library.touch()
     (tmp_path / "horovod" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
+    # A module with tests of the real one may have imported it.
+    monkeypatch.delitem(sys.modules, "horovod", raising=False)
     monkeypatch.setattr(socket, "gethostname", lambda: "machine")
     monkeypatch.setattr(horovod, "_resolved", names.get)
     monkeypatch.setattr(horovod, "PRELOADED", str(tmp_path / "resourceconfig.json"))
