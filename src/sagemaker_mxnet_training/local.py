@@ -277,13 +277,13 @@ def run(job: Run) -> int:
     Raises:
         UsageError: the run directory cannot be created, or another job is using it.
     """
-    with _locked(job.run_dir):
-        return _run(job)
+    with _locked(job.run_dir) as lock:
+        return _run(job, lock)
 
 
 @contextlib.contextmanager
-def _locked(run_dir: str) -> Iterator[None]:
-    """Let one job at a time use a run directory.
+def _locked(run_dir: str) -> Iterator[int]:
+    """Let one job at a time use a run directory; yield the descriptor that holds the lock.
 
     Raises:
         UsageError: the directory cannot be created, or another job uses it.
@@ -299,7 +299,7 @@ def _locked(run_dir: str) -> Iterator[None]:
                 f"--run-dir {run_dir}: another job is using this directory; wait for its end, or "
                 "use another directory"
             )
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -312,7 +312,7 @@ def _not_created(run_dir: str, error: OSError) -> UsageError:
     )
 
 
-def _run(job: Run) -> int:
+def _run(job: Run, lock: int) -> int:
     venv = os.path.join(job.run_dir, "venv")
     try:
         # Timelines of an earlier run, which may have had more hosts.
@@ -333,7 +333,7 @@ def _run(job: Run) -> int:
             "use --resume to resume from it"
         )
     try:
-        return _LocalJob(job).run()
+        return _LocalJob(job, lock).run()
     finally:
         shutil.rmtree(venv, ignore_errors=True)
 
@@ -363,10 +363,15 @@ class _Stream:
 
 
 class _LocalJob:
-    """Starts the entrypoints, forwards their output and signals to them, and prints a summary."""
+    """Starts the entrypoints, forwards their output and signals to them, and prints a summary.
 
-    def __init__(self, job: Run) -> None:
+    The entrypoints inherit the lock of the run directory, so that no other job can use it before
+    they have ended, even if this process was killed.
+    """
+
+    def __init__(self, job: Run, lock: int) -> None:
         self._job = job
+        self._lock = lock
         self._processes: List[subprocess.Popen[bytes]] = []
         self._open: Set[_Stream] = set()
         self._selector = selectors.DefaultSelector()
@@ -429,7 +434,7 @@ class _LocalJob:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    pass_fds=inherited,
+                    pass_fds=[*inherited, self._lock],
                     start_new_session=True,
                     # Safe, since this program has only one thread.
                     preexec_fn=stop_with_parent,  # noqa: PLW1509

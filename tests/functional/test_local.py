@@ -320,6 +320,23 @@ def test_jobs_do_not_share_a_run_directory(terminal: Terminal) -> None:
     assert terminal.run(*words).returncode == 0
 
 
+def test_a_run_directory_stays_in_use_until_the_hosts_have_ended(terminal: Terminal) -> None:
+    terminal.write("train.py", "import signal\nsignal.signal(15, lambda *_: None)" + WAIT)
+    go = terminal.directory / "go"
+    words = ("--run-dir", "run", "--hyperparameter", f"go={go}", "train.py")
+    first = terminal.start(*words)
+    _until_up(first, 1)
+    first.kill()
+    first.communicate(timeout=BOUND)
+    second = terminal.start(*words)
+    _, stderr = second.communicate(timeout=BOUND)
+    assert second.returncode == 2
+    assert "another job is using this directory" in stderr
+    go.touch()
+    terminal.nothing_is_left()
+    assert terminal.run(*words).returncode == 0
+
+
 def test_modules_in_the_working_directory_are_not_imported(terminal: Terminal) -> None:
     terminal.write("elsewhere/train.py", "print('the script runs')")
     terminal.write("enum.py", "raise SystemExit('this is not the standard module')")

@@ -67,6 +67,8 @@ def _entry_point(found: Optional[Found], check: Validator) -> str:
         problem = "the entry point contains an unprintable character"
     elif os.path.normpath(name) == ".":
         problem = "the entry point is a directory"
+    elif name.endswith(".ipynb"):
+        problem = "the entry point is a notebook; export it as a script"
     else:
         return os.path.normpath(name)
     check.faults.add(problem, found, _PROGRAM)

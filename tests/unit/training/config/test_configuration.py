@@ -800,6 +800,7 @@ def test_no_entry_point_at_all(faults, value):
         "a/../train.py",
         ".",
         "lib",
+        "train.ipynb",
         "-c",
         "a\nb",
         "x" * 999,
