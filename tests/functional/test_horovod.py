@@ -64,6 +64,14 @@ def losses(directory: Path, hosts: int, processes: int) -> List[float]:
     return [float(value) for value in re.findall(r"loss \d+ (\S+)$", output, re.MULTILINE)]
 
 
+@pytest.mark.parametrize("first", ["horovod.mxnet", "mxnet"])
+def test_other_extensions_can_be_imported_afterwards(first: str) -> None:
+    """Horovod made C++ symbols of MXNet's library global: ``import onnx`` crashed."""
+    source = f"import {first}, horovod.mxnet as hvd, onnx; hvd.init(); print(hvd.size())"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
 @pytest.mark.parametrize(("hosts", "processes"), [(2, 2), (1, 2)])
 def test_ranks_train_what_one_process_trains(tmp_path: Path, hosts: int, processes: int) -> None:
     source = tmp_path / "train.py"

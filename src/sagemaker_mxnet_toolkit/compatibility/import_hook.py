@@ -4,7 +4,7 @@ A finder on ``sys.meta_path`` gives each of MXNet's modules builtins with anothe
 For ``import numpy`` this returns a view: a module with all attributes of NumPy and the names that
 NumPy has removed. For ``distutils.version`` it returns two functions. Classes and state are NumPy's
 own, ``.pyc`` files stay in use, and attributes of the view are as fast as NumPy's. keras-mxnet gets
-views of NumPy and ``collections`` in the same way.
+views of NumPy and ``collections`` in the same way, and Horovod one of ``ctypes``.
 
 Alternatives that were rejected: adding the names to NumPy (visible to ``hasattr(numpy, ...)`` in
 all modules); replacing ``sys.modules["numpy"]`` while MXNet is imported (visible to other threads,
@@ -34,6 +34,9 @@ from sagemaker_mxnet_toolkit.settings.variables import COMPATIBILITY
 
 NEWEST_PYTHON = (3, 13)
 """The newest CPython that the behaviour tests have run on."""
+
+_LOADS_HOROVOD = ("horovod.common.basics", "horovod.mxnet.mpi_ops")
+"""The modules that load Horovod's library (0.28.1)."""
 
 NEWEST_NUMPY = (2, 5)
 """The newest NumPy that the behaviour tests have run on."""
@@ -71,7 +74,10 @@ def install() -> None:
 def find_spec(
     name: str, path: Optional[Sequence[str]] = None, target: Optional[ModuleType] = None
 ) -> Optional[ModuleSpec]:
-    """Install the layer and find MXNet with it. The ``.pth`` file calls this."""
+    """Install the layer, and find MXNet with it. The ``.pth`` file calls this.
+
+    It does so for ``mxnet``, and for ``horovod.mxnet``, which loads its library with other modules.
+    """
     install()
     return _FINDER.find_spec(name, path, target)
 
@@ -102,7 +108,7 @@ def status() -> Status:
 
 
 class _Finder:
-    """Finds the modules of MXNet and keras-mxnet, and sets the loaders below."""
+    """Finds modules of MXNet, keras-mxnet and Horovod, and sets the loaders below."""
 
     def find_spec(
         self, name: str, path: Optional[Sequence[str]], target: Optional[ModuleType] = None
@@ -110,12 +116,13 @@ class _Finder:
         package, _, module = name.partition(".")
         # Once its MXNet backend is loaded, "keras" is keras-mxnet and not Keras 3.
         of_keras = package == "keras" and module and "keras.backend.mxnet_backend" in sys.modules
-        if package != "mxnet" and not of_keras:
+        of_horovod = name in _LOADS_HOROVOD and "horovod.mxnet" in sys.modules
+        if package != "mxnet" and not of_keras and not of_horovod:
             return None
         spec = PathFinder.find_spec(name, path, target)
         # Extension modules and namespace packages need no changes.
         if spec is not None and type(spec.loader) is SourceFileLoader:
-            loader = _KerasLoader if of_keras else _Loader
+            loader = _KerasLoader if of_keras else _HorovodLoader if of_horovod else _Loader
             spec.loader = loader(spec.loader.name, spec.loader.path)
         return spec
 
@@ -205,6 +212,39 @@ def _import_for_keras(name: str, *arguments: Any, **options: Any) -> Any:
         return module
     view = ModuleType("collections")
     vars(view).update({**vars(collections.abc), **vars(module)})
+    return view
+
+
+class _HorovodLoader(SourceFileLoader):
+    """Executes a module of Horovod that loads its library, with another ``ctypes.CDLL``."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        if enabled():
+            own = {**vars(builtins), "__import__": _import_for_horovod}
+            vars(module)["__builtins__"] = own
+        super().exec_module(module)
+
+
+def _import_for_horovod(name: str, *arguments: Any, **options: Any) -> Any:
+    """``__import__`` for the modules that load Horovod's library."""
+    module = builtins.__import__(name, *arguments, **options)
+    if name != "ctypes":
+        return module
+
+    def load(path: str, mode: int) -> Any:
+        """Load a library, with RTLD_GLOBAL only for MPI, which may need it.
+
+        MXNet's library, on which it depends, would become global too: extensions that are loaded
+        later would call C++ functions of MXNet that have the same names as their own, and
+        ``import onnx`` ended in a segmentation fault (Horovod 0.28.1, onnx 1.18).
+        """
+        library = module.CDLL(path)
+        if library.horovod_mpi_built() and os.environ.get("HOROVOD_CONTROLLER") != "gloo":
+            library = module.CDLL(path, mode)
+        return library
+
+    view = ModuleType("ctypes")
+    vars(view).update({**vars(module), "CDLL": load})
     return view
 
 

@@ -1,13 +1,16 @@
 """The compatibility layer's own behaviour, with small stand-ins for mxnet and real interpreters."""
 
+import ctypes
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
 import sagemaker_mxnet_training
+from sagemaker_mxnet_toolkit.compatibility import import_hook
 from sagemaker_mxnet_toolkit.compatibility.numpy_view import version_numbers
 
 SOURCE = pathlib.Path(sagemaker_mxnet_training.__file__).resolve().parents[1]
@@ -337,3 +340,28 @@ def test_scipy_whose_submodules_mxnet_loads_is_imported_eagerly(user_of_scipy):
 def test_only_mxnet_is_given_stand_ins(user_of_scipy):
     code = IMPORT + "import requests; print(type(requests) is type(sys), requests.get('x'))"
     assert run(code, user_of_scipy()).stdout == "True got x\n"
+
+
+@pytest.mark.parametrize(
+    ("mpi_built", "controller", "expected"),
+    [
+        (0, None, ["local"]),
+        (1, "gloo", ["local"]),
+        (1, "mpi", ["local", "global"]),
+        (1, None, ["local", "global"]),
+    ],
+)
+def test_horovod_library_is_global_only_for_mpi(monkeypatch, mpi_built, controller, expected):
+    loads = []
+
+    def load(path, mode=ctypes.DEFAULT_MODE):
+        loads.append("global" if mode == ctypes.RTLD_GLOBAL else "local")
+        return types.SimpleNamespace(horovod_mpi_built=lambda: mpi_built)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.delenv("HOROVOD_CONTROLLER", raising=False)
+    if controller is not None:
+        monkeypatch.setenv("HOROVOD_CONTROLLER", controller)
+    scope = {"__builtins__": {"__import__": import_hook._import_for_horovod}}
+    exec('import ctypes; ctypes.CDLL("mpi_lib.so", ctypes.RTLD_GLOBAL)', scope)
+    assert loads == expected
