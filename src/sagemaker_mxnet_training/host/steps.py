@@ -244,8 +244,10 @@ class Steps:
         scripts = self.table.living(Role.WORKER)
         # Only scripts get SIGINT, for which a starting Python would print a traceback.
         self.table.stop(preparing, signal.SIGTERM, grace)
+        # Scripts handle SIGTERM, and not the SIGHUP of a terminal that was closed.
+        number = signal.SIGTERM if stop.signal == signal.SIGHUP else stop.signal
         # A script that writes a checkpoint still needs the processes that load its data.
-        self.table.stop(scripts, stop.signal, grace, leader_first=self.attempt.checkpointing)
+        self.table.stop(scripts, number, grace, leader_first=self.attempt.checkpointing)
         if not preparing and not scripts:
             self.attempt.finish()
 
