@@ -243,6 +243,8 @@ def test_next_job_resumes_after_a_killed_host(project: str, tmp_path: Path, imag
         start("algo-3")
         for host in names:
             wait_until(lambda host=host: "step 30 done" in output(host), f"training of {host}")
+        checkpoints = ("docker", "exec", containers["algo-1"], "ls", "/opt/ml/checkpoints")
+        wait_until(lambda: "checkpoint-" in run(*checkpoints).stdout, "a whole checkpoint")
         kill("algo-1")
         (tmp_path / "code/go").touch()
         counted = sum(number % 7 for number in range(STEPS))
