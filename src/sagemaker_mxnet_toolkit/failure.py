@@ -70,6 +70,8 @@ class FailureKind(enum.Enum):
     """A process is suspended, for example by SIGSTOP."""
     STALLED = "stalled"
     """Processes run, but training makes no progress."""
+    UNEVEN = "uneven"
+    """A host waits for others whose scripts have finished: they had fewer batches."""
     JOIN = "join"
     """Hosts did not find each other, or have different configurations of the job."""
     CONFIGURATION = "configuration"

@@ -196,3 +196,23 @@ def test_resuming_with_another_optimizer_fails(tmp_path: Path) -> None:
     with job(tmp_path, body.replace('make("adam")', 'make("sgd")')) as cluster:
         end = cluster[1].ended()
     refused(end, "of the optimizer Adam, but this script uses SGD")
+
+
+def test_uneven_batches_are_not_dropped_by_a_restart(tmp_path: Path) -> None:
+    """The first host writes the last checkpoint, and then the other has six batches left."""
+    script = f"""{BEGIN}
+net, _ = make("sgd")
+trainer = gluon.Trainer(net.collect_params(), "sgd", {{"learning_rate": 0.01}}, kvstore="dist_sync")
+checkpoint = Checkpoint(net, trainer)
+for epoch in checkpoint.epochs(3):
+    for batch in checkpoint.batches(source(epoch, 10 if host == "algo-1" else 12)):
+        train(net, trainer, batch)
+say("the end")
+"""
+    env = {"SAGEMAKER_MXNET_STALL_TIMEOUT": "4"}
+    with job(tmp_path, script, 2, parameter_server=True, env=env) as cluster:
+        ends = cluster.ended(60)
+    for end in ends:
+        assert end.status == 1, end.output
+        assert "algo-2: worker failed: stalled" in str(end.failure)
+        assert "restarting" not in end.output

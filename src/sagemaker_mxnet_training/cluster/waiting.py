@@ -86,9 +86,12 @@ class Waiting:
         if idle < limit:
             return None
         reason = f"stalled: no progress for {idle:.0f} s on {listed(training)}"
+        kind = FailureKind.STALLED
         if cluster.finished:
+            # Not restarted: the last checkpoint says that all has been trained.
+            kind = FailureKind.UNEVEN
             reason += f", after {listed(sorted(cluster.finished))} had finished: {_UNEVEN}"
-        return Failure(training[0], Role.WORKER, reason, kind=FailureKind.STALLED)
+        return Failure(training[0], Role.WORKER, reason, kind=kind)
 
     def _join_time(self, now: float) -> float:
         """Return the seconds until hosts must have joined."""

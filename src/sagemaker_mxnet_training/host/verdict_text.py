@@ -38,6 +38,7 @@ _ADVICE = {
     FailureKind.STALLED: (
         "find out what the worker on {host} waits for; sagemaker_mxnet_stall_timeout is the limit"
     ),
+    FailureKind.UNEVEN: "give all hosts the same number of batches, also in the last epoch",
     FailureKind.NETWORK: "free the port or the address that the cause names, or set another one",
     FailureKind.OUTPUT: "free disk space on the output volume of {host}, or make it writable",
     FailureKind.CHECKPOINT: "free disk space for checkpoints on {host}, or make it writable",

@@ -51,7 +51,7 @@ def main(arguments: List[str], report: Report) -> None:
     gc.freeze()
     report.event("started")
     try:
-        with horovod_worker.finished(script.ended_by):
+        with script.completing():
             if kind == "script":
                 _run_script(target, rest)
             else:
@@ -79,6 +79,26 @@ class _Script:
         # report is sent first, since closing the kvstores waits for the other workers.
         self._register()
         compatibility.after_import(self._register)
+
+    @contextlib.contextmanager
+    def completing(self) -> Iterator[None]:
+        """Wait for what the script in the block has started to exchange with other workers.
+
+        A script that does not read its last results would otherwise end before its last steps are
+        done, here and on the others. Horovod would drop them; with a kvstore, the others may never
+        take their part. After a signal nothing is waited for, for the same reason.
+        """
+        try:
+            yield
+        except SystemExit as error:
+            if not error.code and not self.ended_by(error):
+                self._complete()
+            raise
+        self._complete()
+
+    def _complete(self) -> None:
+        if "horovod.mxnet" in sys.modules or self._kvstores.distributed():
+            sys.modules["mxnet"].nd.waitall()
 
     def report_left(self, error: BaseException) -> None:
         """Report that the script has not finished, if a handler of SIGTERM or SIGINT ended it."""

@@ -3,7 +3,6 @@
 Horovod need not be installed: nothing here imports it.
 """
 
-import contextlib
 import functools
 import importlib.util
 import io
@@ -11,7 +10,7 @@ import os
 import re
 import sys
 from importlib.machinery import ModuleSpec
-from typing import Any, Callable, Iterator, List, Optional, Set
+from typing import Any, List, Optional, Set
 
 from sagemaker_mxnet_toolkit.processes.child_report import Report
 
@@ -80,31 +79,6 @@ def _wrap_init(basics: Any, report: Report) -> None:
 
 def _threads() -> Set[int]:
     return set(map(int, os.listdir("/proc/self/task")))
-
-
-@contextlib.contextmanager
-def finished(ended_by: Callable[[BaseException], int]) -> Iterator[None]:
-    """Finish what the script in the block has started, before Horovod's own exit handler.
-
-    Otherwise the last steps of a script that reads no result are dropped, here and on the others,
-    and after the loss of another worker it would end with status 0 and wrong weights.
-
-    Args:
-        ended_by: returns the signal because of which an exception ends the script, if there is one:
-            the others may not take their part any more.
-    """
-    try:
-        yield
-    except SystemExit as error:
-        if not error.code and not ended_by(error):
-            _wait()
-        raise
-    _wait()
-
-
-def _wait() -> None:
-    if "horovod.mxnet" in sys.modules:
-        sys.modules["mxnet"].nd.waitall()
 
 
 def names_lost_peer(text: str) -> bool:

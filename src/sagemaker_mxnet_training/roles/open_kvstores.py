@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 import weakref
-from typing import Any
+from typing import Any, List
 
 from sagemaker_mxnet_toolkit import compatibility
 from sagemaker_mxnet_toolkit.compatibility import kvstore
@@ -44,6 +44,12 @@ class OpenKVStores:
 
         store.__init__ = initialize_and_follow
 
+    def distributed(self) -> List[Any]:
+        """Return the distributed kvstores; none in a forked child, which lacks their threads."""
+        if os.getpid() != self._pid:
+            return []
+        return [store for store in self._stores if "dist" in store.type]
+
     def close(self) -> None:
         """Wait for all operations of the engine, and close the distributed kvstores.
 
@@ -52,10 +58,7 @@ class OpenKVStores:
         Raises:
             mxnet.base.MXNetError: an asynchronous operation failed.
         """
-        # A forked child has the objects, but not the threads.
-        if os.getpid() != self._pid:
-            return
-        stores = [store for store in self._stores if "dist" in store.type]
+        stores = self.distributed()
         if stores:
             _ignore_signals()
             try:

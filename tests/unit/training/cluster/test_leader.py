@@ -321,7 +321,7 @@ def test_hosts_that_still_train_are_logged_and_may_stall() -> None:
     )
     side.hear(Idle("algo-2", 100.0))
     side.wait(1.0)
-    assert side.cause().kind is FailureKind.STALLED
+    assert side.cause().kind is FailureKind.UNEVEN
     assert "no progress for 100 s on algo-2, after algo-1 had finished" in side.cause().reason
 
 

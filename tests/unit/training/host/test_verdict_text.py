@@ -38,6 +38,7 @@ def test_failure_block_has_everything_once() -> None:
         (FailureKind.LOST, "the machine of algo-2"),
         (FailureKind.FROZEN, "SIGSTOP"),
         (FailureKind.STALLED, "sagemaker_mxnet_stall_timeout"),
+        (FailureKind.UNEVEN, "same number of batches"),
         (FailureKind.JOIN, "all hosts were started"),
         (FailureKind.CONFIGURATION, "settings that the cause names"),
         (FailureKind.CODE, "sagemaker_submit_directory"),
