@@ -75,6 +75,10 @@ def _summary(error: BaseException, depth: int) -> str:
         name = f"{kind.__module__}.{name}"
     try:
         message = str(error)
+        # MXNet's message begins with the stack of its library, and repeats the name after it.
+        _, trace, raised = message.rpartition("Traceback (most recent call last):\n")
+        if trace:
+            message = re.sub(rf"\A(?: .*\n)*(?:{kind.__qualname__}: )?", "", raised)
     except Exception:
         message = f"<exception in {name}.__str__>"
     line = f"{name}: {message}" if message else name

@@ -125,9 +125,8 @@ def plan_run(options: argparse.Namespace, environ: Mapping[str, str], directory:
     variables = _pairs("--env", options.env, faults)
     run_dir = _run_dir(options, directory, script, faults)
     names = tuple(f"algo-{number}" for number in range(1, count + 1))
-    if options.resume and not _checkpoints(run_dir, names[0]):
-        fault = "" if options.run_dir is None else f"{run_dir} has no checkpoints; "
-        faults.append(f"--resume: {fault}expected --run-dir with the directory of an earlier run")
+    if options.resume:
+        _check_resume(options, run_dir, names[0], faults)
     if faults:
         raise UsageError("; ".join(dict.fromkeys(faults)))
     server = options.parameter_server
@@ -154,6 +153,19 @@ def plan_run(options: argparse.Namespace, environ: Mapping[str, str], directory:
         resume=options.resume,
         processes=processes,
     )
+
+
+def _check_resume(options: argparse.Namespace, run_dir: str, host: str, faults: List[str]) -> None:
+    """Check that there is a checkpoint to resume from. Without --resume a job starts afresh."""
+    entry, damaged = catalog.newest_whole(os.path.join(run_dir, host, "checkpoints"))
+    expected = "expected --run-dir with the directory of an earlier run"
+    if damaged:
+        fault = f"{run_dir} has no whole checkpoint ({damaged[0].name}: {damaged[0].reason})"
+        expected += ", or no --resume, to start afresh"
+    else:
+        fault = "" if options.run_dir is None else f"{run_dir} has no checkpoints"
+    if entry is None:
+        faults.append(f"--resume: {fault}{'; ' if fault else ''}{expected}")
 
 
 def _checkpoints(run_dir: str, host: str) -> List[catalog.Entry]:
@@ -187,7 +199,11 @@ def _source(options: argparse.Namespace, directory: str, faults: List[str]) -> T
         faults.append(f"{options.script}: expected a file, not a directory")
     relative = os.path.relpath(os.path.realpath(script), os.path.realpath(source_dir))
     if relative.startswith(os.pardir):
-        faults.append(f"{options.script}: outside --source-dir {options.source_dir}")
+        target = f" (it is a link to {os.path.realpath(script)})" if os.path.islink(script) else ""
+        faults.append(
+            f"{options.script}: outside the source directory {source_dir}{target}; expected a "
+            "script in it: set --source-dir to a directory that has the script"
+        )
     return os.path.realpath(source_dir), relative
 
 
@@ -517,9 +533,11 @@ class _LocalJob:
         if outcome is Outcome.FAILURE:
             cause = self._cause()
             facts.append(("cause", cause or self._unexplained(statuses)))
-            if failure is None and cause is None:
-                advice = f"read the last lines above; is there free space in {self._job.run_dir}?"
-                facts.append(("next", advice))
+            if failure is None:  # without a timeline
+                question = f"is there free space in {self._job.run_dir}?"
+                if cause is not None:
+                    question = "if something killed the entrypoint, the kernel's log may have it"
+                facts.append(("next", f"read the last lines above; {question}"))
         if failure is not None:
             advice = verdict_text.advice(failure, failure.host, self._job.source_dir)
             facts.append(("next", advice))

@@ -175,6 +175,24 @@ def test_a_model_that_onnx_computes_otherwise_is_not_written(tmp_path, monkeypat
     assert not list(tmp_path.glob("*.onnx*"))
 
 
+def test_outputs_that_are_not_numbers_are_not_compared(tmp_path: Path) -> None:
+    net = mx.sym.FullyConnected(mx.sym.Variable("data"), num_hidden=2)
+    module = mx.mod.Module(net, label_names=None)
+    module.bind([("data", (2, 3))])
+    module.init_params(mx.init.Constant(float("nan")))
+    save(str(tmp_path), module)
+    with pytest.raises(export.ExportError, match=r"NaN .* in MXNet too.*check the parameters"):
+        export.export(str(tmp_path), str(tmp_path / "model.onnx"))
+    assert not list(tmp_path.glob("*.onnx*"))
+
+
+@pytest.mark.parametrize("theirs", [[1.0, np.nan, 1.0], [1.0, np.inf, np.nan]])
+def test_outputs_that_are_not_numbers_on_one_side_differ(theirs: List[float]) -> None:
+    ours = np.array([1.0, np.inf, 2.0])
+    assert export._difference(np, ours, np.array([1.0, np.inf, 2.0])) == 0.0
+    assert export._difference(np, ours, np.array(theirs)) > export.TOLERANCE
+
+
 def test_an_operator_that_has_no_counterpart_is_named(tmp_path: Path) -> None:
     net = mx.sym.erfinv(mx.sym.Variable("data"))
     module = mx.mod.Module(net, label_names=None)

@@ -404,6 +404,7 @@ def test_killed_entrypoint_is_a_failure(terminal: Terminal) -> None:
     told = summary(stdout)
     assert told["job"].startswith("job FAILED")
     assert told["cause"].startswith("cause   algo-1: entrypoint failed: died unexpectedly")
+    assert "the kernel's log may have it" in told["next"]
     assert run.returncode == 137
 
 
@@ -829,11 +830,27 @@ def test_only_resume_continues_an_earlier_run(terminal: Terminal) -> None:
     resumed = terminal.run("--run-dir", "run", "--resume", "train.py")
     assert "starting afresh" not in failed.stderr + resumed.stderr
     again = steps(resumed)
+    for path in (run_dir / "algo-1" / "checkpoints").glob("*.zip"):
+        path.write_bytes(path.read_bytes()[:-300])
+    refused = terminal.run("--run-dir", "run", "--resume", "train.py")
+    assert refused.returncode == 2
+    assert f"--resume: {run_dir} has no whole checkpoint (checkpoint-" in refused.stderr
+    assert "no --resume, to start afresh" in refused.stderr
     assert again in ([1, 2, 3, 4, 5], [2, 3, 4, 5], [3, 4, 5])  # the last one written in time
     afresh = terminal.run("--run-dir", "run", "train.py")
     assert "starting afresh: checkpoint-" in afresh.stderr
     assert steps(afresh) == [0, 1, 2, 3, 4, 5]
     assert "resume" not in summary(afresh.stdout)
+
+
+def test_a_script_that_is_a_link_out_of_its_directory(terminal: Terminal) -> None:
+    script = terminal.write("shared/train.py", "print('the script runs')")
+    (terminal.directory / "mine").mkdir()
+    (terminal.directory / "mine" / "train.py").symlink_to(script)
+    done = terminal.run("mine/train.py")
+    assert done.returncode == 2
+    assert f"outside the source directory {terminal.directory}/mine (it is a link to" in done.stderr
+    assert "set --source-dir to a directory that has the script" in done.stderr
 
 
 def test_settings_of_our_own(terminal: Terminal) -> None:
@@ -1100,3 +1117,20 @@ def test_breakpoint_on_a_terminal(terminal: Terminal) -> None:
     assert status == 0, shown
     assert b"43\r\n" in shown
     assert b"went on" in shown
+
+
+def test_trainers_that_share_a_kvstore_are_told_what_to_pass(terminal: Terminal) -> None:
+    source = """
+import mxnet as mx
+kv = mx.kv.create("device")
+for _ in range(2):
+    net = mx.gluon.nn.Dense(1, in_units=2)
+    net.initialize(ctx=[mx.cpu(0), mx.cpu(1)])
+    trainer = mx.gluon.Trainer(net.collect_params(), "sgd", kvstore=kv)
+    trainer._init_kvstore()
+    trainer._init_params()
+"""
+    terminal.write("train.py", source)
+    told = summary(terminal.run("train.py").stdout)
+    assert "worker failed: mxnet.base.MXNetError: Check failed: " in told["cause"]
+    assert "trainers cannot share a kvstore: pass its name to each" in told["cause"]

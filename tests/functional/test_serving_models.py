@@ -945,6 +945,18 @@ def test_bodies_are_text_for_json_and_csv(tmp_path):
     assert (response.status, b"not valid UTF-8" in response.body) == (400, True)
 
 
+@pytest.mark.parametrize("status", ["999", "100", "True"])
+def test_a_status_that_is_not_valid_is_an_error(tmp_path, status):
+    script = (
+        "def model_fn(model_dir): return None\n"
+        "def transform_fn(model, body, content_type, accept):\n"
+        f"    return 'ok', 'text/plain', {status}\n"
+    )
+    (response,) = answer(service(tmp_path, script), Request("r", b"x", CSV))
+    assert response.status == 500
+    assert f"the function returned the status {status}" in response.body.decode()
+
+
 def test_results_of_functions(tmp_path):
     script = (
         "import collections\n"

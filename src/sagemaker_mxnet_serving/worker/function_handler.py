@@ -242,12 +242,18 @@ def _response(result: Any, context: Context, accept: str) -> Response:
 
     The result may be a pair of data and content type, as documented for SageMaker's MXNet
     containers; the type may be None. A status may follow, as in Flask. Any other tuple is data.
+
+    Raises:
+        InferenceError: the status is not valid.
     """
     content_type, status = context.response_content_type, 200
     if _has_content_type(result):
         result, given, *rest = result
         content_type = given or content_type
         status = rest[0] if rest else status
+        if not 200 <= status <= 599:
+            text = f"the function returned the status {status}; expected 200 to 599"
+            raise InferenceError(text, 500)
     if isinstance(result, abc.Iterator):  # a generator of the response
         result = list(result)
         for empty in ("", b""):
@@ -270,4 +276,4 @@ def _has_content_type(result: Any) -> bool:
     # A namedtuple, or a tuple of three, may be data.
     status = result[2] if len(result) == 3 else 200
     named = isinstance(result[1], str) and "/" in result[1]
-    return named and isinstance(status, int) and 200 <= status <= 599
+    return named and isinstance(status, int)

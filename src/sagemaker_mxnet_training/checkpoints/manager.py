@@ -243,9 +243,6 @@ class CheckpointManager:
         """Check that the script's state can be stored, before training."""
         self._about(self.loop.position)
         self._state_checked = True
-        for key in self.state:
-            if not isinstance(key, str):
-                _LOG.warning("checkpoint.state: the key %r will be a string after a resume", key)
 
     def _about(self, position: Position) -> bytes:
         """Return the content of ``ABOUT``.
@@ -256,6 +253,7 @@ class CheckpointManager:
         assert self.training is not None
         about = {**position.to_json(), **self.training.about(), "best": self.best}
         try:
+            _check_keys(self.state)
             return json.dumps({**about, "state": self.state}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
@@ -280,6 +278,21 @@ class CheckpointManager:
             return
         members = itertools.chain([(ABOUT, (about,))], captured)
         self._writer.start(position.to_event(), members, time.monotonic() - started)
+
+
+def _check_keys(value: Any) -> None:
+    """Check that all keys of dicts are strings, which others become in JSON.
+
+    Raises:
+        TypeError: a key is not a string.
+    """
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} is not a string: use {str(key)!r}")
+    if isinstance(value, (dict, list, tuple)):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_keys(each)
 
 
 class StopRequest:

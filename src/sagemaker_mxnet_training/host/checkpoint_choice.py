@@ -75,6 +75,8 @@ class CheckpointChoice:
         for each in damaged:
             self._log.warning("entrypoint", f"skipping damaged {each.name}: {each.reason}")
         if entry is None:
+            if damaged and not self._requested:
+                self._log.warning("entrypoint", "there is no other checkpoint; starting afresh")
             return self._requested
         self.variables = {VERIFIED: os.path.join(self._directory, entry.name)}
         return str(entry.name)

@@ -25,7 +25,9 @@ _ADVICE = {
     FailureKind.REQUIREMENTS: (
         "correct requirements.txt or the settings of pip, or add its packages to the image"
     ),
-    FailureKind.CODE: "correct the code, or sagemaker_submit_directory, as the cause says",
+    FailureKind.CODE: (
+        "correct what the cause names: the code, sagemaker_submit_directory, or the disk space"
+    ),
     FailureKind.CONFIGURATION: "correct the settings that the cause names",
     FailureKind.JOIN: (
         "check that all hosts were started, with the same configuration, and reach each other"

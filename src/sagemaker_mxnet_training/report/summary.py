@@ -50,11 +50,11 @@ def lines(head: str, facts: Iterable[Union[str, Tuple[str, str]]]) -> List[str]:
 
 
 def longest_phases(hosts: Sequence[HostTimeline]) -> str:
-    """Return the phases except the last, with their duration on the slowest host."""
+    """Return the phases except the last, each with its time on the host that took longest."""
     longest: Dict[str, float] = {}
     for host in hosts:
-        for phase in host.phases:
-            longest[phase.name] = max(phase.end - phase.start, longest.get(phase.name, 0.0))
+        for name, seconds in _phase_times(host).items():
+            longest[name] = max(seconds, longest.get(name, 0.0))
     # Skip phases that would be shown as 0.0 s.
     known = [
         f"{phase.value} {longest[phase.value]:.1f} s"
@@ -108,12 +108,18 @@ def phase_table(job: JobTimeline) -> Tuple[List[str], List[List[str]]]:
     names += sorted(found.difference(names))
     rows = []
     for each in job.hosts:
-        took: Dict[str, float] = {}
-        for phase in each.phases:
-            took[phase.name] = took.get(phase.name, 0.0) + phase.end - phase.start
+        took = _phase_times(each)
         cells = [f"{took[name]:.1f}" if name in took else "-" for name in names]
         rows.append([each.host, *cells])
     return names, rows
+
+
+def _phase_times(host: HostTimeline) -> Dict[str, float]:
+    """Return the seconds of each phase, of all attempts together."""
+    took: Dict[str, float] = {}
+    for phase in host.phases:
+        took[phase.name] = took.get(phase.name, 0.0) + phase.end - phase.start
+    return took
 
 
 def usage_table(job: JobTimeline) -> List[List[str]]:

@@ -159,7 +159,8 @@ def find(directory: str) -> List[str]:
         )
     raise ReportError(
         f"{directory}: there is no timeline-<host>.json in it, in output/data or in "
-        "<host>/output/data; expected the run directory of local, after the job has ended"
+        "<host>/output/data; expected the run directory of local, after the job has ended "
+        "(an entrypoint that was killed leaves none)"
     )
 
 

@@ -237,7 +237,10 @@ def _print_and_report(error: BaseException, report: Report) -> None:
     kind = error.kind if isinstance(error, JobError) else FailureKind.EXCEPTION
     if horovod_worker.lost_peer(error):
         kind = FailureKind.PEER
-    report.failed(tracebacks.summary(error) + _missing_channel(error), detail, kind)
+    reason = tracebacks.summary(error) + _missing_channel(error)
+    if "duplicate init of key" in reason:  # kvstore_local.h of MXNet 1.9.1
+        reason += "; trainers cannot share a kvstore: pass its name to each, as in kvstore='device'"
+    report.failed(reason, detail, kind)
     with contextlib.suppress(Exception):
         sys.excepthook(type(error), error, error.__traceback__)
 

@@ -43,6 +43,10 @@ HERE = __name__
         (ValueError(""), "ValueError"),
         (ValueError("first\n  second\n\nthird"), "ValueError: first second third"),
         (Custom("x"), f"{HERE}.Custom: x"),
+        (
+            Custom("Traceback (most recent call last):\n  File x.h\nCustom: Check failed: x\n y"),
+            f"{HERE}.Custom: Check failed: x y",
+        ),
         (Custom.Inner("x"), f"{HERE}.Custom.Inner: x"),
         (Broken(), f"{HERE}.Broken: <exception in {HERE}.Broken.__str__>"),
         (NoText(), f"{HERE}.NoText: <exception in {HERE}.NoText.__str__>"),

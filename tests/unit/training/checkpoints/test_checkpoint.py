@@ -412,13 +412,12 @@ def test_optimizer_that_cannot_be_stored_is_an_error_at_once(tmp_path: Path) -> 
         optimized_by(tmp_path, "sgd", lr_scheduler=lambda _: 0.1)
 
 
-def test_key_that_becomes_a_string_is_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("state", [{3: 0.5}, {"best": [{"of": {3: 0.5}}]}])
+def test_key_that_would_become_a_string_is_an_error(tmp_path: Path, state: Any) -> None:
     training = Training(tmp_path)
-    training.checkpoint.state[3] = 0.5  # type: ignore[index]
-    training.run(1)
-    assert "the key 3 will be a string after a resume" in caplog.text
+    training.checkpoint.state.update(state)
+    with pytest.raises(CheckpointError, match="stored: the key 3 is not a string: use '3'"):
+        training.run(1)
 
 
 def test_checkpoint_of_release_5_0_is_restored(tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_the_newest_whole_one(make: Make) -> None:
     (choice.directory / "checkpoint-000003-step-3.zip").write_bytes(b"")
     assert choice.choose() == "checkpoint-000002-step-2.zip"
     assert any("skipping damaged checkpoint-000003-step-3.zip" in line for line in choice.log.lines)
+    assert not any("starting afresh" in line for line in choice.log.lines)
+
+
+def test_none_is_whole(make: Make) -> None:
+    choice = make()
+    for path in choice.directory.iterdir():
+        path.write_bytes(b"")
+    assert choice.choose() == ""
+    assert choice.log.lines[-1] == "there is no other checkpoint; starting afresh"
 
 
 def test_checkpoint_is_hashed_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,7 @@ def test_restart_is_reported_with_reason_loss_and_duration(tmp_path: Path) -> No
     timeline.phase(None)
     timeline.write(str(tmp_path), Verdict(Outcome.SUCCESS, None, 1, FAILURE.headline()))
     found = job(tmp_path)
+    assert summary.longest_phases(found.hosts) == "first step 7.0 s, train 12.0 s, clear 1.0 s"
     assert summary.text(found).startswith("job SUCCEEDED after 20.0 s and 1 restart")
     assert summary.attempts(found) == [
         f"attempt 2: after {FAILURE.headline()}; from checkpoint-000002-step-9.zip; "
