@@ -7,6 +7,7 @@ import time
 from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 from sagemaker_mxnet_training.checkpoints import job_environment, module_fit, resume
+from sagemaker_mxnet_training.checkpoints.checkpoint_file import CheckpointError
 from sagemaker_mxnet_training.checkpoints.gluon_state import GluonState
 from sagemaker_mxnet_training.checkpoints.manager import CheckpointManager
 from sagemaker_mxnet_training.checkpoints.schedule import Every, Schedule
@@ -117,18 +118,11 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the last checkpoint cannot be written, or another loop over ``epochs``
-                has not ended, or has already run this many epochs.
-            TypeError: ``count`` is not an integer.
+                has not ended, or has already run this many epochs; or ``count`` is not an integer
+                of at least 0.
         """
         self._check_loop("epochs")
-        try:
-            number = operator.index(count)
-        except TypeError:
-            raise TypeError(
-                f"epochs: expected a whole number, got {count!r}; without type=int an argument of "
-                'the script is text: parser.add_argument("--epochs", type=int)'
-            ) from None
-        return self._manager.epochs(number)
+        return self._manager.epochs(_whole_number("epochs", count))
 
     def batches(self, data: Iterable[Any]) -> Iterator[Any]:
         """Yield the remaining batches of ``data``.
@@ -196,18 +190,43 @@ class Checkpoint:
 
         Raises:
             ValueError: the module already has an optimizer.
-            CheckpointError: see the constructor; or the last checkpoint cannot be written.
+            CheckpointError: see the constructor; or the last checkpoint cannot be written, or
+                ``num_epoch`` is not an integer of at least 0.
         """
         if self._manager.training is not None or module.optimizer_initialized:
             raise ValueError(
                 "fit: expected a Checkpoint() without arguments, and a module without an "
                 "optimizer: pass optimizer, optimizer_params and kvstore to fit"
             )
-        module_fit.fit(self._manager, module, train_data, num_epoch, options)
+        count = _whole_number("fit: num_epoch", num_epoch)
+        module_fit.fit(self._manager, module, train_data, count, options)
 
     def _check_loop(self, what: str) -> None:
         if not isinstance(self._manager.training, GluonState):
             raise ValueError(f"{what}: expected a Checkpoint(net, trainer); a Module needs fit()")
+
+
+def _whole_number(what: str, count: Any) -> int:
+    """Return the number of epochs as an int.
+
+    Raises:
+        CheckpointError: it is not an integer of at least 0.
+    """
+    try:
+        number = operator.index(count)
+    except TypeError:
+        number = -1
+    if number < 0:
+        remedy = "pass the total number of epochs, including those of earlier loops and runs"
+        if isinstance(count, str):
+            remedy = (
+                "without type=int an argument of the script is text: "
+                'parser.add_argument("--epochs", type=int)'
+            )
+        raise CheckpointError(
+            f"{what}: expected a whole number, 0 or more, got {count!r}; {remedy}"
+        )
+    return number
 
 
 def _listed(value: Any) -> List[Any]:

@@ -79,8 +79,23 @@ def test_best_takes_an_array_of_one_number(tmp_path: Path) -> None:
 
 
 def test_number_of_epochs_in_text_names_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"epochs: expected a whole number, got '3'; .* type=int"):
+    with pytest.raises(
+        CheckpointError, match=r"epochs: expected .* 0 or more, got '3'; .*type=int"
+    ):
         Training(tmp_path).checkpoint.epochs("3")
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, None, mx.nd.array([2, 3])])
+def test_invalid_number_of_epochs_is_an_error(tmp_path: Path, count: Any) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        Training(tmp_path).checkpoint.epochs(count)
+    assert str(caught.value).startswith("epochs: expected a whole number, 0 or more, got ")
+    assert "; pass the total number of epochs" in str(caught.value)
+    assert caught.value.kind is FailureKind.CHECKPOINT_USE
+
+
+def test_no_epochs_are_allowed(tmp_path: Path) -> None:
+    assert Training(tmp_path).run(0) == []
 
 
 def test_smaller_may_be_better(tmp_path: Path) -> None:

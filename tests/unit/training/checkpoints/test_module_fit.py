@@ -8,7 +8,7 @@ import pytest
 
 mx = pytest.importorskip("mxnet")
 
-from sagemaker_mxnet_training.checkpoints import Checkpoint, storage  # noqa: E402
+from sagemaker_mxnet_training.checkpoints import Checkpoint, CheckpointError, storage  # noqa: E402
 
 
 def symbol() -> Any:
@@ -101,3 +101,9 @@ def test_module_with_an_optimizer_is_rejected(tmp_path: Path) -> None:
     module.fit(data, num_epoch=1)
     with pytest.raises(ValueError, match="a module without an optimizer"):
         Checkpoint(directory=str(tmp_path)).fit(module, data, num_epoch=1)
+
+
+def test_invalid_number_of_epochs_is_an_error(tmp_path: Path) -> None:
+    module, data = plain()
+    with pytest.raises(CheckpointError, match="fit: num_epoch: expected .* 0 or more, got -1; "):
+        Checkpoint(directory=str(tmp_path)).fit(module, data, num_epoch=-1)
