@@ -99,8 +99,23 @@ class Checkpoint:
 
     @property
     def state(self) -> Dict[str, Any]:
-        """A dict of JSON values for the script, which is saved and restored."""
+        """A dict of JSON values for the script, which is saved and restored.
+
+        Change its entries, or assign another dict, which replaces what was restored.
+
+        Raises:
+            CheckpointError: the assigned value is not a dict.
+        """
         return self._manager.state
+
+    @state.setter
+    def state(self, values: Dict[str, Any]) -> None:
+        if not isinstance(values, dict):
+            raise CheckpointError(
+                f"checkpoint.state: expected a dict of JSON values, got {values!r}; set an entry, "
+                'such as checkpoint.state["values"] = ...'
+            )
+        self._manager.state = values
 
     @property
     def step(self) -> int:

@@ -72,6 +72,21 @@ def test_own_state_and_best_are_restored(tmp_path: Path) -> None:
     assert not second.best(0.4) and second.best(0.6)
 
 
+def test_assigned_state_is_restored(tmp_path: Path) -> None:
+    first = Training(tmp_path)
+    first.checkpoint.state = {"history": [1, 2]}
+    first.run(1)
+    assert Training(tmp_path).checkpoint.state == {"history": [1, 2]}
+
+
+def test_assigned_state_that_is_not_a_dict_is_an_error(tmp_path: Path) -> None:
+    checkpoint = Training(tmp_path).checkpoint
+    message = r"^checkpoint\.state: expected a dict of JSON values, got \[1, 2\]; set an entry"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.state = [1, 2]  # type: ignore[assignment]
+    assert checkpoint.state == {}
+
+
 def test_best_takes_an_array_of_one_number(tmp_path: Path) -> None:
     """As a mean of MXNet's is one; ``float`` does not take that."""
     checkpoint = Training(tmp_path).checkpoint
