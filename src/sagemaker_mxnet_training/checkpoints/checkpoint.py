@@ -154,9 +154,15 @@ class Checkpoint:
 
         Raises:
             CheckpointError: another loop over ``batches`` has not ended, batches are read in
-                another thread than the one that trains, or ``data`` is an iterator that is used up.
+                another thread than the one that trains, or ``data`` is an iterator that is used up
+                or not iterable.
         """
         self._check_loop("batches")
+        if not (hasattr(type(data), "__iter__") or hasattr(type(data), "__getitem__")):
+            raise CheckpointError(
+                "batches: expected a gluon.data.DataLoader, a list or something else that a for "
+                f"loop can read, got {data!r}; check what the script passes"
+            )
         return self._manager.batches(data)
 
     def save(self) -> None:

@@ -167,12 +167,21 @@ class Loop:
                         "a list, or call reset() of a DataIter before each epoch"
                     ) from None
                 self._used_up = data if batches is data else None
-                if number < done or number == 0:
+                if number < done:
                     _LOG.warning(
-                        "batches: the data of epoch %d has only %d batches%s",
+                        "batches: the data of epoch %d has only %d batches, but %d were completed "
+                        "before; check that the data and the batch size are those of the earlier "
+                        "run",
                         self.epoch,
                         number,
-                        f", but {done} were completed before" if done else "",
+                        done,
+                    )
+                elif number == 0:
+                    _LOG.warning(
+                        "batches: the data of epoch %d has no batches, so it trains nothing; check "
+                        "that the files were found, and that this host's part of the data is at "
+                        "least a batch if an incomplete one is discarded",
+                        self.epoch,
                     )
                 return
             if number >= done:

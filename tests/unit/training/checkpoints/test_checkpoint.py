@@ -113,6 +113,14 @@ def test_no_epochs_are_allowed(tmp_path: Path) -> None:
     assert Training(tmp_path).run(0) == []
 
 
+@pytest.mark.parametrize("data", [None, 3, list])
+def test_batches_of_what_is_not_iterable(tmp_path: Path, data: Any) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        Training(tmp_path).checkpoint.batches(data)
+    assert str(caught.value).startswith("batches: expected a gluon.data.DataLoader, a list or ")
+    assert f"got {data!r}; check what the script passes" in str(caught.value)
+
+
 def test_smaller_may_be_better(tmp_path: Path) -> None:
     checkpoint = Training(tmp_path).checkpoint
     assert checkpoint.best(2.0, smaller=True)

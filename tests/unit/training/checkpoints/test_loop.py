@@ -406,4 +406,4 @@ def test_data_without_a_batch_is_reported(tmp_path: Any, caplog: pytest.LogCaptu
     for _ in process.epochs(2):
         for _ in process.manager.batches(itertools.islice(stream, 3)):  # type: ignore[union-attr]
             process.step()
-    assert "the data of epoch 1 has only 0 batches" in caplog.text
+    assert "the data of epoch 1 has no batches, so it trains nothing; check that" in caplog.text
