@@ -210,12 +210,11 @@ class Checkpoint:
             **options: other arguments of ``Module.fit``.
 
         Raises:
-            ValueError: the module already has an optimizer.
-            CheckpointError: see the constructor; or the last checkpoint cannot be written, or
-                ``num_epoch`` is not an integer of at least 0.
+            CheckpointError: see the constructor; or the last checkpoint cannot be written, the
+                module already has an optimizer, or ``num_epoch`` is not an integer of at least 0.
         """
         if self._manager.training is not None or module.optimizer_initialized:
-            raise ValueError(
+            raise CheckpointError(
                 "fit: expected a Checkpoint() without arguments, and a module without an "
                 "optimizer: pass optimizer, optimizer_params and kvstore to fit"
             )
@@ -224,7 +223,9 @@ class Checkpoint:
 
     def _check_loop(self, what: str) -> None:
         if not isinstance(self._manager.training, GluonState):
-            raise ValueError(f"{what}: expected a Checkpoint(net, trainer); a Module needs fit()")
+            raise CheckpointError(
+                f"{what}: expected a Checkpoint(net, trainer); a Module needs fit()"
+            )
 
 
 def _whole_number(what: str, count: Any) -> int:

@@ -334,7 +334,7 @@ def test_loops_need_a_network(tmp_path: Path) -> None:
     storage.unlock()
     checkpoint = Checkpoint(directory=str(tmp_path))
     for loop in (checkpoint.epochs, checkpoint.batches):
-        with pytest.raises(ValueError, match="a Module needs fit"):
+        with pytest.raises(CheckpointError, match="a Module needs fit"):
             loop(3)  # type: ignore[operator]
 
 

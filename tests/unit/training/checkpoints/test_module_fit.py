@@ -99,7 +99,7 @@ def test_resumes(tmp_path: Path, make: Any, done: int) -> None:
 def test_module_with_an_optimizer_is_rejected(tmp_path: Path) -> None:
     module, data = plain()
     module.fit(data, num_epoch=1)
-    with pytest.raises(ValueError, match="a module without an optimizer"):
+    with pytest.raises(CheckpointError, match="a module without an optimizer"):
         Checkpoint(directory=str(tmp_path)).fit(module, data, num_epoch=1)
 
 
