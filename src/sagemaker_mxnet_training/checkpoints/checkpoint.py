@@ -119,7 +119,21 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Number of completed steps, in all epochs and runs."""
+        """Number of completed steps, in all epochs and runs.
+
+        A step is one batch of ``batches``. The current batch is not included, also after
+        ``trainer.step``: it is counted when the loop reads the next batch, or ends. To stop
+        after 1,000 steps, leave the loop before the next batch is trained::
+
+            for epoch in checkpoint.epochs(10):
+                for data, label in checkpoint.batches(loader):
+                    if checkpoint.step >= 1000:
+                        break
+                    ...
+                if checkpoint.step >= 1000:
+                    break
+            checkpoint.save()
+        """
         return self._manager.loop.step
 
     def epochs(self, count: int) -> Iterator[int]:

@@ -113,6 +113,24 @@ def test_no_epochs_are_allowed(tmp_path: Path) -> None:
     assert Training(tmp_path).run(0) == []
 
 
+@pytest.mark.parametrize("steps", [4, 6])  # at the end of an epoch, and in the middle of one
+def test_script_stops_after_a_number_of_steps(tmp_path: Path, steps: int) -> None:
+    """As ``Checkpoint.step`` describes it."""
+    for expected in (list(range(steps)), []):
+        training, counted = Training(tmp_path, every=1000), []
+        checkpoint = training.checkpoint
+        for _ in checkpoint.epochs(3):
+            for batch in checkpoint.batches(training.data):
+                if checkpoint.step >= steps:
+                    break
+                training.step(batch)
+                counted.append(checkpoint.step)
+            if checkpoint.step >= steps:
+                break
+        checkpoint.save()
+        assert (checkpoint.step, counted) == (steps, expected)
+
+
 @pytest.mark.parametrize("data", [None, 3, list])
 def test_batches_of_what_is_not_iterable(tmp_path: Path, data: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
