@@ -56,7 +56,7 @@ def save(
         hosts: all hosts; default ``SM_HOSTS``, or only this host outside a job.
 
     Raises:
-        TypeError: the model has another type.
+        TypeError: the model or the directory has another type.
         ValueError: the model cannot be saved yet, or the hosts are invalid.
         OSError: a file cannot be written, with the path. Existing files are unchanged, unless a
             rename has failed.
@@ -72,7 +72,7 @@ def save(
             print(f"save: {writer} writes the model; {here} does not", flush=True)
         return
     described = _describe(model)
-    model_dir = os.fspath(model_dir)
+    model_dir = _path(model_dir)
     try:
         _write(model_dir, *described)
     except OSError as error:
@@ -116,6 +116,16 @@ def _hosts(current: Optional[str], hosts: Optional[Sequence[str]]) -> Tuple[str,
             "set SM_CURRENT_HOST to one of them"
         )
     return current, hosts
+
+
+def _path(model_dir: Any) -> str:
+    path = os.fspath(model_dir) if isinstance(model_dir, os.PathLike) else model_dir
+    if not isinstance(path, str):
+        raise TypeError(
+            f"save: expected the path of a directory, got {model_dir!r}: pass "
+            'os.environ["SM_MODEL_DIR"] in a job, or the path of another directory'
+        )
+    return path
 
 
 def _describe(model: Any) -> _Model:

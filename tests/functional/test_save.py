@@ -574,6 +574,21 @@ def test_directory_that_cannot_be_written_is_reported(tmp_path, name, error, rea
     assert "SM_MODEL_DIR" in str(caught.value)
 
 
+@pytest.mark.parametrize("model_dir", [None, 5, b"model"])
+def test_directory_of_the_wrong_type_is_reported(model_dir):
+    with pytest.raises(TypeError) as caught:
+        save(model_dir, dense(1.0, 10))
+    assert str(caught.value) == (
+        f"save: expected the path of a directory, got {model_dir!r}: pass "
+        'os.environ["SM_MODEL_DIR"] in a job, or the path of another directory'
+    )
+
+
+def test_directory_may_be_a_path_object(tmp_path):
+    save(tmp_path / "model", dense(1.0, 10))
+    assert value_of(tmp_path / "model") == (1.0, (10, 300), {"data": (1, 300)})
+
+
 @pytest.mark.root
 def test_read_only_directory_is_reported(small_disk):
     model = small_disk / "model"
