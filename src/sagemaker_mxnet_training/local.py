@@ -279,7 +279,10 @@ def _arguments(arguments: Sequence[str], faults: List[str]) -> Dict[str, str]:
         elif not equals:
             faults.append(f"{option}: expected a value, since a hyperparameter needs one")
         if option != form:
-            faults.append(f"{option}: this hyperparameter would be passed to the script as {form}")
+            faults.append(
+                f"{option}: this hyperparameter would be passed to the script as {form}; write "
+                f"{form}, and let the script accept it"
+            )
         elif name in found:
             faults.append(f"{option}: duplicate")
         as_is = environment.arguments({name: decode(value)})[1] == value
