@@ -218,7 +218,7 @@ def _files_in(directory: str) -> List[str]:
 
 
 def _channels(options: argparse.Namespace, directory: str, faults: List[str]) -> Dict[str, str]:
-    channels = _pairs("--channel", options.channel, faults)
+    channels = _pairs("--channel", options.channel, faults, "NAME=DIRECTORY")
     for name, path in channels.items():
         channels[name] = _absolute(directory, path)
         if not path:  # for example an unset variable of a shell
@@ -227,7 +227,7 @@ def _channels(options: argparse.Namespace, directory: str, faults: List[str]) ->
             is_file = os.path.exists(channels[name])
             fault = "expected a directory, not a file" if is_file else "no such directory"
             faults.append(f"--channel {name}={path}: {fault}")
-        if name and not CHANNEL_NAME.match(name):
+        if not CHANNEL_NAME.match(name):
             faults.append(f"--channel {name}: expected a name of letters, digits, '.', '-' and '_'")
     return channels
 
@@ -247,14 +247,17 @@ def _run_dir(options: argparse.Namespace, directory: str, script: str, faults: L
     return run_dir
 
 
-def _pairs(option: str, words: Iterable[str], faults: List[str]) -> Dict[str, str]:
+def _pairs(
+    option: str, words: Iterable[str], faults: List[str], form: str = "NAME=VALUE"
+) -> Dict[str, str]:
     pairs = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not name or not equals:
             # Only the name is shown, since the value may be a secret.
-            faults.append(f"{option} {name}: expected NAME=VALUE")
-        elif name in pairs:
+            faults.append(f"{option} {name}: expected {form}")
+            continue
+        if name in pairs:
             faults.append(f"{option} {name}: duplicate")
         pairs[name] = value
     return pairs

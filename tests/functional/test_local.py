@@ -930,7 +930,7 @@ WRONG: Dict[str, Tuple[List[str], List[str]]] = {
     ),
     "channel-missing": (["--channel", "train=/no/such", "train.py"], ["train=/no/such", "no such"]),
     "channel-file": (["--channel", "train=train.py", "train.py"], ["train=train.py", "directory"]),
-    "channel-form": (["--channel", "digits", "train.py"], ["--channel digits", "NAME=VALUE"]),
+    "channel-form": (["--channel", "digits", "train.py"], ["--channel digits: expected NAME=DIR"]),
     "channel-empty": (["--channel", "digits=", "train.py"], ["--channel digits=", "DIRECTORY"]),
     "channel-name": (["--channel", "a/b=digits", "train.py"], ["--channel a/b", "letters"]),
     "channel-twice": (
@@ -1009,6 +1009,14 @@ def test_all_usage_errors_are_reported_together(terminal: Terminal) -> None:
     assert done.returncode == 2
     for text in ("--hosts 0", "--channel a=/no/such", "--env X", "other.py"):
         assert text in done.stderr
+
+
+@pytest.mark.parametrize("word", ["training", "=digits", "my data"])
+def test_channel_without_a_name_or_directory_is_one_fault(terminal: Terminal, word: str) -> None:
+    terminal.write("train.py", "")
+    done = terminal.run("--channel", word, "train.py")
+    assert done.returncode == 2
+    assert done.stderr.count("--channel") == done.stderr.count("expected NAME=DIRECTORY") == 1
 
 
 def test_wrong_usage_shows_no_secret(terminal: Terminal) -> None:
