@@ -71,7 +71,7 @@ class Run:
 
     Attributes:
         hosts: names of the hosts, ``algo-1`` to ``algo-N``.
-        script: the entry point, relative to the source directory.
+        script: the entry point, relative to the source directory, or a module of its package.
         source_dir: the directory of the code.
         run_dir: the parent of the hosts' base directories.
         hyperparameters: content of ``hyperparameters.json``; values are strings.
@@ -180,7 +180,7 @@ def _count(option: str, text: str, faults: List[str]) -> int:
 
 
 def _source(options: argparse.Namespace, directory: str, faults: List[str]) -> Tuple[str, str]:
-    """Return the source directory and the script's path in it."""
+    """Return the source directory, and the script's path in it or the name of a module."""
     script = _absolute(directory, options.script)
     if options.source_dir is None:
         source_dir = os.path.dirname(script)
@@ -191,6 +191,8 @@ def _source(options: argparse.Namespace, directory: str, faults: List[str]) -> T
         inside = os.path.join(source_dir, options.script)
         if os.path.exists(inside) or not os.path.exists(script):
             script = inside
+    if not os.path.exists(script) and _may_be_module(source_dir, options.script):
+        return os.path.realpath(source_dir), options.script
     if not os.path.exists(script):
         closest = difflib.get_close_matches(os.path.basename(script), _files_in(source_dir), n=1)
         suggestion = f" (did you mean {closest[0]}?)" if closest else ""
@@ -205,6 +207,13 @@ def _source(options: argparse.Namespace, directory: str, faults: List[str]) -> T
             "script in it: set --source-dir to a directory that has the script"
         )
     return os.path.realpath(source_dir), relative
+
+
+def _may_be_module(source_dir: str, name: str) -> bool:
+    """Return whether a name without a file may be a module of a package, such as ``pkg.main``."""
+    parts = name.split(".")
+    is_name = parts[-1] != "py" and all(map(str.isidentifier, parts))
+    return is_name and preparation.is_package(source_dir, name)
 
 
 def _absolute(directory: str, path: str) -> str:

@@ -569,6 +569,25 @@ def test_script_inside_the_source_directory(
     assert f"algo-1 | {script}\n" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["mine.main", "mine/main.py"])
+def test_module_of_a_package(terminal: Terminal, name: str) -> None:
+    for path, data in packages.source_files(terminal.directory, "other", "1").items():
+        terminal.write(f"source/{path}", "").write_bytes(data)
+    terminal.write("source/setup.py", "")
+    terminal.write("source/mine/main.py", "import os\nprint(os.environ['SM_USER_ENTRY_POINT'])\n")
+    done = terminal.run("--source-dir", "source", name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"algo-1 | {name}\n" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["mine.py", "mine/main", "mine.main-1", "train.sh"])
+def test_missing_file_of_a_package(terminal: Terminal, name: str) -> None:
+    terminal.write("source/setup.py", "")
+    done = terminal.run("--source-dir", "source", name)
+    assert done.returncode == 2
+    assert f"{name}: no such file in " in done.stderr
+
+
 def test_lines_are_whole_and_carry_their_host(terminal: Terminal) -> None:
     """Streams stay apart, a progress bar's states become lines, a last line may lack its end."""
     body = """
