@@ -30,6 +30,15 @@ def summary(error: BaseException) -> str:
     return " ".join(_summary(error, _GROUP_DEPTH).split())
 
 
+def cause_line(error: BaseException) -> str:
+    """Return the last line of an error's message, which has the cause in errors of MXNet.
+
+    These start with a C++ stack.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def text(error: BaseException) -> str:
     """Return the traceback that Python prints for an uncaught exception, including notes."""
     try:

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Sequence, Set, Tuple
 
-from sagemaker_mxnet_toolkit import compatibility
+from sagemaker_mxnet_toolkit import compatibility, tracebacks
 from sagemaker_mxnet_toolkit.atomic_files import replacing
 from sagemaker_mxnet_toolkit.failure import JobError
 from sagemaker_mxnet_toolkit.model_files import (
@@ -165,7 +165,7 @@ def _convert(
         raise
     except Exception as error:
         raise ExportError(
-            f"MXNet cannot convert the model {files.symbol}: {type(error).__name__}: {error}; "
+            f"MXNet cannot convert the model {files.symbol}: {_reason(mxnet, error)}; "
             "expected operators that mxnet.onnx (1.9.1) supports"
         ) from error
     model = onnx.load(path)
@@ -191,7 +191,7 @@ def _load(mxnet: Any, files: ModelFiles) -> Tuple[Any, Dict[str, Any]]:
     except mxnet.base.MXNetError as error:
         raise ExportError(
             f"{files.symbol} and {os.path.basename(files.params)} cannot be read: "
-            f"{str(error).strip().splitlines()[-1]}; {SAVED_BY}; one of them may be truncated"
+            f"{tracebacks.cause_line(error)}; {SAVED_BY}; one of them may be truncated"
         ) from error
     return symbol, {name.partition(":")[2]: array for name, array in params.items()}
 
@@ -226,7 +226,8 @@ def _check(
         raise
     except Exception as error:
         raise ExportError(
-            f"ONNX Runtime cannot run the exported model: {type(error).__name__}: {error}"
+            f"ONNX Runtime cannot run the exported model: {tracebacks.summary(error)}; expected "
+            "operators and types that it supports on a CPU: try another version of onnxruntime"
         ) from error
     if not largest <= TOLERANCE:
         raise ExportError(
@@ -274,7 +275,33 @@ def _random(
 
 
 def _predict(mxnet: Any, files: ModelFiles, data: Mapping[str, Any]) -> List[Any]:
-    """Return the model's outputs in MXNet."""
+    """Return the model's outputs in MXNet.
+
+    Raises:
+        ExportError: MXNet cannot run it on a CPU.
+    """
+    try:
+        return _run(mxnet, files, data)
+    except mxnet.base.MXNetError as error:
+        expected = "expected a model that runs on a CPU with inputs of the shapes that it has saved"
+        if any(array.dtype == "float16" for array in data.values()):
+            expected = (
+                "MXNet runs most float16 operators on GPUs only, and export compares outputs on a "
+                'CPU: call net.cast("float32") and net(batch), and save the model again'
+            )
+        raise ExportError(
+            f"MXNet cannot run the model {files.symbol}: {_reason(mxnet, error)}; {expected}"
+        ) from error
+
+
+def _reason(mxnet: Any, error: Exception) -> str:
+    """Return an error in one line, without the C++ stack of an error of MXNet."""
+    if isinstance(error, mxnet.base.MXNetError):
+        return tracebacks.cause_line(error).rstrip(".")
+    return tracebacks.summary(error)
+
+
+def _run(mxnet: Any, files: ModelFiles, data: Mapping[str, Any]) -> List[Any]:
     symbol, named = _load(mxnet, files)
     types = {name: array.dtype for name, array in {**named, **data}.items()}
     executor = symbol.simple_bind(

@@ -203,6 +203,28 @@ def test_an_operator_that_has_no_counterpart_is_named(tmp_path: Path) -> None:
         export.export(str(tmp_path), str(tmp_path / "model.onnx"))
 
 
+def test_half_precision_on_a_cpu_is_reported(tmp_path: Path) -> None:
+    net = mx.gluon.nn.Dense(3, in_units=4)
+    net.initialize()
+    net.cast("float16")
+    net.hybridize()
+    with pytest.raises(mx.base.MXNetError):  # its graph is built, however
+        net(mx.nd.ones((2, 4), dtype="float16")).wait_to_read()
+    save(str(tmp_path), net)
+    done = run(str(tmp_path), "--onnx", str(tmp_path / "model.onnx"))
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if "MXNetError" in line]
+    cause = f"MXNet cannot run the model {tmp_path / SYMBOL}: MXNetError: float16 fully connected "
+    assert cause in line
+    assert "version; MXNet runs" in line
+    assert line.endswith('call net.cast("float32") and net(batch), and save the model again')
+    assert "Traceback" not in done.stderr
+    net.cast("float32")
+    net(mx.nd.ones((2, 4)))
+    save(str(tmp_path), net)
+    assert export.export(str(tmp_path), str(tmp_path / "model.onnx")).any_batch
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     a_module(tmp_path)
     with pytest.raises(export.ExportError, match=r"missing/model\.onnx"):

@@ -22,7 +22,6 @@ from sagemaker_mxnet_serving.worker.executors import Executors
 from sagemaker_mxnet_serving.worker.function_handler import FunctionHandler
 from sagemaker_mxnet_serving.worker.saved_network import (
     ServedModule,
-    first_line,
     network_in,
     network_of,
 )
@@ -32,6 +31,7 @@ from sagemaker_mxnet_serving.worker.script import (
     script_failed,
     show_log_records,
 )
+from sagemaker_mxnet_toolkit.tracebacks import cause_line
 
 Predictor = Union[Executors, BlockModel]
 
@@ -81,7 +81,7 @@ class LoadedModel:
             except Exception as error:
                 raise ModelError(
                     f"{self.kind} cannot predict zeros of the shapes that it was saved with: "
-                    f"{first_line(error)}"
+                    f"{cause_line(error)}"
                 ) from error
         _call(self.script, self.settings, "model_warmup_fn", self.settings.model_dir, self.model)
 

@@ -18,6 +18,7 @@ from sagemaker_mxnet_toolkit.model_files import (
     find,
     has_numpy_shapes,
 )
+from sagemaker_mxnet_toolkit.tracebacks import cause_line
 
 # Losses whose second input is a label, which a prediction ignores.
 _LOSSES = frozenset(
@@ -145,7 +146,7 @@ def network_in(model_dir: str, ctx: Any, first_dimension: Optional[int] = None) 
     except Exception as error:
         raise ModelError(
             f"{files.symbol} and {os.path.basename(files.params)} cannot be read: "
-            f"{first_line(error)}; {SAVED_BY}; one of them may be truncated"
+            f"{cause_line(error)}; {SAVED_BY}; one of them may be truncated"
         ) from error
     shapes = _read_shapes(files.shapes, _inputs(symbol, args))
     return make_network(symbol, args, auxs, shapes, ctx, first_dimension)
@@ -361,7 +362,7 @@ def _read_shapes(
         shapes = [(str(entry["name"]), tuple(entry["shape"])) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"{path} cannot be read: {first_line(error)}; "
+            f"{path} cannot be read: {cause_line(error)}; "
             'expected a JSON list of {"name": "data", "shape": [1, 784]}'
         ) from error
     for name, shape in shapes:
@@ -379,7 +380,7 @@ def _read_graph(path: str) -> Sequence[str]:
         with open(path, encoding="utf-8") as file:
             return [node["op"] for node in json.load(file)["nodes"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path} cannot be read: {first_line(error)}; {SAVED_BY}") from error
+        raise ModelError(f"{path} cannot be read: {cause_line(error)}; {SAVED_BY}") from error
 
 
 def _labels(symbol: Any) -> Set[str]:
@@ -410,10 +411,3 @@ def _dtypes(symbol: Any, args: Mapping[str, Any], names: Sequence[str]) -> Seque
 
 def _on(ctx: Any, array: Any) -> Any:
     return array.as_nd_ndarray().as_in_context(ctx)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the line of an error with the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # MXNet's errors start with a C++ stack.
-    return lines[-1] if lines else type(error).__name__

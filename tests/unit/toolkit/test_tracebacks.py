@@ -143,3 +143,18 @@ def test_last_words_say_why_a_process_ends(stderr, words):
 )
 def test_plain_text_has_no_terminal_sequences(text, shown):
     assert tracebacks.plain(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (
+            'Traceback (most recent call last):\n  File "op.h", line 4\nMXNetError: no\n',
+            "MXNetError: no",
+        ),
+        ("one line", "one line"),
+        (" \n", "ValueError"),
+    ],
+)
+def test_cause_is_the_last_line_of_an_error_of_mxnet(message, line):
+    assert tracebacks.cause_line(ValueError(message)) == line
