@@ -440,6 +440,22 @@ def test_wheels_and_paths_are_relative_to_the_source_directory(env, index):
     assert [env.version(name) for name in ("local", "found", "tiny", "beside")] == ["1.0"] * 4
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("./missing", "It looks like a path. File './missing' does not exist."),
+        ("tiny=1", "= is not a valid operator. Did you mean == ?"),
+        ("tiny 1", ""),
+    ],
+)
+def test_line_that_pip_cannot_parse_is_named_with_pips_hint(env, index, line, expected):
+    done = env.run(f"tiny\n\n{line}\n", PIP_INDEX_URL=index.url())
+    assert done.status == 1
+    reason = done.report["reason"]
+    assert reason.startswith(f"requirements.txt cannot be installed: Invalid requirement: '{line}'")
+    assert reason.endswith(f" (requirements.txt, line 3); {expected}".rstrip("; "))
+
+
 def test_requirements_in_utf_16_are_read(env, index):
     """As PowerShell's ``pip freeze > requirements.txt`` writes them."""
     (env.code / "requirements.txt").write_bytes("tiny==1.0\r\nneeds-tiny\r\n".encode("utf-16"))

@@ -10,7 +10,7 @@ import contextlib
 import re
 import sys
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 from packaging.requirements import Requirement
@@ -32,6 +32,9 @@ _OTHER_PYTHON = re.compile(
     f"{_IGNORED_VERSIONS}versions that require a different python version: (.*)"
 )
 _REQUIRES_PYTHON = re.compile(r"(\S+) Requires-Python ([^;]+)")
+_INVALID = "ERROR: Invalid requirement: "
+_HINT = "Hint: "
+_FROM_LINE = re.compile(r" \(from line (\d+) of (.*)\)$")
 _SKIPPED = re.compile(r"Could not fetch URL (\S+): (.*) - skipping")
 _IGNORED = re.compile(r"The repository located at (\S+) is not a trusted or secure host")
 
@@ -69,7 +72,12 @@ def failure(
     prefix, heading = "ERROR: ", "The conflict is caused by:"
     errors = [_short(line[len(prefix) :]) for line in tail if line.startswith(prefix)]
     errors = [error for error in errors if not error.startswith(_IGNORED_VERSIONS)]
-    cause = "; ".join(errors[:2]) or _diagnostic(tail) or f"pip exited with status {status}"
+    cause = (
+        _invalid_line(tail)
+        or "; ".join(errors[:2])
+        or _diagnostic(tail)
+        or f"pip exited with status {status}"
+    )
     command = failed_command(log) if heading not in tail else None
     if command is not None:
         printed = [f"output of {command.name}:", *command.output[-_TAIL_LINES:]]
@@ -119,6 +127,20 @@ def _diagnostic(tail: Sequence[str]) -> str:
     ]
     lines = takewhile(str.strip, tail[starts[-1] :]) if starts else tail[-1:]
     return " ".join(re.sub(r"^\W+ (?=[\w\[(])", "", line) for line in lines)
+
+
+def _invalid_line(tail: Sequence[str]) -> str:
+    """Return pip's error about a line that it cannot parse, with the line's number and pip's hint.
+
+    The number follows the error in the same line, or since pip 24.1 in a later one.
+    """
+    found = list(dropwhile(lambda line: not line.startswith(_INVALID), tail))
+    if not found:
+        return ""
+    error = _FROM_LINE.sub("", found[0][len("ERROR: ") :])
+    places = [f"({match[2]}, line {match[1]})" for match in map(_FROM_LINE.search, found) if match]
+    hints = [line[len(_HINT) :] for line in found if line.startswith(_HINT)]
+    return "; ".join([" ".join([error, *places[:1]]), *hints[:1]])
 
 
 def _short(error: str) -> str:

@@ -16,7 +16,11 @@ from sagemaker_mxnet_toolkit.requirements.installed import (
     kept_packages,
 )
 from sagemaker_mxnet_toolkit.requirements.known import REMARKS, remarks
-from sagemaker_mxnet_toolkit.requirements.pip_failure import FailedCommand, failed_command
+from sagemaker_mxnet_toolkit.requirements.pip_failure import (
+    FailedCommand,
+    failed_command,
+    failure,
+)
 from sagemaker_mxnet_toolkit.requirements.requirement_file import (
     LineKind,
     find_conflict,
@@ -335,3 +339,15 @@ def test_output_of_the_program_that_failed_is_in_pips_log(again):
     assert found == FailedCommand("git clone", ("  fatal: unable to access", "  More."))
     assert found.cause == "fatal: unable to access"
     assert failed_command(log[:3]) is None
+
+
+def test_invalid_line_as_pip_22_prints_it():
+    output = [
+        "ERROR: Invalid requirement: './missing' (from line 2 of requirements.txt)",
+        "Hint: It looks like a path. File './missing' does not exist.",
+    ]
+    cause = str(failure(1, output, [], "requirements.txt", [])).splitlines()[0]
+    assert cause == (
+        "requirements.txt cannot be installed: Invalid requirement: './missing' "
+        "(requirements.txt, line 2); It looks like a path. File './missing' does not exist."
+    )
