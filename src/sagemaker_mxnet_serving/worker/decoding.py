@@ -468,6 +468,8 @@ def _cells(body: bytes, columns: Optional[int], first: int) -> Any:
                 numbers.append(_number(cell))
             except ValueError:
                 shown = f"{cell.strip()[:_SHOWN]!r} is not a number" if cell.strip() else "is empty"
+                if number == 1 and len(rows) > 1 and _is_header(cells):
+                    shown += "; if row 1 is a header, send Content-Type: text/csv; header=present"
                 raise InferenceError(f"CSV: row {number}, column {j + 1}: {shown}") from None
         if len(cells) != columns:
             raise InferenceError(
@@ -475,6 +477,12 @@ def _cells(body: bytes, columns: Optional[int], first: int) -> Any:
             )
         array[i] = numbers
     return array
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    """Return whether cells may be the names of columns, of which some may be empty."""
+    names = [cell.strip(' "') for cell in cells]
+    return any(names) and all(not name or name[0].isalpha() or name[0] == "_" for name in names)
 
 
 def _number(cell: str) -> float:

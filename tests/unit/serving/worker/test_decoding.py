@@ -259,6 +259,21 @@ def test_csv_that_does_not_fit_the_model(body: bytes, words: str) -> None:
     assert words in rejected(body, CSV)
 
 
+HEADER_REMEDY = "; if row 1 is a header, send Content-Type: text/csv; header=present"
+
+
+@pytest.mark.parametrize("names", ["a,b,c", '"Unnamed: 0", "x 1",_y', ",b,c", "a,b"])
+def test_remedy_for_a_csv_header(names: str) -> None:
+    assert rejected(f"{names}\n1,2,3".encode(), CSV).endswith(HEADER_REMEDY)
+
+
+@pytest.mark.parametrize(
+    "body", ["a,b,c", "a,2,3\n1,2,3", ",,\n1,2,3", "1;2;3\n4;5;6", "1,2,3\na,b,c"]
+)
+def test_no_remedy_without_a_csv_header(body: str) -> None:
+    assert "header" not in rejected(body.encode(), CSV)
+
+
 # NPY
 
 
