@@ -9,6 +9,7 @@ import pytest
 
 from sagemaker_mxnet_toolkit.failure import NetworkError
 from sagemaker_mxnet_toolkit.listening import listen, port_owner
+from tests.support.jobs import free_port
 
 HOLDER = """
 import socket, sys
@@ -51,8 +52,8 @@ def test_listening_on_an_address_of_another_machine():
 
 def test_port_is_reusable_after_its_connections_closed():
     """Even with a connection in TIME_WAIT, which the side that closes first keeps for a minute."""
-    with listen("127.0.0.1", 0) as sock:
-        port = sock.getsockname()[1]
+    port = free_port()
+    with listen("127.0.0.1", port) as sock:
         client = socket.create_connection(("127.0.0.1", port))
         sock.setblocking(True)
         served, _ = sock.accept()

@@ -35,6 +35,7 @@ from sagemaker_mxnet_training.cluster.events import (
 )
 from sagemaker_mxnet_training.cluster.leader import Leader
 from tests.support.fakes import CoordinatorHarness, FakeMembers, FakeSupervisor, Idling, job
+from tests.support.jobs import free_port
 
 STOP = Stop("algo-1", 15)
 STOPPED = End(Verdict(Outcome.STOP))
@@ -173,8 +174,7 @@ def test_port_that_was_asked_for_and_is_taken_is_a_failure(taken: int) -> None:
 
 
 def test_port_that_is_taken_before_the_start_is_a_failure() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     side = Side(parameter_server=True, ps_port=port, explicit_ps_port=True)
     with socket.create_server(("127.0.0.1", port)):
         side.train()

@@ -19,6 +19,7 @@ from sagemaker_mxnet_training.control.addresses import (
     scheduler_port,
 )
 from tests.support.fakes import FakeLog, job
+from tests.support.jobs import free_port
 
 
 def test_configured_addresses_take_precedence_over_name_resolution() -> None:
@@ -145,8 +146,7 @@ def test_a_lookup_can_be_closed_before_its_answer(loop: Answers) -> None:
 
 
 def test_free_scheduler_port_is_the_one_asked_for() -> None:
-    with listen("127.0.0.1", 0) as sock:
-        port = sock.getsockname()[1]
+    port = free_port()
     for given in (True, False):
         assert scheduler_port("127.0.0.1", port, given, FakeLog()) == port
 
