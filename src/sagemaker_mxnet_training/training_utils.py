@@ -8,11 +8,13 @@ import errno
 import json
 import os
 import socket
+import sys
 import warnings
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from sagemaker_mxnet_toolkit.atomic_files import naming, replacing
 from sagemaker_mxnet_toolkit.model_files import PARAMS, SHAPES, SYMBOL
+from sagemaker_mxnet_toolkit.processes.child_report import print_whole
 from sagemaker_mxnet_training.checkpoints import block_inputs
 
 _Shape = Tuple[int, ...]
@@ -69,7 +71,7 @@ def save(
     if here != first:
         if here not in _logged_hosts:
             _logged_hosts.add(here)
-            print(f"save: {writer} writes the model; {here} does not", flush=True)
+            print_whole(f"save: {writer} writes the model; {here} does not", sys.stdout)
         return
     described = _describe(model)
     model_dir = _path(model_dir)

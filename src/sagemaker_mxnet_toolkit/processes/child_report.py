@@ -28,7 +28,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any, Iterator, MutableMapping, Optional
+from typing import Any, Iterator, MutableMapping, Optional, TextIO
 
 from sagemaker_mxnet_toolkit.failure import FailureKind
 from sagemaker_mxnet_toolkit.settings.variables import REPORT_FD
@@ -90,7 +90,7 @@ class Report:
         reason = " ".join(reason.split("\n"))
         if not self.event("failed", reason=reason, detail=detail, kind=kind.value):
             with contextlib.suppress(OSError, ValueError):  # stderr is closed
-                print(f"{reason}\n{detail}".rstrip(), file=sys.stderr, flush=True)
+                print_whole(f"{reason}\n{detail}".rstrip())
 
 
 _opened = Report(None)
@@ -137,7 +137,21 @@ def _line(fields: MutableMapping[str, Any]) -> bytes:
 def write_line(text: str) -> None:
     """Write one line to stderr. A closed stderr is not an error."""
     with contextlib.suppress(OSError):
-        print(f"[sagemaker-mxnet-training] {text}", file=sys.stderr, flush=True)
+        print_whole(f"[sagemaker-mxnet-training] {text}")
+
+
+def print_whole(text: str, file: Optional[TextIO] = None) -> None:
+    """Write a line, or several, at once: other processes of the host write to the same stream.
+
+    Without a buffer (``python -u``), ``print`` writes the end of the line by itself.
+
+    Args:
+        text: the line, without its end.
+        file: the stream; stderr by default.
+    """
+    stream = file or sys.stderr
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import time
 from typing import Any, Callable, Dict, Iterable, Iterator, Optional
 
 from sagemaker_mxnet_toolkit.failure import signal_name
-from sagemaker_mxnet_toolkit.processes.child_report import opened_report
+from sagemaker_mxnet_toolkit.processes.child_report import opened_report, print_whole
 from sagemaker_mxnet_training.checkpoints import storage
 from sagemaker_mxnet_training.checkpoints.checkpoint_file import ABOUT, CheckpointError
 from sagemaker_mxnet_training.checkpoints.job_environment import JobEnvironment
@@ -113,10 +113,10 @@ class CheckpointManager:
             )
         self._report.event("resumed", file=checkpoint.name, step=position.step)
         if self.job.is_first:
-            print(
+            print_whole(
                 f"resuming from {checkpoint.name}: step {position.step}, epoch {position.epoch}, "
                 f"batch {sum(position.passes)}",
-                flush=True,
+                sys.stdout,
             )
 
     def epochs(self, count: int) -> Iterator[int]:

@@ -17,12 +17,12 @@ import contextlib
 import json
 import os
 import pickle
-import sys
 import threading
 from typing import Any, Dict, Mapping, Optional, Sequence
 
 from sagemaker_mxnet_toolkit.atomic_files import write_text
 from sagemaker_mxnet_toolkit.compatibility.kvstore import ORDER, apply_changes
+from sagemaker_mxnet_toolkit.processes.child_report import print_whole
 from sagemaker_mxnet_toolkit.settings.variables import JOB_ID
 
 
@@ -131,4 +131,4 @@ def _upload(endpoint: Sequence[Any], name: str, content: Optional[bytes], reason
     except transfer.TransferError as error:
         # The worker reports the missing part, unless it has ended.
         with contextlib.suppress(OSError):
-            print(f"cannot upload to the first host: {error}", file=sys.stderr, flush=True)
+            print_whole(f"cannot upload to the first host: {error}")

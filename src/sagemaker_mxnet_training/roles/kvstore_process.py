@@ -22,7 +22,7 @@ from sagemaker_mxnet_toolkit import compatibility, tracebacks
 from sagemaker_mxnet_toolkit.compatibility.kvstore import ORDER
 from sagemaker_mxnet_toolkit.failure import FailureKind
 from sagemaker_mxnet_toolkit.processes import own_process
-from sagemaker_mxnet_toolkit.processes.child_report import Report
+from sagemaker_mxnet_toolkit.processes.child_report import Report, print_whole
 from sagemaker_mxnet_toolkit.settings.variables import FRESH, RESUME
 from sagemaker_mxnet_training.checkpoints.server_state import ServerState
 
@@ -193,7 +193,7 @@ def _execute_definitions(script: str, namespace: Dict[str, Any]) -> None:
             # Imports and definitions that only the training needs may fail here.
             failed = failed or error
     if failed is not None:
-        print(f"kvstore server: reading {script}: {failed!r}", file=sys.stderr)
+        print_whole(f"kvstore server: reading {script}: {failed!r}")
 
 
 def _is_definition(statement: ast.stmt) -> bool:

@@ -4,7 +4,9 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -177,3 +179,16 @@ def test_importing_the_program_changes_nothing():
     before = list(sys.path)
     importlib.reload(program)
     assert sys.path == before
+
+
+def test_a_line_is_written_at_once():
+    """With ``python -u``, ``print`` would write the end of the line by itself."""
+    read_end, write_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    source = (
+        "from sagemaker_mxnet_toolkit.processes.child_report import print_whole, write_line\n"
+        "print_whole('a line')\nwrite_line('another')"
+    )
+    with read_end, write_end:
+        subprocess.run([sys.executable, "-u", "-c", source], stderr=write_end, check=True)
+        assert read_end.recv(100) == b"a line\n"
+        assert read_end.recv(100) == b"[sagemaker-mxnet-training] another\n"
