@@ -164,6 +164,8 @@ def _check_resume(options: argparse.Namespace, run_dir: str, host: str, faults: 
         expected += ", or no --resume, to start afresh"
     else:
         fault = "" if options.run_dir is None else f"{run_dir} has no checkpoints"
+        if fault and fetch.holds_run(run_dir):
+            expected = "expected none, to start afresh: the earlier run ended before its first one"
     if entry is None:
         faults.append(f"--resume: {fault}{'; ' if fault else ''}{expected}")
 

@@ -68,6 +68,42 @@ def test_exception_without_the_parameter_server(
         verdicts.failed(cluster, since, rf"^algo-{culprit}: worker failed: KeyError: 'lost'")
 
 
+FAILING = """
+    import mxnet as mx
+
+    class Fails(mx.operator.CustomOp):
+        def forward(self, is_train, req, in_data, out_data, aux):
+            raise KeyError("lost")
+
+    @mx.operator.register("fails")
+    class FailsProp(mx.operator.CustomOpProp):
+        def create_operator(self, ctx, shapes, dtypes):
+            return Fails()
+
+    result = mx.nd.Custom(mx.nd.ones(2), op_type="fails")
+"""
+
+
+def test_an_error_of_an_operation_that_nobody_reads(tmp_path: Path, verdicts: Verdicts) -> None:
+    since = time.monotonic()
+    with job(tmp_path, FAILING, 1) as cluster:
+        verdicts.failed(cluster, since, "worker failed: mxnet.base.MXNetError: KeyError: 'lost'")
+
+
+def test_an_error_of_an_operation_that_the_script_handles(
+    tmp_path: Path, verdicts: Verdicts
+) -> None:
+    body = f"""{FAILING}
+    try:
+        result.asnumpy()
+    except mx.MXNetError:
+        say("handled")
+    """
+    with job(tmp_path, body, 1) as cluster:
+        verdicts.succeeded(cluster)
+        assert "handled" in cluster[1].output
+
+
 @needs_notes
 @pytest.mark.parametrize(
     ("error", "cause"),

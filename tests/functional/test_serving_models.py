@@ -957,6 +957,17 @@ def test_a_status_that_is_not_valid_is_an_error(tmp_path, status):
     assert f"the function returned the status {status}" in response.body.decode()
 
 
+def test_a_content_type_of_two_lines_is_an_error(tmp_path):
+    script = (
+        "def model_fn(model_dir): return None\n"
+        "def transform_fn(model, body, content_type, accept):\n"
+        "    return 'ok', 'text/plain\\r\\nX-Mine: 1'\n"
+    )
+    (response,) = answer(service(tmp_path, script), Request("r", b"x", CSV))
+    assert response.status == 500
+    assert b"expected one line" in response.body
+
+
 def test_results_of_functions(tmp_path):
     script = (
         "import collections\n"

@@ -254,6 +254,9 @@ def _response(result: Any, context: Context, accept: str) -> Response:
         if not 200 <= status <= 599:
             text = f"the function returned the status {status}; expected 200 to 599"
             raise InferenceError(text, 500)
+        if not str(content_type).isprintable():
+            text = f"the function returned the content type {content_type!r}; expected one line"
+            raise InferenceError(text, 500)
     if isinstance(result, abc.Iterator):  # a generator of the response
         result = list(result)
         for empty in ("", b""):

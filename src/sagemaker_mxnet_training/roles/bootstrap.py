@@ -82,11 +82,15 @@ class _Script:
 
     @contextlib.contextmanager
     def completing(self) -> Iterator[None]:
-        """Wait for what the script in the block has started to exchange with other workers.
+        """Wait for the operations of MXNet that the script in the block has started.
 
-        A script that does not read its last results would otherwise end before its last steps are
-        done, here and on the others. Horovod would drop them; with a kvstore, the others may never
-        take their part. After a signal nothing is waited for, for the same reason.
+        A script that does not read its last results would otherwise end before they are computed.
+        Errors would be lost, Horovod would drop the last steps, and with a kvstore the other
+        workers may never take their part in them. After a signal nothing is waited for, since the
+        others may not take their part any more.
+
+        Raises:
+            mxnet.base.MXNetError: an operation failed, and the script has not read its result.
         """
         try:
             yield
@@ -97,8 +101,9 @@ class _Script:
         self._complete()
 
     def _complete(self) -> None:
-        if "horovod.mxnet" in sys.modules or self._kvstores.distributed():
-            sys.modules["mxnet"].nd.waitall()
+        arrays = sys.modules.get("mxnet.ndarray.ndarray")
+        if arrays is not None and os.getpid() == self.pid:
+            arrays.waitall()
 
     def report_left(self, error: BaseException) -> None:
         """Report that the script has not finished, if a handler of SIGTERM or SIGINT ended it."""

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 import weakref
-from typing import Any, List
+from typing import Any
 
 from sagemaker_mxnet_toolkit import compatibility
 from sagemaker_mxnet_toolkit.compatibility import kvstore
@@ -44,12 +44,6 @@ class OpenKVStores:
 
         store.__init__ = initialize_and_follow
 
-    def distributed(self) -> List[Any]:
-        """Return the distributed kvstores; none in a forked child, which lacks their threads."""
-        if os.getpid() != self._pid:
-            return []
-        return [store for store in self._stores if "dist" in store.type]
-
     def close(self) -> None:
         """Wait for all operations of the engine, and close the distributed kvstores.
 
@@ -58,7 +52,10 @@ class OpenKVStores:
         Raises:
             mxnet.base.MXNetError: an asynchronous operation failed.
         """
-        stores = self.distributed()
+        # A forked child has the objects, but not the threads.
+        if os.getpid() != self._pid:
+            return
+        stores = [store for store in self._stores if "dist" in store.type]
         if stores:
             _ignore_signals()
             try:
