@@ -85,8 +85,8 @@ def _summary(error: BaseException, depth: int) -> str:
     try:
         message = str(error)
         # MXNet's message begins with the stack of its library, and repeats the name after it.
-        _, trace, raised = message.rpartition("Traceback (most recent call last):\n")
-        if trace:
+        before, trace, raised = message.partition("Traceback (most recent call last):\n")
+        if trace and not before:
             message = re.sub(rf"\A(?: .*\n)*(?:{kind.__qualname__}: )?", "", raised)
     except Exception:
         message = f"<exception in {name}.__str__>"

@@ -158,16 +158,21 @@ def plan_run(options: argparse.Namespace, environ: Mapping[str, str], directory:
 def _check_resume(options: argparse.Namespace, run_dir: str, host: str, faults: List[str]) -> None:
     """Check that there is a checkpoint to resume from. Without --resume a job starts afresh."""
     entry, damaged = catalog.newest_whole(os.path.join(run_dir, host, "checkpoints"))
-    expected = "expected --run-dir with the directory of an earlier run"
+    if entry is not None:
+        return
+    text = "expected --run-dir with the directory of an earlier run"
     if damaged:
-        fault = f"{run_dir} has no whole checkpoint ({damaged[0].name}: {damaged[0].reason})"
-        expected += ", or no --resume, to start afresh"
-    else:
-        fault = "" if options.run_dir is None else f"{run_dir} has no checkpoints"
-        if fault and fetch.holds_run(run_dir):
-            expected = "expected none, to start afresh: the earlier run ended before its first one"
-    if entry is None:
-        faults.append(f"--resume: {fault}{'; ' if fault else ''}{expected}")
+        reason = f"{damaged[0].name}: {damaged[0].reason}"
+        text = f"{run_dir} has no whole checkpoint ({reason}); {text}"
+        text += ", or no --resume, to start afresh"
+    elif fetch.holds_run(run_dir):
+        text = (
+            f"{run_dir} has no checkpoints: the earlier run ended before its first one; "
+            "expected no --resume, to start afresh"
+        )
+    elif options.run_dir is not None:
+        text = f"{run_dir} has no checkpoints; {text}"
+    faults.append(f"--resume: {text}")
 
 
 def _checkpoints(run_dir: str, host: str) -> List[catalog.Entry]:

@@ -244,18 +244,19 @@ def _response(result: Any, context: Context, accept: str) -> Response:
     containers; the type may be None. A status may follow, as in Flask. Any other tuple is data.
 
     Raises:
-        InferenceError: the status is not valid.
+        InferenceError: the status or the content type is not valid.
     """
-    content_type, status = context.response_content_type, 200
+    status = 200
     if _has_content_type(result):
         result, given, *rest = result
-        content_type = given or content_type
+        if given:
+            try:
+                context.set_response_content_type(0, given)
+            except ValueError as error:
+                raise InferenceError(f"the function's content type: {error}", 500) from None
         status = rest[0] if rest else status
         if not 200 <= status <= 599:
             text = f"the function returned the status {status}; expected 200 to 599"
-            raise InferenceError(text, 500)
-        if not str(content_type).isprintable():
-            text = f"the function returned the content type {content_type!r}; expected one line"
             raise InferenceError(text, 500)
     if isinstance(result, abc.Iterator):  # a generator of the response
         result = list(result)
@@ -268,7 +269,7 @@ def _response(result: Any, context: Context, accept: str) -> Response:
         body = bytes(result)
     else:
         body, accept = to_json(result), JSON
-    return Response(status, body, content_type or accept, context.response_headers)
+    return Response(status, body, context.response_content_type or accept, context.response_headers)
 
 
 def _has_content_type(result: Any) -> bool:

@@ -12,9 +12,9 @@ use (``numpy_view.restore_fromstring``).
 - ``deferred_imports``: loads SciPy and others when MXNet first uses them;
 - ``import_cache``: caches the functions that MXNet generates at each import.
 
-``sagemaker-mxnet-training.pth`` makes every interpreter call ``find_spec`` here when ``mxnet`` is
-first imported. Neither this package nor MXNet nor NumPy is loaded before. The job's processes also
-call ``install``, for installations whose ``.pth`` files are not read.
+``sagemaker-mxnet-training.pth`` makes every interpreter call ``find_spec`` here when ``mxnet`` or
+``horovod.mxnet`` is first imported. Neither this package nor MXNet nor NumPy is loaded before. The
+job's processes also call ``install``, for installations whose ``.pth`` files are not read.
 
 ``SAGEMAKER_MXNET_COMPATIBILITY=0`` disables the package, and ``SAGEMAKER_MXNET_IMPORT_CACHE=0``
 only the cache. The variables are read here, not in ``configuration``, since the package also works

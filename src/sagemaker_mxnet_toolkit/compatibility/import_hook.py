@@ -35,11 +35,11 @@ from sagemaker_mxnet_toolkit.settings.variables import COMPATIBILITY
 NEWEST_PYTHON = (3, 13)
 """The newest CPython that the behaviour tests have run on."""
 
-_LOADS_HOROVOD = ("horovod.common.basics", "horovod.mxnet.mpi_ops")
-"""The modules that load Horovod's library (0.28.1)."""
-
 NEWEST_NUMPY = (2, 5)
 """The newest NumPy that the behaviour tests have run on."""
+
+_LOADS_HOROVOD = ("horovod.common.basics", "horovod.mxnet.mpi_ops")
+"""The modules that load Horovod's library (0.28.1)."""
 
 
 class Status(NamedTuple):
@@ -122,8 +122,12 @@ class _Finder:
         spec = PathFinder.find_spec(name, path, target)
         # Extension modules and namespace packages need no changes.
         if spec is not None and type(spec.loader) is SourceFileLoader:
-            loader = _KerasLoader if of_keras else _HorovodLoader if of_horovod else _Loader
-            spec.loader = loader(spec.loader.name, spec.loader.path)
+            where = (spec.loader.name, spec.loader.path)
+            if package == "mxnet":
+                spec.loader = _Loader(*where)
+            else:
+                own_import = _import_for_keras if of_keras else _import_for_horovod
+                spec.loader = _OwnImportLoader(*where, own_import)
         return spec
 
 
@@ -192,21 +196,24 @@ class _Loader(SourceFileLoader):
             _PROCESS.callbacks.pop(0)()
 
 
-class _KerasLoader(SourceFileLoader):
-    """Executes a module of keras-mxnet (last release 2.2.4.3) with the imports that it expects.
+class _OwnImportLoader(SourceFileLoader):
+    """Executes a module of keras-mxnet or Horovod with an ``__import__`` of its own."""
 
-    These are the same as for MXNet, and ``collections`` with the names that CPython 3.10 removed.
-    """
+    def __init__(self, name: str, path: str, own_import: Callable[..., Any]) -> None:
+        super().__init__(name, path)
+        self._own_import = own_import
 
     def exec_module(self, module: ModuleType) -> None:
         if enabled():
-            own = {**vars(builtins), "__import__": _import_for_keras}
-            vars(module)["__builtins__"] = own
+            vars(module)["__builtins__"] = {**vars(builtins), "__import__": self._own_import}
         super().exec_module(module)
 
 
 def _import_for_keras(name: str, *arguments: Any, **options: Any) -> Any:
-    """``__import__`` for keras-mxnet's modules."""
+    """``__import__`` for the modules of keras-mxnet (last release 2.2.4.3).
+
+    The same as for MXNet, and ``collections`` with the names that CPython 3.10 removed.
+    """
     module = _import(name, *arguments, **options)
     if name != "collections" or module is not sys.modules["collections"]:
         return module
@@ -215,18 +222,8 @@ def _import_for_keras(name: str, *arguments: Any, **options: Any) -> Any:
     return view
 
 
-class _HorovodLoader(SourceFileLoader):
-    """Executes a module of Horovod that loads its library, with another ``ctypes.CDLL``."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        if enabled():
-            own = {**vars(builtins), "__import__": _import_for_horovod}
-            vars(module)["__builtins__"] = own
-        super().exec_module(module)
-
-
 def _import_for_horovod(name: str, *arguments: Any, **options: Any) -> Any:
-    """``__import__`` for the modules that load Horovod's library."""
+    """``__import__`` for the modules that load Horovod's library, with another ``ctypes.CDLL``."""
     module = builtins.__import__(name, *arguments, **options)
     if name != "ctypes":
         return module

@@ -47,6 +47,10 @@ HERE = __name__
             Custom("Traceback (most recent call last):\n  File x.h\nCustom: Check failed: x\n y"),
             f"{HERE}.Custom: Check failed: x y",
         ),
+        (
+            ValueError("worker 3:\nTraceback (most recent call last):\n  File x\nKeyError: 1"),
+            "ValueError: worker 3: Traceback (most recent call last): File x KeyError: 1",
+        ),
         (Custom.Inner("x"), f"{HERE}.Custom.Inner: x"),
         (Broken(), f"{HERE}.Broken: <exception in {HERE}.Broken.__str__>"),
         (NoText(), f"{HERE}.NoText: <exception in {HERE}.NoText.__str__>"),
