@@ -58,6 +58,9 @@ ENTRYPOINT_PROGRAM = (
 )
 """Runs the entrypoint without the current directory, which may have a ``queue.py``, on its path."""
 
+_NOT_RESUMED = (FailureKind.CHECKPOINT_USE, FailureKind.UNEVEN)
+"""Kinds of failures after which the checkpoints must not be resumed from: they do not fit."""
+
 _COLOURS = (36, 33, 32, 35, 34, 31)
 
 
@@ -565,7 +568,7 @@ class _LocalJob:
             facts.append(("next", advice))
         checkpoints = _checkpoints(self._job.run_dir, self._job.hosts[0])
         new = self._job.resume or checkpoints[-1:] != self._old_checkpoints[-1:]
-        fits = failure is None or failure.kind is not FailureKind.CHECKPOINT_USE
+        fits = failure is None or failure.kind not in _NOT_RESUMED
         if outcome is not Outcome.SUCCESS and checkpoints and new and fits:
             command = f"the same command with --run-dir {self._job.run_dir} --resume"
             facts.append(("resume", command))

@@ -1162,3 +1162,31 @@ for _ in range(2):
     told = summary(terminal.run("train.py").stdout)
     assert "worker failed: mxnet.base.MXNetError: Check failed: " in told["cause"]
     assert "trainers cannot share a kvstore: pass its name to each" in told["cause"]
+
+
+def test_uneven_batches_are_not_resumed_from(terminal: Terminal) -> None:
+    """The checkpoint of the end would leave out the batches that the other host still has."""
+    source = """
+import os
+import mxnet as mx
+from mxnet import autograd, gluon
+from sagemaker_mxnet_training.checkpoints import Checkpoint
+net = gluon.nn.Dense(1, in_units=2)
+net.initialize()
+trainer = gluon.Trainer(net.collect_params(), "sgd", kvstore="dist_sync")
+checkpoint = Checkpoint(net, trainer)
+count = 3 if os.environ["SM_CURRENT_HOST"] == "algo-1" else 5
+for epoch in checkpoint.epochs(1):
+    for batch in checkpoint.batches([mx.nd.ones((1, 2))] * count):
+        with autograd.record():
+            loss = net(batch).sum()
+        loss.backward()
+        trainer.step(1)
+"""
+    terminal.write("train.py", source)
+    done = terminal.run("--hosts", "2", "train.py", SAGEMAKER_MXNET_STALL_TIMEOUT="3")
+    told = summary(done.stdout)
+    assert done.returncode == 1
+    assert "after algo-1 had finished" in told["cause"]
+    assert "same number of batches" in told["next"]
+    assert "resume" not in told
