@@ -285,11 +285,11 @@ def test_sigterm_to_a_child_of_the_script_is_not_a_stop(
     tmp_path: Path, verdicts: Verdicts, way: str
 ) -> None:
     """As in plain Python: the script trains on, and its handler does not run."""
-    # Modules that spawn import the script again.
+    # Children of multiprocessing import the script again. Its handler is not theirs, or one that is
+    # ended late would run it.
     body = (
-        textwrap.dedent(HANDLER)
-        + 'if __name__ == "__main__":\n'
-        + textwrap.indent(textwrap.dedent(CHILDREN[way]), "    ")
+        'if __name__ == "__main__":\n'
+        + textwrap.indent(textwrap.dedent(HANDLER) + textwrap.dedent(CHILDREN[way]), "    ")
         + """
     deadline = time.monotonic() + 2.5  # for longer than a handler has to run by itself
     while time.monotonic() < deadline:
