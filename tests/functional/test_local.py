@@ -1,5 +1,6 @@
 """``sagemaker-mxnet-training local``: real runs, started as from a terminal."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -66,6 +67,15 @@ class Terminal:
                     found.append(process)
             except psutil.Error:
                 continue
+        return found
+
+    def entrypoints(self, run: "subprocess.Popen[str]") -> Dict[str, psutil.Process]:
+        """Return the entrypoint of each host by name; other processes may end meanwhile."""
+        found = {}
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.ppid() == run.pid:
+                    found[process.environ()["SM_CURRENT_HOST"]] = process
         return found
 
     def kill(self) -> None:
@@ -386,8 +396,7 @@ def test_stop_of_one_host_is_a_stop_of_the_job(terminal: Terminal) -> None:
     terminal.write("train.py", HEAR.format(status=0))
     run = terminal.start("--hosts", "2", "--no-parameter-server", "train.py")
     _until_up(run, 2)
-    entrypoints = [process for process in terminal.processes() if process.ppid() == run.pid]
-    entrypoints[0].terminate()
+    terminal.entrypoints(run)["algo-1"].terminate()
     stdout, _ = run.communicate(timeout=BOUND)
     assert summary(stdout)["job"].startswith("job STOPPED")
     assert run.returncode == 143
@@ -398,8 +407,7 @@ def test_killed_entrypoint_is_a_failure(terminal: Terminal) -> None:
     terminal.write("train.py", HEAR.format(status=0))
     run = terminal.start("train.py")
     _until_up(run, 1)
-    (entrypoint,) = (process for process in terminal.processes() if process.ppid() == run.pid)
-    entrypoint.kill()
+    terminal.entrypoints(run)["algo-1"].kill()
     stdout, _ = run.communicate(timeout=BOUND)
     told = summary(stdout)
     assert told["job"].startswith("job FAILED")
@@ -409,9 +417,13 @@ def test_killed_entrypoint_is_a_failure(terminal: Terminal) -> None:
 
 
 def _until_up(run: "subprocess.Popen[str]", hosts: int) -> str:
+    return _until(run, "| up\n", hosts)
+
+
+def _until(run: "subprocess.Popen[str]", text: str, times: int = 1) -> str:
     assert run.stdout is not None
     read = ""
-    while read.count("| up\n") < hosts:
+    while read.count(text) < times:
         line = run.stdout.readline()
         assert line, f"ended early: {read}{run.stderr.read() if run.stderr else ''}"
         read += line
@@ -479,9 +491,7 @@ def test_second_ctrl_c_kills(terminal: Terminal) -> None:
     run = terminal.start("--hosts", "2", "--no-parameter-server", "train.py")
     _until_up(run, 2)
     run.send_signal(signal.SIGINT)
-    assert run.stdout is not None
-    while "heard SIGINT" not in run.stdout.readline():
-        pass
+    _until(run, "heard SIGINT\n")
     run.send_signal(signal.SIGINT)
     stdout, _ = run.communicate(timeout=BOUND)
     terminal.nothing_is_left()
@@ -494,16 +504,10 @@ def test_second_ctrl_c_kills_a_host_that_missed_the_first(terminal: Terminal) ->
     terminal.write("train.py", HEAR.format(status=0).replace("sys.exit(0)", "pass"))
     run = terminal.start("--hosts", "2", "--no-parameter-server", "train.py")
     _until_up(run, 2)
-    (busy,) = (
-        process
-        for process in terminal.processes()
-        if process.ppid() == run.pid and process.environ()["SM_CURRENT_HOST"] == "algo-2"
-    )
+    busy = terminal.entrypoints(run)["algo-2"]
     busy.suspend()
     run.send_signal(signal.SIGINT)
-    assert run.stdout is not None
-    while "algo-1 | heard SIGINT" not in run.stdout.readline():
-        pass
+    _until(run, "algo-1 | heard SIGINT\n")
     run.send_signal(signal.SIGINT)
     eventually(lambda: _is_pending(busy.pid, signal.SIGTERM), "the second signal")
     busy.resume()
@@ -1069,9 +1073,7 @@ def test_stopped_job_with_checkpoints_is_not_a_success(terminal: Terminal) -> No
     """Its script exits with status 0, but ``local ... && deploy`` must not deploy."""
     terminal.write("train.py", HALF.replace("range", "").replace("* 3)", "* 100000)"))
     run = terminal.start("--run-dir", "run", "train.py")
-    assert run.stdout is not None
-    while "did step 3" not in run.stdout.readline():
-        pass
+    _until(run, "did step 3\n")
     run.send_signal(signal.SIGINT)
     stdout, _ = run.communicate(timeout=BOUND)
     assert run.returncode == 130
