@@ -87,6 +87,7 @@ class Checkpoint:
         schedule = Schedule(every, time.monotonic())
         training = None if net is None else GluonState(job, _listed(net), _listed(trainer))
         self._manager = CheckpointManager(job, schedule, keep, seed)
+        self._smaller: Optional[bool] = None  # of the calls of best
         if training is not None:
             self._manager.training = training
             self._manager.check()
@@ -198,16 +199,29 @@ class Checkpoint:
             value: a metric, such as the validation accuracy; an array of one number will do. NaN is
                 never better.
             smaller: whether smaller is better, as for a loss.
+
+        Raises:
+            CheckpointError: the value is not a number, or ``smaller`` differs from an earlier call:
+                a ``Checkpoint`` remembers the best value of one metric.
         """
-        if not isinstance(value, (int, float)) and hasattr(value, "asscalar"):
-            value = value.asscalar()  # an MXNet array of one number
-        value = float(value)
-        better = not math.isnan(value) and (
+        if self._smaller is not None and self._smaller is not bool(smaller):
+            raise CheckpointError(
+                f"best: smaller={bool(smaller)} after a call with smaller={self._smaller}; a "
+                "Checkpoint compares one metric: keep the best value of another one in "
+                "checkpoint.state"
+            )
+        self._smaller = bool(smaller)
+        try:
+            # MXNet's array of one number has asscalar, and not always float.
+            number = float(value.asscalar() if hasattr(value, "asscalar") else value)
+        except (TypeError, ValueError):
+            raise CheckpointError(f"best: expected a number, got {value!r:.100}") from None
+        better = not math.isnan(number) and (
             self._manager.best is None
-            or (value < self._manager.best if smaller else value > self._manager.best)
+            or (number < self._manager.best if smaller else number > self._manager.best)
         )
         if better:
-            self._manager.best = value
+            self._manager.best = number
         return better
 
     def fit(self, module: Any, train_data: Any, *, num_epoch: int, **options: Any) -> None:

@@ -143,6 +143,14 @@ def test_smaller_may_be_better(tmp_path: Path) -> None:
     checkpoint = Training(tmp_path).checkpoint
     assert checkpoint.best(2.0, smaller=True)
     assert not checkpoint.best(3.0, smaller=True)
+    with pytest.raises(CheckpointError, match=r"^best: smaller=False after .*; .*state"):
+        checkpoint.best(0.9)  # an accuracy after a loss would silently be compared with it
+
+
+@pytest.mark.parametrize("value", ["a", None, mx.nd.array([0.5, 0.7])])
+def test_best_names_what_is_not_a_number(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"^best: expected a number, got "):
+        Training(tmp_path).checkpoint.best(value)
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
